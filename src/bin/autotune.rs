@@ -1,0 +1,3 @@
+//! `autotune`: see `autotune --help`.
+
+fn main() {}

@@ -1,0 +1,124 @@
+//! What is asked: a GEMM, a block of experts, a conversion. Not how, and not where.
+//!
+//! `D[m, n] = alpha[segment(n)] * sum_k A[m, k] * W[n, k]`: `m` tokens, `n` rows of the weight, `k` the reduction, and
+//! these letters mean this everywhere. A [`Problem`] knows its key, bytes, FLOPs and floor; a [`Tile`] is an answer.
+
+mod bucket;
+mod dense;
+mod moe;
+mod parse;
+mod tile;
+
+pub use bucket::{BUCKETS, bucket_of};
+pub use dense::{Convert, Dense, Epilogue, Output};
+pub use moe::{MoeBlock, Routing};
+pub use parse::ParseProblemError;
+pub use tile::{ParseTileError, Tile};
+
+use serde::{Deserialize, Serialize};
+
+use crate::arch::GpuSpec;
+
+/// How activations reach the tensor cores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activations {
+    /// BF16.
+    #[default]
+    A16,
+}
+
+impl std::fmt::Display for Activations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::A16 => "a16",
+        })
+    }
+}
+
+/// One thing to be done on a GPU, for one bucket of tokens.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Problem {
+    /// One weight matrix, or one a group of heads.
+    Dense(Dense),
+    /// Gate-up, SwiGLU, down and combine of the routed experts of a layer.
+    MoeBlock(MoeBlock),
+    /// Conversion of activations.
+    Convert(Convert),
+}
+
+impl Problem {
+    /// Tokens of the bucket.
+    pub fn m(&self) -> u32 {
+        match self {
+            Self::Dense(dense) => dense.m,
+            Self::MoeBlock(block) => block.m,
+            Self::Convert(convert) => convert.m,
+        }
+    }
+
+    /// The same problem for another number of tokens.
+    pub fn with_m(&self, m: u32) -> Self {
+        let mut problem = self.clone();
+        match &mut problem {
+            Self::Dense(dense) => dense.m = m,
+            Self::MoeBlock(block) => block.m = m,
+            Self::Convert(convert) => convert.m = m,
+        }
+        problem
+    }
+
+    /// Bytes that must move through device memory: each input read once, each output written once.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Dense(dense) => dense.weight_bytes() + dense.activation_bytes(),
+            Self::MoeBlock(block) => block.touched_weight_bytes() + block.activation_bytes(),
+            Self::Convert(convert) => convert.bytes(),
+        }
+    }
+
+    /// Floating-point operations, a multiply and an add counted as two.
+    pub fn flops(&self) -> u64 {
+        match self {
+            Self::Dense(dense) => dense.flops(),
+            Self::MoeBlock(block) => block.flops(),
+            Self::Convert(_) => 0,
+        }
+    }
+
+    /// Time below which no kernel on `gpu` can be, in microseconds: bytes over read bandwidth, or FLOPs over the
+    /// measured tensor rate, whichever is longer.
+    pub fn floor_us(&self, gpu: &GpuSpec) -> f64 {
+        let memory_us = self.bytes() as f64 / (gpu.read_gbs * 1e3);
+        let math_us = self.flops() as f64 / (gpu.bf16_tflops * 1e6);
+        memory_us.max(math_us)
+    }
+
+    /// The op without its bucket: problems that differ only in `m` share it.
+    pub fn op(&self) -> String {
+        match self {
+            Self::Dense(dense) => dense.op(),
+            Self::MoeBlock(block) => block.op(),
+            Self::Convert(convert) => convert.op(),
+        }
+    }
+}
+
+/// `nvfp4 4096x8192 m64`: what the command line accepts, and the problem's part of every key.
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} m{}", self.op(), self.m())
+    }
+}
+
+impl std::str::FromStr for Problem {
+    type Err = ParseProblemError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        parse::problem(text)
+    }
+}
+
+/// Bytes of a BF16 value.
+pub(crate) const BF16_BYTES: u64 = 2;

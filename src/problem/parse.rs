@@ -1,0 +1,219 @@
+//! Text to problems: `nvfp4 4096x8192 m64`, `fp8 8x1024x4096`, `moe nvfp4 256 top6 4096x2048 m16`.
+
+use super::{Activations, Convert, Dense, Epilogue, MoeBlock, Output, Problem};
+use crate::quant::WeightFormat;
+
+/// A text that is no problem, or asks for what a format cannot hold.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseProblemError {
+    /// A word that belongs to no form of a problem.
+    #[error("expected a problem such as `nvfp4 4096x8192 m64`, found `{text}` (at `{word}`)")]
+    Word {
+        /// The whole text.
+        text: String,
+        /// The word that was not understood.
+        word: String,
+    },
+    /// A shape that is zero, or too large to index.
+    #[error("expected n, k and m from 1 to 1048576, found {what} = {value}")]
+    Size {
+        /// Which of the dimensions.
+        what: &'static str,
+        /// Its value.
+        value: u32,
+    },
+    /// A `k` that leaves a block of scales in part.
+    #[error("{format} holds k in multiples of {multiple}, found k = {k}")]
+    K {
+        /// The format asked for.
+        format: WeightFormat,
+        /// What it needs.
+        multiple: u32,
+        /// What was asked.
+        k: u32,
+    },
+    /// SwiGLU needs a gate row for each up row.
+    #[error("swiglu needs n in multiples of 16 (8 gate rows beside 8 up rows), found n = {n}")]
+    SwiGluRows {
+        /// What was asked.
+        n: u32,
+    },
+    /// More slots or local experts than experts.
+    #[error("expected at most {experts} of {experts} experts, found {what} = {value}")]
+    Experts {
+        /// All experts.
+        experts: u32,
+        /// Which of the counts.
+        what: &'static str,
+        /// Its value.
+        value: u32,
+    },
+}
+
+/// Parses `text`; a problem without `m` is for one token.
+pub(super) fn problem(text: &str) -> Result<Problem, ParseProblemError> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let refuse = |word: &str| ParseProblemError::Word { text: text.to_string(), word: word.to_string() };
+    let problem = match words.first() {
+        None => return Err(refuse("")),
+        Some(&"moe") => moe(&words[1..], refuse)?,
+        Some(&"quantise") => convert(&words[1..], refuse)?,
+        Some(_) => dense(&words, refuse)?,
+    };
+    validate(&problem)?;
+    Ok(problem)
+}
+
+/// Refuses what no kernel can hold.
+fn validate(problem: &Problem) -> Result<(), ParseProblemError> {
+    let sized = |what, value| match value {
+        1..=MAX_SIZE => Ok(()),
+        _ => Err(ParseProblemError::Size { what, value }),
+    };
+    let whole_blocks = |format: WeightFormat, k: u32| match k.is_multiple_of(format.k_multiple()) {
+        true => Ok(()),
+        false => Err(ParseProblemError::K { format, multiple: format.k_multiple(), k }),
+    };
+    sized("m", problem.m())?;
+    match problem {
+        Problem::Dense(dense) => {
+            sized("n", dense.n)?;
+            sized("k", dense.k)?;
+            sized("groups", dense.groups)?;
+            whole_blocks(dense.weights, dense.k)?;
+            match dense.epilogue {
+                Epilogue::SwiGlu if !dense.n.is_multiple_of(16) => Err(ParseProblemError::SwiGluRows { n: dense.n }),
+                _ => Ok(()),
+            }
+        }
+        Problem::MoeBlock(block) => {
+            sized("hidden", block.hidden)?;
+            sized("intermediate", block.intermediate)?;
+            sized("experts", block.experts)?;
+            sized("top", block.top_k)?;
+            whole_blocks(block.weights, block.hidden)?;
+            whole_blocks(block.weights, block.intermediate)?;
+            if !block.intermediate.is_multiple_of(8) {
+                return Err(ParseProblemError::SwiGluRows { n: 2 * block.intermediate });
+            }
+            for (what, value) in [("local experts", block.local_experts), ("top", block.top_k)] {
+                if value > block.experts || value == 0 {
+                    return Err(ParseProblemError::Experts { experts: block.experts, what, value });
+                }
+            }
+            Ok(())
+        }
+        Problem::Convert(convert) => {
+            sized("k", convert.k)?;
+            whole_blocks(convert.to, convert.k)
+        }
+    }
+}
+
+fn dense(words: &[&str], refuse: impl Fn(&str) -> ParseProblemError) -> Result<Problem, ParseProblemError> {
+    let format = words.first().copied().unwrap_or("");
+    let weights = WeightFormat::from_name(format).ok_or_else(|| refuse(format))?;
+    let shape = words.get(1).copied().unwrap_or("");
+    let sizes = sizes(shape).ok_or_else(|| refuse(shape))?;
+    let (groups, n, k) = match sizes[..] {
+        [n, k] => (1, n, k),
+        [groups, n, k] => (groups, n, k),
+        _ => return Err(refuse(shape)),
+    };
+    let mut dense = Dense { groups, ..Dense::new(weights, n, k, 1) };
+    for &word in &words[2..] {
+        match word {
+            "f32" => dense.output = Output::F32,
+            "bf16" => dense.output = Output::Bf16,
+            "swiglu" => dense.epilogue = Epilogue::SwiGlu,
+            "a16" => dense.activations = Activations::A16,
+            _ => dense.m = prefixed(word, "m").ok_or_else(|| refuse(word))?,
+        }
+    }
+    Ok(Problem::Dense(dense))
+}
+
+fn moe(words: &[&str], refuse: impl Fn(&str) -> ParseProblemError) -> Result<Problem, ParseProblemError> {
+    let word = |idx: usize| words.get(idx).copied().unwrap_or("");
+    let weights = WeightFormat::from_name(word(0)).ok_or_else(|| refuse(word(0)))?;
+    let (local, all) = word(1).split_once('/').unwrap_or((word(1), word(1)));
+    let (Ok(local_experts), Ok(experts)) = (local.parse(), all.parse()) else { return Err(refuse(word(1))) };
+    let top_k = prefixed(word(2), "top").ok_or_else(|| refuse(word(2)))?;
+    let Some([hidden, intermediate]) = sizes(word(3)).and_then(|sizes| <[u32; 2]>::try_from(sizes).ok()) else {
+        return Err(refuse(word(3)));
+    };
+    let mut m = 1;
+    for &word in words.iter().skip(4).filter(|&&word| word != "a16") {
+        m = prefixed(word, "m").ok_or_else(|| refuse(word))?;
+    }
+    let activations = Activations::A16;
+    Ok(Problem::MoeBlock(MoeBlock { weights, experts, local_experts, top_k, hidden, intermediate, activations, m }))
+}
+
+fn convert(words: &[&str], refuse: impl Fn(&str) -> ParseProblemError) -> Result<Problem, ParseProblemError> {
+    let word = |idx: usize| words.get(idx).copied().unwrap_or("");
+    let to = match WeightFormat::from_name(word(0)) {
+        Some(to @ (WeightFormat::Nvfp4 | WeightFormat::Fp8)) => to,
+        _ => return Err(refuse(word(0))),
+    };
+    let k = prefixed(word(1), "k").ok_or_else(|| refuse(word(1)))?;
+    let m = match words.get(2) {
+        None => 1,
+        Some(word) => prefixed(word, "m").ok_or_else(|| refuse(word))?,
+    };
+    Ok(Problem::Convert(Convert { to, k, m }))
+}
+
+fn sizes(word: &str) -> Option<Vec<u32>> {
+    word.split('x').map(|size| size.parse().ok()).collect()
+}
+
+fn prefixed(word: &str, prefix: &str) -> Option<u32> {
+    word.strip_prefix(prefix)?.parse().ok()
+}
+
+const MAX_SIZE: u32 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn display_and_parse_are_inverse() {
+        for text in [
+            "nvfp4 4096x8192 m64",
+            "fp8 8x1024x4096 m1",
+            "bf16 129280x4096 f32 m16",
+            "nvfp4 4096x4096 swiglu m8192",
+            "moe nvfp4 256/256 top6 4096x2048 m16",
+            "moe mxfp4 32/256 top6 4096x2048 m1",
+            "quantise nvfp4 k4096 m32",
+        ] {
+            assert_eq!(text.parse::<Problem>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn defaults_may_be_left_out() {
+        assert_eq!("nvfp4 64x64".parse::<Problem>().unwrap().to_string(), "nvfp4 64x64 m1");
+        let block: Problem = "moe nvfp4 8 top2 128x64".parse().unwrap();
+        assert_eq!(block.to_string(), "moe nvfp4 8/8 top2 128x64 m1");
+    }
+
+    #[test]
+    fn each_refusal_names_what_was_found() {
+        for (text, sentence) in [
+            ("", "expected a problem such as `nvfp4 4096x8192 m64`, found `` (at ``)"),
+            ("int8 4x4", "expected a problem such as `nvfp4 4096x8192 m64`, found `int8 4x4` (at `int8`)"),
+            ("nvfp4 4096", "expected a problem such as `nvfp4 4096x8192 m64`, found `nvfp4 4096` (at `4096`)"),
+            ("nvfp4 64x40", "nvfp4 holds k in multiples of 16, found k = 40"),
+            ("mxfp4 64x48", "mxfp4 holds k in multiples of 32, found k = 48"),
+            ("nvfp4 0x64", "expected n, k and m from 1 to 1048576, found n = 0"),
+            ("nvfp4 64x64 m0", "expected n, k and m from 1 to 1048576, found m = 0"),
+            ("nvfp4 24x64 swiglu", "swiglu needs n in multiples of 16 (8 gate rows beside 8 up rows), found n = 24"),
+            ("moe nvfp4 4 top6 64x64", "expected at most 4 of 4 experts, found top = 6"),
+        ] {
+            assert_eq!(text.parse::<Problem>().unwrap_err().to_string(), sentence, "{text}");
+        }
+    }
+}
