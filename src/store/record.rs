@@ -7,7 +7,7 @@ use crate::problem::{Problem, Routing, Tile};
 
 /// What became of one candidate. A bad candidate is data: it costs one trial, never the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "outcome")]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Checked against the reference, then timed.
     Measured(Timing),
