@@ -18,6 +18,9 @@
 //! [`device::Gpu`]; every other takes [`arch::GpuSpec`]: working without a GPU is the absence of a `Gpu`.
 
 pub mod arch;
+pub mod codegen;
+pub mod environment;
+pub mod jit;
 pub mod problem;
 pub mod quant;
 pub mod store;

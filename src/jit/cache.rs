@@ -1,0 +1,213 @@
+//! Cubins on disk, by the hash of the text: compiled once, by one process, and checked when they are read.
+//!
+//! A kernel is a folder `<hash>/` with `kernel.cu`, `kernel.ptx` and `kernel.cubin`, built beside and renamed into place.
+//! Any fault of the disk is a warning and a compilation: a cache never turns a working launch into a failing one. A
+//! planted cubin would run with the user's rights, so the folder is private to the user.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Cubin, Resources};
+use crate::codegen::Source;
+
+/// A directory of compiled kernels.
+pub struct KernelCache {
+    root: PathBuf,
+    warnings: Mutex<Vec<String>>,
+}
+
+/// What a cache holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CacheReport {
+    /// Kernels.
+    pub kernels: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
+}
+
+/// First part of `kernel.cubin`: one line of JSON, then the image.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    entry: String,
+    resources: Resources,
+    compile_ms: u32,
+    nvrtc: String,
+    /// blake3 of the image, hex.
+    image: String,
+}
+
+impl KernelCache {
+    /// The cache in `root`, which is made when the first kernel is stored.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), warnings: Mutex::default() }
+    }
+
+    /// Where it lies.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The kernel of `source`, if it is there and whole.
+    pub fn load(&self, source: &Source) -> Option<Cubin> {
+        let folder = self.root.join(&source.hash);
+        let bytes = fs::read(folder.join(CUBIN_FILE)).ok()?;
+        let cubin = parse(source, &bytes, || fs::read_to_string(folder.join(PTX_FILE)).ok());
+        if cubin.is_none() {
+            self.warn(format!("{} is damaged and will be compiled again", folder.display()));
+            let _ = fs::remove_dir_all(&folder);
+        }
+        cubin
+    }
+
+    /// Keeps `cubin`. A fault becomes a warning.
+    pub fn store(&self, source: &Source, cubin: &Cubin) {
+        if let Err(error) = self.try_store(source, cubin) {
+            self.warn(format!("{} could not be kept in {}: {error}", source.entry, self.root.display()));
+        }
+    }
+
+    /// Waits until no other process compiles `source`. Without a lock two may compile the same, which does no harm.
+    pub fn lock(&self, source: &Source) -> Option<File> {
+        let folder = self.root.join("locks");
+        private_dir(&folder).ok()?;
+        let file = File::options().create(true).append(true).open(folder.join(&source.hash)).ok()?;
+        file.lock().ok()?;
+        Some(file)
+    }
+
+    /// Takes the warnings since the last call.
+    pub fn take_warnings(&self) -> Vec<String> {
+        std::mem::take(&mut self.warnings.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
+    /// Counts what is there.
+    pub fn report(&self) -> CacheReport {
+        let mut report = CacheReport::default();
+        for folder in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let Ok(files) = fs::read_dir(folder.path()) else { continue };
+            let bytes: u64 = files.flatten().filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum();
+            if folder.path().join(CUBIN_FILE).exists() {
+                report.kernels += 1;
+                report.bytes += bytes;
+            }
+        }
+        report
+    }
+
+    fn try_store(&self, source: &Source, cubin: &Cubin) -> io::Result<()> {
+        private_dir(&self.root)?;
+        let building = tempfile::Builder::new().prefix(".building-").tempdir_in(&self.root)?;
+        fs::write(building.path().join("kernel.cu"), &source.text)?;
+        fs::write(building.path().join(PTX_FILE), &cubin.ptx)?;
+        let header = Header {
+            entry: cubin.entry.clone(),
+            resources: cubin.resources.clone(),
+            compile_ms: cubin.compile_ms,
+            nvrtc: cubin.nvrtc.clone(),
+            image: blake3::hash(&cubin.image).to_hex().to_string(),
+        };
+        let mut bytes = serde_json::to_vec(&header)?;
+        bytes.push(b'\n');
+        bytes.extend_from_slice(&cubin.image);
+        fs::write(building.path().join(CUBIN_FILE), bytes)?;
+        match fs::rename(building.path(), self.root.join(&source.hash)) {
+            // Somebody else was first with the same text: theirs is as good.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            other => other,
+        }
+    }
+
+    fn warn(&self, warning: String) {
+        self.warnings.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(warning);
+    }
+}
+
+fn parse(source: &Source, bytes: &[u8], ptx: impl FnOnce() -> Option<String>) -> Option<Cubin> {
+    let end = bytes.iter().position(|&byte| byte == b'\n')?;
+    let header: Header = serde_json::from_slice(&bytes[..end]).ok()?;
+    let image = bytes[end + 1..].to_vec();
+    let is_whole = header.entry == source.entry && header.image == blake3::hash(&image).to_hex().as_str();
+    let Header { entry, resources, compile_ms, nvrtc, .. } = header;
+    let hash = source.hash.clone();
+    is_whole.then(|| Some(Cubin { entry, hash, image, ptx: ptx()?, resources, compile_ms, nvrtc }))?
+}
+
+fn private_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+const CUBIN_FILE: &str = "kernel.cubin";
+const PTX_FILE: &str = "kernel.ptx";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel() -> (Source, Cubin) {
+        let source = Source { entry: "k", target: "sm_90a".into(), text: "text".into(), hash: "abc".into() };
+        let cubin = Cubin {
+            entry: "k".into(),
+            hash: "abc".into(),
+            image: vec![7; 100],
+            ptx: "ptx".into(),
+            resources: Resources::default(),
+            compile_ms: 12,
+            nvrtc: "13.2".into(),
+        };
+        (source, cubin)
+    }
+
+    #[test]
+    fn what_was_stored_comes_back() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = KernelCache::new(root.path().join("kernels"));
+        let (source, cubin) = kernel();
+        assert_eq!(cache.load(&source), None);
+        cache.store(&source, &cubin);
+        assert_eq!(cache.load(&source), Some(cubin.clone()));
+        cache.store(&source, &cubin);
+        assert_eq!(cache.report().kernels, 1);
+        assert!(cache.take_warnings().is_empty());
+    }
+
+    #[test]
+    fn every_damaged_byte_is_a_miss_and_a_warning() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = KernelCache::new(root.path());
+        let (source, cubin) = kernel();
+        cache.store(&source, &cubin);
+        let file = root.path().join("abc").join(CUBIN_FILE);
+        let whole = fs::read(&file).unwrap();
+        let image_begin = whole.len() - cubin.image.len();
+        for at in (0..whole.len()).step_by(7).chain([image_begin, whole.len() - 1]) {
+            cache.store(&source, &cubin);
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            fs::write(&file, &bytes).unwrap();
+            let loaded = cache.load(&source);
+            // A flipped bit in a number of the header does no harm to the image, and only there may it go unnoticed.
+            assert!(loaded.is_none_or(|loaded| at < image_begin && loaded.image == cubin.image), "byte {at}");
+        }
+        cache.store(&source, &cubin);
+        fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+        assert_eq!(cache.load(&source), None);
+        assert!(!cache.take_warnings().is_empty());
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_written_warns_and_misses() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("file"), "").unwrap();
+        let cache = KernelCache::new(root.path().join("file").join("kernels"));
+        let (source, cubin) = kernel();
+        cache.store(&source, &cubin);
+        assert!(cache.lock(&source).is_none());
+        assert_eq!(cache.load(&source), None);
+        assert_eq!(cache.take_warnings().len(), 1);
+    }
+}

@@ -1,0 +1,193 @@
+//! Source to cubin, with no GPU, driver or toolkit: NVRTC, found or fetched, and a cache that compiles each text once.
+//!
+//! A cubin comes with the PTX of the same compilation and with what it needs (registers, spills, shared memory). PTX is
+//! never loaded: a cubin of a newer NVRTC runs on an older driver of the same major version, PTX does not.
+
+mod cache;
+mod library;
+mod nvrtc;
+mod resources;
+
+pub use cache::{CacheReport, KernelCache};
+pub use library::{FoundIn, PINNED_VERSION, Search};
+pub use nvrtc::Nvrtc;
+pub use resources::Resources;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::codegen::Source;
+
+/// A compiled kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cubin {
+    /// Entry point.
+    pub entry: String,
+    /// Hash of the source that it came from.
+    pub hash: String,
+    /// The ELF image that the driver loads.
+    pub image: Vec<u8>,
+    /// The PTX of the same compilation.
+    pub ptx: String,
+    /// What it needs.
+    pub resources: Resources,
+    /// How long NVRTC took, milliseconds; of the compilation, not of a cache hit.
+    pub compile_ms: u32,
+    /// Version of NVRTC, such as `13.2`.
+    pub nvrtc: String,
+}
+
+/// Why there is no cubin.
+#[derive(Debug, thiserror::Error)]
+pub enum JitError {
+    /// NVRTC is nowhere, and may not or could not be fetched.
+    #[error("expected NVRTC ({PINNED_VERSION} is the pinned version), found none: {tried}")]
+    NoNvrtc {
+        /// Where was looked, and why fetching failed.
+        tried: String,
+    },
+    /// A library that is no NVRTC, or cannot be loaded.
+    #[error("expected NVRTC at {}, found {found}", path.display())]
+    NotNvrtc {
+        /// The path.
+        path: PathBuf,
+        /// The loader's message.
+        found: String,
+    },
+    /// NVRTC does not know the target.
+    #[error("{target} needs an NVRTC that supports it, found {version}, which knows {known}")]
+    TooOld {
+        /// The target asked for.
+        target: String,
+        /// Version found.
+        version: String,
+        /// Targets it lists.
+        known: String,
+    },
+    /// NVRTC refused the text.
+    #[error("`{entry}` does not compile for {target}: {}", first_error(log))]
+    Refused {
+        /// Entry point.
+        entry: String,
+        /// Target.
+        target: String,
+        /// NVRTC's whole log.
+        log: String,
+    },
+    /// Compilation took longer than it may.
+    #[error("`{entry}` compiles for more than {} s", limit.as_secs_f64())]
+    TimedOut {
+        /// Entry point.
+        entry: String,
+        /// The limit.
+        limit: Duration,
+    },
+    /// NVRTC said yes and gave nothing.
+    #[error("NVRTC gave a cubin of {bytes} bytes for `{entry}` on {target}")]
+    Empty {
+        /// Entry point.
+        entry: String,
+        /// Target.
+        target: String,
+        /// Size of the image.
+        bytes: usize,
+    },
+    /// A call of NVRTC failed that does not fail.
+    #[error("NVRTC's {call} failed with code {code}")]
+    Call {
+        /// Name of the function.
+        call: &'static str,
+        /// NVRTC's result.
+        code: i32,
+    },
+}
+
+impl JitError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NoNvrtc { .. } => Some(
+                "pass `--nvrtc PATH`, set TILEKILN_NVRTC, or run once with network and python3 so that it can be fetched",
+            ),
+            Self::NotNvrtc { .. } => Some("give the path of libnvrtc.so, or of the folder that it lies in"),
+            Self::TooOld { .. } => Some("leave `--nvrtc` and TILEKILN_NVRTC out to use the pinned version"),
+            Self::Refused { .. } => Some("`autotune render` shows the text; report a tile that a rule should refuse"),
+            Self::TimedOut { .. } => Some("the candidate is recorded and left out; the run goes on"),
+            Self::Empty { .. } | Self::Call { .. } => Some("`autotune doctor` shows which NVRTC is in use"),
+        }
+    }
+}
+
+/// The first line of a log that says `error`, or its first line.
+fn first_error(log: &str) -> String {
+    let line = log.lines().find(|line| line.contains("error")).or_else(|| log.lines().next());
+    line.unwrap_or("no message").trim().to_string()
+}
+
+/// Compiles sources through a cache. Shared by threads: NVRTC compiles in parallel.
+pub struct Jit {
+    nvrtc: NvrtcSource,
+    cache: KernelCache,
+    limit: Duration,
+}
+
+/// NVRTC is loaded when the first compilation needs it: a warm cache does not.
+struct NvrtcSource {
+    search: Search,
+    loaded: std::sync::OnceLock<Result<Nvrtc, String>>,
+}
+
+/// Where a cubin came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CameFrom {
+    /// The cache on disk.
+    Cache,
+    /// A compilation in this process.
+    Compilation,
+}
+
+impl Jit {
+    /// A compiler that looks for NVRTC as `search` says, when it is first needed, and keeps cubins in `cache`.
+    pub fn new(search: Search, cache: KernelCache) -> Self {
+        let nvrtc = NvrtcSource { search, loaded: std::sync::OnceLock::new() };
+        Self { nvrtc, cache, limit: COMPILE_LIMIT }
+    }
+
+    /// Compiles `source`, or takes it from the cache.
+    ///
+    /// # Errors
+    /// [`JitError`] if there is no NVRTC, it does not know the target, or it refuses the text.
+    pub fn compile(&self, source: &Source) -> Result<(Cubin, CameFrom), JitError> {
+        if let Some(cubin) = self.cache.load(source) {
+            return Ok((cubin, CameFrom::Cache));
+        }
+        // One process compiles, the others wait for it and find the result.
+        let _lock = self.cache.lock(source);
+        if let Some(cubin) = self.cache.load(source) {
+            return Ok((cubin, CameFrom::Cache));
+        }
+        let cubin = self.nvrtc()?.compile(source, self.limit)?;
+        self.cache.store(source, &cubin);
+        Ok((cubin, CameFrom::Compilation))
+    }
+
+    /// NVRTC, loaded now if it was not before.
+    ///
+    /// # Errors
+    /// [`JitError::NoNvrtc`] and [`JitError::NotNvrtc`].
+    pub fn nvrtc(&self) -> Result<&Nvrtc, JitError> {
+        let loaded = self.nvrtc.loaded.get_or_init(|| self.nvrtc.search.load().map_err(|error| error.to_string()));
+        loaded.as_ref().map_err(|tried| JitError::NoNvrtc { tried: tried.clone() })
+    }
+
+    /// The cache that cubins are kept in.
+    pub fn cache(&self) -> &KernelCache {
+        &self.cache
+    }
+}
+
+/// No kernel of ours takes a tenth of this.
+const COMPILE_LIMIT: Duration = Duration::from_secs(60);

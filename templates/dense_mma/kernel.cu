@@ -1,0 +1,155 @@
+$#-
+  tile: src/kernels/dense_mma.rs   arch: templates/arch/   (M, N, K, strides and alpha are run-time arguments)
+-#$
+// Generated from templates/dense_mma for ${ arch.name }$, ${ tile.id }$. Do not edit.
+//
+// dense_mma: D[m, g * n + r] = alpha[segment(r)] * sum_k A[m, g * k + k'] * W[g][r, k'], packed weights, BF16 tokens.
+// The bandwidth path: mma.sync with the weights as its 16-row operand, so that one token costs as little as eight.
+//
+//   operand  shape               in memory                               read by
+//   W        [groups][n, k]      packed slabs (lib/format.cuh)           every lane, its own 16 bytes
+//   A        [m, groups * k]     BF16, row-major, 16-byte rows           every warp, its own range of k
+//   D        [m, groups * n]     BF16 or f32, row-major                  all threads, after the sum over warps
+//
+//   block = kWarps warps, all on the same kRowTiles x 16 rows and kTokens tokens; warp w takes the w-th range of slabs
+//   grid  = (row blocks of all groups x kSplitK, token tiles)
+//
+//   warp   | fetch W ... | wait for the grid ahead | fetch A | multiply, refilling the ring ... |
+//   block                                                                                      | sum over warps | D
+//
+//   shared memory   kWarps rings (lib/warp_stream.cuh), then reused for the sums (lib/block_sum.cuh)
+//   barriers        none between warps until the sum; __syncwarp and cp.async groups inside a warp
+//
+// Tuned: rows, tokens, warps, slabs, stages, split, signal (src/kernels/dense_mma.rs). Limits: k in whole scale groups,
+// A on 16 bytes, lda % 8 == 0; rows beyond n are computed on zeros and not stored.
+// Exactness: operands are exact in BF16; differs from quant's reference only by the order of the f32 sum.
+// After: the layout and the prefetch before the dependency follow sketches/decode_gemv.cu; last-arriver sums follow
+// stream-K as in Marlin and CUTLASS.
+#include "lib/types.cuh"
+#include "arch/async_copy.cuh"
+#include "arch/bf16.cuh"
+#include "arch/bits.cuh"
+#include "arch/dependent.cuh"
+#include "arch/matrix.cuh"
+#include "lib/format.cuh"
+#include "lib/math.cuh"
+#include "lib/bucket.cuh"
+#include "lib/epilogue.cuh"
+#include "lib/warp_stream.cuh"
+#include "lib/last_arrival.cuh"
+#include "lib/block_sum.cuh"
+
+struct Config {
+  using Weights = ${ problem.weights }$;                    // format of W
+  using Out = ${ problem.out }$;                            // element of D
+  static constexpr bool kSwiGlu = ${ problem.swiglu }$;     // rows alternate: 8 gate, 8 up
+  static constexpr int kRowTiles = ${ tile.row_tiles }$;    // 16-row tiles of a block
+  static constexpr int kTokens = ${ tile.tokens }$;         // tokens of a block
+  static constexpr int kWarps = ${ tile.warps }$;           // warps of a block: ranges of k
+  static constexpr int kSlabs = ${ tile.slabs }$;           // slabs in a stage
+  static constexpr int kStages = ${ tile.stages }$;         // stages in a warp's ring
+  static constexpr int kSplitK = ${ tile.split }$;          // blocks that share a tile's k
+  static constexpr int kSignal = ${ tile.signal }$;         // when the next grid is let go
+  static constexpr int kBlocksPerSm = ${ launch.blocks_per_sm }$;
+  static constexpr int kSmemBytes = ${ launch.smem_bytes }$;
+};
+static_assert(larger(Config::kWarps * WarpRing<Config>::kBytes, BlockSum<Config>::kBytes) == Config::kSmemBytes,
+              "host and device disagree on shared memory");
+
+constexpr int kRows = Config::kRowTiles * kRowTile;
+
+// One block of rows of one group and its range of slabs.
+struct RowBlock {
+  static constexpr bool kMayPrefetch = true;
+  const uint8_t* slabs;   // slab 0 of the 64 rows
+  int tile;               // first row tile in them
+  const bf16* a;          // token 0 of the tile, first column of the group
+  const int* m_on_device;
+  int64_t lda;
+  int first_token;
+  int m;
+  int k_end;
+
+  struct Tokens {
+    const bf16* a;
+    int64_t lda;
+    int count;
+    __device__ __forceinline__ const bf16* row(int token) const { return a + token * lda; }
+  };
+
+  __device__ __forceinline__ const uint8_t* slab(int i) const { return slabs + int64_t{i} * Slab<Config::Weights>::kBytes; }
+  __device__ __forceinline__ Tokens tokens(int) const { return {a, lda, m - first_token}; }
+  __device__ __forceinline__ int k(int i) const { return i * Config::Weights::kSlabK; }
+  __device__ __forceinline__ void resolve() { m = actual_tokens(m_on_device, m); }
+};
+
+// Where the results of a block go.
+struct Results {
+  Config::Out* d;  // token 0 of the tile, column 0 of the group
+  int64_t ldd;
+  int first_row;
+  int n;
+  Segments segments;
+  float limit;
+
+  template <class SumAt>
+  __device__ __forceinline__ void each(SumAt sum_at, int n_tokens) const {
+    constexpr int kColumns = Config::kSwiGlu ? kRows / 2 : kRows;
+    for (int o = threadIdx.x; o < Config::kTokens * kColumns; o += Config::kWarps * 32) {
+      const int token = o / kColumns;
+      const int column = o % kColumns;
+      if (token >= n_tokens) return;
+      if constexpr (Config::kSwiGlu) {
+        const int row = first_row + column / 8 * 16 + column % 8;
+        if (row >= n) continue;
+        const float gate = sum_at(token, row - first_row) * alpha_of_row(segments, row);
+        const float up = sum_at(token, row - first_row + 8) * alpha_of_row(segments, row + 8);
+        store_value(d + token * ldd + first_row / 2 + column, swiglu(gate, up, limit));
+      } else {
+        const int row = first_row + column;
+        if (row < n) store_value(d + token * ldd + row, sum_at(token, column) * alpha_of_row(segments, row));
+      }
+    }
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlocksPerSm)
+    dense_mma(const uint8_t* __restrict__ weights, const bf16* a, Config::Out* d, const int* m_on_device, float* partials,
+              unsigned* tickets, int64_t lda, int64_t ldd, int m, int n, int k, int groups, float limit,
+              const __grid_constant__ Segments segments) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  if constexpr (Config::kSignal == 0) launch_dependents();
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int n_slabs = ceil_divide(k, Config::Weights::kSlabK);
+  const int row_blocks = ceil_divide(n, kRowBlock);                  // blocks of 64 rows in a group
+  const int tiles = ceil_divide(row_blocks * kRowBlock, kRows);      // blocks of threads for a group's rows
+  const int split = blockIdx.x % Config::kSplitK;
+  const int tile_idx = blockIdx.x / Config::kSplitK;
+  const int group = tile_idx / tiles;
+  const int first_row = tile_idx % tiles * kRows;
+  const int first_token = blockIdx.y * Config::kTokens;
+
+  RowBlock source;
+  source.slabs = weights + (int64_t{group} * row_blocks + first_row / kRowBlock) * n_slabs * Slab<Config::Weights>::kBytes;
+  source.tile = first_row % kRowBlock / kRowTile;
+  source.a = a + first_token * lda + int64_t{group} * k;
+  source.m_on_device = m_on_device;
+  source.lda = lda;
+  source.first_token = first_token;
+  source.m = m;
+  source.k_end = k;
+
+  WarpSums<Config> sums = {};
+  constexpr int kRanges = Config::kSplitK * Config::kWarps;
+  const int range = split * Config::kWarps + warp;
+  const int begin = int64_t{n_slabs} * range / kRanges;
+  const int end = int64_t{n_slabs} * (range + 1) / kRanges;
+  stream_slabs<Config>(sums, source, begin, end, shared + warp * WarpRing<Config>::kBytes, lane, [](int) {});
+
+  const int64_t tile = int64_t{blockIdx.y} * (gridDim.x / Config::kSplitK) + tile_idx;
+  const int columns = Config::kSwiGlu ? n / 2 : n;
+  Results results{d + first_token * ldd + int64_t{group} * columns, ldd, first_row, n, segments, limit};
+  sum_block<Config>(sums, shared, partials + tile * Config::kSplitK * Config::kTokens * kRows, tickets + tile, split,
+                    source.m - first_token, results);
+}

@@ -1,0 +1,72 @@
+// Adds what the warps of a block have summed, in ascending order of k, and hands each result to `store`.
+//
+// With kSplitK blocks to a tile every block writes its part to `partials`, and the last one to arrive adds all parts,
+// its own included, in ascending order of k: the bits do not depend on who came last. Its ticket is reset for the next
+// launch, so nothing needs to be cleared between launches.
+
+template <class Config>
+struct BlockSum {
+  static constexpr int kRows = Config::kRowTiles * kRowTile;
+  static constexpr int kThreads = Config::kWarps * 32;
+  static constexpr int kTokenTiles = ceil_divide(Config::kTokens, 8);
+  static constexpr int kStride = kRows + 4;  // 4 more: the 8 rows and 4 token pairs of a fragment meet no bank twice
+  static constexpr int kWarpFloats = kTokenTiles * 8 * kStride;
+  static constexpr int kBytes = Config::kWarps * kWarpFloats * 4;
+
+  float* parts;
+
+  // Puts the sums of one warp where all threads can read them. The caller synchronises before and after.
+  __device__ __forceinline__ void put(const WarpSums<Config>& sums, int warp, int lane) {
+    float* part = parts + warp * kWarpFloats + lane / 4;
+#pragma unroll
+    for (int tile = 0; tile < Config::kRowTiles; ++tile) {
+#pragma unroll
+      for (int t = 0; t < kTokenTiles; ++t) {
+        float* at = part + (t * 8 + lane % 4 * 2) * kStride + tile * kRowTile;
+        at[0] = sums[tile][t][0];
+        at[kStride] = sums[tile][t][1];
+        at[8] = sums[tile][t][2];
+        at[kStride + 8] = sums[tile][t][3];
+      }
+    }
+  }
+
+  // Sum over the warps, which stand in ascending order of k.
+  __device__ __forceinline__ float over_warps(int token, int row) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < Config::kWarps; ++warp) sum += parts[warp * kWarpFloats + token * kStride + row];
+    return sum;
+  }
+};
+
+// Calls store.each(sum_at, n_tokens), where sum_at(token, row) is the whole sum; only the last of the tile's blocks does.
+// `partials` holds [kSplitK][kTokens][kRows] floats for this tile; `split` is this block's place in the order of k.
+template <class Config, class Store>
+__device__ __forceinline__ void sum_block(const WarpSums<Config>& sums, uint8_t* shared, float* partials,
+                                          unsigned* ticket, int split, int n_tokens, Store store) {
+  using Sum = BlockSum<Config>;
+  constexpr int kOutputs = Config::kTokens * Sum::kRows;
+  __shared__ unsigned is_last;
+  Sum block{reinterpret_cast<float*>(shared)};
+  __syncthreads();  // every warp is done with its ring, which the sums now overwrite
+  block.put(sums, threadIdx.x / 32, threadIdx.x % 32);
+  __syncthreads();
+  if constexpr (Config::kSplitK > 1) {
+    for (int o = threadIdx.x; o < kOutputs; o += Sum::kThreads) {
+      partials[split * kOutputs + o] = block.over_warps(o / Sum::kRows, o % Sum::kRows);
+    }
+    const auto join = [] { __syncthreads(); };
+    if (!is_last_arrival(ticket, Config::kSplitK, &is_last, threadIdx.x == 0, join)) return;
+  }
+  const auto sum_at = [&](int token, int row) {
+    if constexpr (Config::kSplitK == 1) return block.over_warps(token, row);
+    float sum = 0.0f;
+#pragma unroll
+    for (int part = 0; part < Config::kSplitK; ++part) {
+      sum += __ldcg(partials + part * kOutputs + token * Sum::kRows + row);
+    }
+    return sum;
+  };
+  store.each(sum_at, n_tokens);
+}

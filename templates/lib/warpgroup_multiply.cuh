@@ -1,0 +1,96 @@
+// One warpgroup multiplies 64 rows of packed weights with kTokens tokens, stage by stage, on wgmma.
+//
+// The rows are decoded in registers and are the A operand; the tokens lie in shared memory, K-major and swizzled by 128
+// bytes, and are the B operand. While the tensor cores work on one block of 64 k the warps decode the next into a second
+// set of registers, so that decoding is hidden as long as it takes fewer issue slots than the multiplication cycles.
+//
+//   stage    weights [consumer][kSlabs slabs of 64 rows] | tokens [kBlockK / 64][kTokens][128 B]
+//
+//   decode   |k0|k1|  |k2|  |k3|          two register sets, even and odd blocks of 64 k
+//   wgmma       |=k0=|=k1=|=k2=|=k3=|     a group is waited for when the one after it has been issued
+//
+// Config gives: Weights (the format), kTokens, kBlockK, kStages, kConsumers.
+
+template <class Config>
+struct Stage {
+  using Format = typename Config::Weights;
+  static constexpr int kSlabs = Config::kBlockK / Format::kSlabK;
+  static constexpr int kWeightBytes = kSlabs * Slab<Format>::kBytes;  // of one consumer
+  static constexpr int kBoxBytes = Config::kTokens * 128;             // 64 k of all tokens
+  static constexpr int kTokenBytes = Config::kBlockK / 64 * kBoxBytes;
+  static constexpr int kWeightOffset = kTokenBytes;
+  static constexpr int kBytes = round_up(kWeightOffset + Config::kConsumers * kWeightBytes, 1024);
+};
+
+// Sums of one thread: for each 8 tokens (row g, tokens 2c, 2c + 1), (row g + 8, the same), rows of its warp's tile of 16.
+template <class Config>
+using GroupSums = float[Config::kTokens / 2];
+
+// Registers of one block of 64 k: four steps of 16.
+using Fragments = uint32_t[4][4];
+
+// Decodes block `block` (64 k) of a stage's weights for this lane. `weights` is the consumer's part of the stage.
+template <class Config>
+__device__ __forceinline__ void decode_block(Fragments& a, const uint8_t* weights, int block, int warp, int lane) {
+  using Format = typename Config::Weights;
+  constexpr int kBlocksPerSlab = Format::kSlabK / 64;
+  const uint8_t* slab = weights + block / kBlocksPerSlab * Slab<Format>::kBytes;
+  const uint8_t* codes = slab + warp * Slab<Format>::kTileCodeBytes + lane * 16;
+  const uint8_t* tile_scales = slab + Format::kCodeBytes + warp * Slab<Format>::kTileScaleBytes;
+  const typename Format::Scales scales = Format::load_scales(tile_scales, lane / 4);
+  uint4 words;
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    const int step_in_slab = block % kBlocksPerSlab * 4 + step;
+    if (step_in_slab % Format::kSteps == 0) {
+      words = *reinterpret_cast<const uint4*>(codes + step_in_slab / Format::kSteps * 512);
+    }
+    Format::decode(a[step], words, scales, step_in_slab % Format::kSteps);
+  }
+}
+
+// Issues the four wgmma of one block of 64 k. `box` is the address of its tokens.
+template <class Config>
+__device__ __forceinline__ void multiply_block(GroupSums<Config>& sums, const Fragments& a, uint32_t box) {
+  wgmma_fence();
+  const uint64_t tokens = swizzled_descriptor(box);
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    wgmma_generated(sums, a[step], tokens + step * 2);  // 16 k are 32 bytes, and the descriptor counts 16
+  }
+  wgmma_commit();
+}
+
+// Multiplies `n_stages` stages of the ring. One lane of each warp reports a stage free when its MMAs are done.
+// kTokensByThreads: the tokens were written by threads (cp.async), which the tensor cores must be told of.
+template <class Config, bool kTokensByThreads>
+__device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const uint8_t* stages, Ring<Config::kStages> ring,
+                                                int n_stages, int consumer, int warp, int lane) {
+  using Stage = Stage<Config>;
+  constexpr int kBlocks = Config::kBlockK / 64;
+  static_assert(kBlocks % 2 == 0, "two register sets take turns inside a stage");
+  Fragments a[2];
+  RingPosition<Config::kStages> position;
+  int previous_slot = 0;
+#pragma unroll
+  for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
+  for (int stage_idx = 0; stage_idx < n_stages; ++stage_idx) {
+    barrier_wait(ring.full(position.slot), position.parity);
+    if constexpr (kTokensByThreads) fence_async_proxy();
+    const uint8_t* stage = stages + position.slot * Stage::kBytes;
+    const uint8_t* weights = stage + Stage::kWeightOffset + consumer * Stage::kWeightBytes;
+    const uint32_t tokens = smem_address(stage);
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      decode_block<Config>(a[block % 2], weights, block, warp, lane);
+      multiply_block<Config>(sums, a[block % 2], tokens + block * Stage::kBoxBytes);
+      wgmma_wait<1>();
+      if (block == 0 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(previous_slot));
+    }
+    previous_slot = position.slot;
+    position.advance();
+  }
+  wgmma_wait<0>();
+#pragma unroll
+  for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
+}

@@ -1,0 +1,47 @@
+$#-
+  tile: src/kernels/moe.rs   arch: templates/arch/   (tokens, slots and hidden are run-time arguments)
+-#$
+// Generated from templates/moe_combine for ${ arch.name }$. Do not edit.
+//
+// moe_combine: D[t, :] = sum over the local slots s of token t, in ascending order, of parts[t * top_k + s, :].
+//
+//   operand   shape                   in memory                           written / read
+//   parts     [m * top_k, hidden]     f32, routing weight applied         read once
+//   experts   [m, top_k]              int32, -1 or foreign: skipped       read
+//   D         [m, hidden]             BF16, row-major                     written; zeros where no slot is local
+//
+//   block = kThreads threads, four columns each; grid = (column blocks, tokens); no shared memory, no barriers
+//
+// Exactness: f32 sums in slot order, one rounding to BF16. The order is the same whatever the launch.
+#include "lib/types.cuh"
+#include "arch/bf16.cuh"
+#include "arch/dependent.cuh"
+#include "lib/bucket.cuh"
+
+struct Config {
+  static constexpr int kThreads = ${ tile.threads }$;
+};
+
+extern "C" __global__ void __launch_bounds__(Config::kThreads)
+    moe_combine(const float* parts, const int* experts, bf16* d, const int* m_on_device, int64_t ldd, int m, int top_k,
+                int hidden, int expert_offset, int n_local) {
+  launch_dependents();
+  wait_for_dependency();
+  const int token = blockIdx.y;
+  const int column = (blockIdx.x * Config::kThreads + threadIdx.x) * 4;
+  if (token >= actual_tokens(m_on_device, m) || column >= hidden) return;
+  float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  for (int s = 0; s < top_k; ++s) {
+    const int64_t slot = int64_t{token} * top_k + s;
+    const int expert = experts[slot] - expert_offset;
+    if (expert < 0 || expert >= n_local) continue;
+    const float4 part = *reinterpret_cast<const float4*>(parts + slot * hidden + column);
+    sum.x += part.x;
+    sum.y += part.y;
+    sum.z += part.z;
+    sum.w += part.w;
+  }
+  uint32_t* to = reinterpret_cast<uint32_t*>(d + token * ldd + column);
+  to[0] = pair_from_floats(sum.x, sum.y);
+  to[1] = pair_from_floats(sum.z, sum.w);
+}

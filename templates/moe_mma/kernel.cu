@@ -1,0 +1,247 @@
+$#-
+  tile: src/kernels/moe_mma.rs   arch: templates/arch/   (tokens, experts, sizes and strides are run-time arguments)
+-#$
+// Generated from templates/moe_mma for ${ arch.name }$, ${ tile.id }$. Do not edit.
+//
+// moe_mma: one of the two grouped GEMMs of a block of experts, on mma.sync; the bandwidth path.
+//   gate-up   H[p, :] = swiglu(alpha * W13[e] * X[token of p])          for every position or slot p of a local expert e
+//   down      parts[slot, :] = weight[slot] * alpha * W2[e] * H[p]      from a list of tiles
+//             D[t, :] = sum over slots s of weight * alpha * W2[e] * H  walking the slots of a token: no second pass
+//
+//   operand   shape                        in memory                               read by
+//   W         [n_local][n, k]              packed slabs (lib/format.cuh)           every lane, its own 16 bytes
+//   X or H    [m or slots, k]              BF16, row-major, 16-byte rows           every warp, its own range of k
+//   tiles     [count] int4                 expert, position, count (moe_schedule)  every thread
+//   out       H BF16, parts f32 or D BF16  row-major                               all threads, after the sum over warps
+//
+//   kWalk = false: grid = (row blocks, tiles), up to kTokens slots of one expert to a block
+//   kWalk = true:  grid = (row blocks, slots or tokens), one token to a block, no schedule; k runs over all slots in down
+//   block = kWarps warps, all on the same kRowTiles x 16 rows; warp w takes the w-th range of slabs
+//
+//   warp   | wait for the grid ahead | fetch W, X | multiply, refilling the ring ... |
+//   block                                                                           | sum over warps | out
+//
+//   shared memory   kWarps rings (lib/warp_stream.cuh), then reused for the sums (lib/block_sum.cuh); row indices
+//   barriers        none between warps until the sum
+//
+// Tuned: row_tiles, tokens, warps, slabs, stages, signal (src/kernels/moe_mma.rs). Weights are not fetched before the
+// wait: which expert is needed is what the grid ahead has written.
+// Exactness: operands are exact in BF16; H is rounded to BF16 once; sums run in ascending slot and k.
+#include "lib/types.cuh"
+#include "arch/async_copy.cuh"
+#include "arch/bf16.cuh"
+#include "arch/bits.cuh"
+#include "arch/dependent.cuh"
+#include "arch/matrix.cuh"
+#include "lib/format.cuh"
+#include "lib/math.cuh"
+#include "lib/bucket.cuh"
+#include "lib/epilogue.cuh"
+#include "lib/warp_stream.cuh"
+#include "lib/last_arrival.cuh"
+#include "lib/block_sum.cuh"
+
+struct Config {
+  using Weights = ${ problem.weights }$;                    // format of W
+  static constexpr bool kIsDown = ${ problem.is_down }$;    // down, or gate-up
+  static constexpr bool kWalk = ${ tile.walk }$;            // one token a block and no schedule, or a list of tiles
+  static constexpr int kRowTiles = ${ tile.row_tiles }$;    // 16-row tiles of a block
+  static constexpr int kTokens = ${ tile.tokens }$;         // slots of a block
+  static constexpr int kWarps = ${ tile.warps }$;           // warps of a block: ranges of k
+  static constexpr int kSlabs = ${ tile.slabs }$;           // slabs in a stage
+  static constexpr int kStages = ${ tile.stages }$;         // stages in a warp's ring
+  static constexpr int kSplitK = 1;
+  static constexpr int kSignal = ${ tile.signal }$;         // when the next grid is let go
+  static constexpr int kBlocksPerSm = ${ launch.blocks_per_sm }$;
+  static constexpr int kSmemBytes = ${ launch.smem_bytes }$;
+};
+static_assert(larger(Config::kWarps * WarpRing<Config>::kBytes, BlockSum<Config>::kBytes) == Config::kSmemBytes,
+              "host and device disagree on shared memory");
+static_assert(!Config::kWalk || Config::kTokens == 1, "a walk is for one token");
+
+constexpr int kRows = Config::kRowTiles * kRowTile;
+constexpr int kMaxSlots = 32;  // top_k of a walk
+
+// A run of slabs: of one expert, or of the experts of a token's slots one after the other.
+struct Experts {
+  static constexpr bool kMayPrefetch = false;
+  const uint8_t* weights;   // expert 0, the block's 64 rows, slab 0
+  const bf16* rows_from;    // row 0 of X or H
+  const int* row_idx;       // [kTokens], or [slots] of a walk: rows of X or H
+  const int* expert_idx;    // [1], or [slots] of a walk
+  int64_t ld;
+  int64_t expert_bytes;
+  int tile;
+  int count;
+  int n_slabs;              // of one expert
+  int k_end;
+
+  struct Tokens {
+    const bf16* from;
+    const int* row_idx;
+    int64_t ld;
+    int count;
+    __device__ __forceinline__ const bf16* row(int token) const { return from + row_idx[token] * ld; }
+  };
+
+  __device__ __forceinline__ int slot(int i) const { return Config::kWalk && Config::kIsDown ? i / n_slabs : 0; }
+  __device__ __forceinline__ const uint8_t* slab(int i) const {
+    const int s = slot(i);
+    return weights + expert_idx[s] * expert_bytes + int64_t{i - s * n_slabs} * Slab<Config::Weights>::kBytes;
+  }
+  __device__ __forceinline__ Tokens tokens(int i) const { return {rows_from, row_idx + slot(i), ld, count}; }
+  __device__ __forceinline__ int k(int i) const { return (i - slot(i) * n_slabs) * Config::Weights::kSlabK; }
+};
+
+// Where the results of a block go.
+struct Results {
+  bf16* h;                  // gate-up: H, row 0
+  float* parts;             // down from a list: parts, row 0
+  bf16* d;                  // down of a walk: D, this token
+  const int* out_idx;       // [kTokens] rows of H or parts
+  const float* factor;      // [kTokens] routing weight times alpha (down from a list)
+  int64_t ld;
+  int first_row;
+  int n;
+  float alpha_gate;
+  float alpha_up;
+  float limit;
+
+  template <class SumAt>
+  __device__ __forceinline__ void each(SumAt sum_at, int n_tokens) const {
+    constexpr int kColumns = Config::kIsDown ? kRows : kRows / 2;
+    for (int o = threadIdx.x; o < Config::kTokens * kColumns; o += Config::kWarps * 32) {
+      const int token = o / kColumns;
+      const int column = o % kColumns;
+      if (token >= n_tokens) return;
+      if constexpr (Config::kIsDown) {
+        const int row = first_row + column;
+        if (row >= n) continue;
+        if constexpr (Config::kWalk) {
+          store_value(d + row, sum_at(0, column));
+        } else {
+          parts[out_idx[token] * ld + row] = sum_at(token, column) * factor[token];
+        }
+      } else {
+        const int row = column / 8 * 16 + column % 8;
+        if (first_row + row >= n) continue;
+        const float gate = sum_at(token, row) * alpha_gate;
+        const float up = sum_at(token, row + 8) * alpha_up;
+        store_value(h + out_idx[token] * ld + first_row / 2 + column, swiglu(gate, up, limit));
+      }
+    }
+  }
+};
+
+// What a block is to do, in shared memory.
+struct Work {
+  int expert_idx[kMaxSlots];
+  int row_idx[larger(Config::kTokens, kMaxSlots)];
+  int out_idx[Config::kTokens];
+  float factor[larger(Config::kTokens, kMaxSlots)];
+  int n_tokens;
+  int n_slots;
+};
+
+// Fills in `work` from the tile list; thread i takes slot i.
+__device__ __forceinline__ void work_from_list(Work& work, const int4* tiles, const int* tile_count, const int* slot_of,
+                                               const float* routing, const float* alpha, int top_k) {
+  const bool is_there = blockIdx.y < *tile_count;
+  const int4 tile = is_there ? tiles[blockIdx.y] : make_int4(0, 0, 0, 0);
+  if (threadIdx.x == 0) {
+    work.expert_idx[0] = tile.x;
+    work.n_tokens = tile.z;
+    work.n_slots = 1;
+  }
+  for (int i = threadIdx.x; i < Config::kTokens; i += Config::kWarps * 32) {
+    const int position = tile.y + i;
+    const int slot = i < tile.z ? slot_of[position] : 0;
+    work.row_idx[i] = i >= tile.z ? 0 : Config::kIsDown ? position : slot / top_k;
+    work.out_idx[i] = Config::kIsDown ? slot : position;
+    work.factor[i] = Config::kIsDown && i < tile.z ? routing[slot] * alpha[tile.x] : 1.0f;
+  }
+}
+
+// Fills in `work` for one slot (gate-up) or all local slots of one token (down); one thread does it.
+__device__ __forceinline__ void work_from_slots(Work& work, const int* experts, const float* routing, const float* alpha,
+                                                int n_tokens, int top_k, int expert_offset, int n_local) {
+  if (threadIdx.x != 0) return;
+  const int first = Config::kIsDown ? blockIdx.y * top_k : blockIdx.y;
+  const int last = Config::kIsDown ? first + top_k : first + 1;
+  work.n_slots = 0;
+  if (first < n_tokens * top_k) {
+    for (int slot = first; slot < last; ++slot) {
+      const int expert = experts[slot] - expert_offset;
+      if (expert < 0 || expert >= n_local) continue;
+      const int i = work.n_slots++;
+      work.expert_idx[i] = expert;
+      work.row_idx[i] = Config::kIsDown ? slot : slot / top_k;
+      work.factor[i] = Config::kIsDown ? routing[slot] * alpha[expert] : 1.0f;
+      work.out_idx[0] = slot;
+    }
+  }
+  // A token without a local slot still gets its row of zeros.
+  work.n_tokens = Config::kIsDown ? first < n_tokens * top_k : work.n_slots;
+}
+
+extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlocksPerSm)
+    moe_mma(const uint8_t* __restrict__ weights, const bf16* from, bf16* h, float* parts, bf16* d, const int4* tiles,
+            const int* tile_count, const int* slot_of, const int* experts, const float* routing, const float* alpha,
+            const int* m_on_device, int64_t ld_from, int64_t ld_out, int m, int n, int k, int top_k, int expert_offset,
+            int n_local, float limit) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ Work work;
+  if constexpr (Config::kSignal == 0) launch_dependents();
+  wait_for_dependency();
+  if constexpr (Config::kSignal == 1 || Config::kSignal == 2) launch_dependents();
+  if constexpr (Config::kWalk) {
+    work_from_slots(work, experts, routing, alpha, actual_tokens(m_on_device, m), top_k, expert_offset, n_local);
+  } else {
+    work_from_list(work, tiles, tile_count, slot_of, routing, alpha, top_k);
+  }
+  __syncthreads();
+  if (work.n_tokens == 0) return;
+
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int first_row = blockIdx.x * kRows;
+  Experts source;
+  source.n_slabs = ceil_divide(k, Config::Weights::kSlabK);
+  const int64_t block_bytes = int64_t{source.n_slabs} * Slab<Config::Weights>::kBytes;
+  source.expert_bytes = ceil_divide(n, kRowBlock) * block_bytes;
+  source.weights = weights + first_row / kRowBlock * block_bytes;
+  source.rows_from = from;
+  source.row_idx = work.row_idx;
+  source.expert_idx = work.expert_idx;
+  source.ld = ld_from;
+  source.tile = first_row % kRowBlock / kRowTile;
+  source.count = work.n_tokens;
+  source.k_end = k;
+
+  WarpSums<Config> sums = {};
+  const int all_slabs = source.n_slabs * work.n_slots;
+  const int begin = int64_t{all_slabs} * warp / Config::kWarps;
+  const int end = int64_t{all_slabs} * (warp + 1) / Config::kWarps;
+  uint8_t* ring = shared + warp * WarpRing<Config>::kBytes;
+  if constexpr (Config::kWalk && Config::kIsDown) {
+    WarpSums<Config> slot_sums = {};
+    stream_slabs<Config>(slot_sums, source, begin, end, ring, lane, [&](int i) {
+      if (i + 1 < end && (i + 1) % source.n_slabs != 0) return;
+      const float factor = work.factor[i / source.n_slabs];
+#pragma unroll
+      for (int tile = 0; tile < Config::kRowTiles; ++tile) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          sums[tile][0][j] = __fmaf_rn(slot_sums[tile][0][j], factor, sums[tile][0][j]);
+          slot_sums[tile][0][j] = 0.0f;
+        }
+      }
+    });
+  } else {
+    stream_slabs<Config>(sums, source, begin, end, ring, lane, [](int) {});
+  }
+  const int expert = work.expert_idx[0];
+  const Results results{h, parts, d + blockIdx.y * ld_out, work.out_idx, work.factor, ld_out, first_row, n,
+                        Config::kIsDown ? 1.0f : alpha[2 * expert], Config::kIsDown ? 1.0f : alpha[2 * expert + 1], limit};
+  sum_block<Config>(sums, shared, nullptr, nullptr, 0, work.n_tokens, results);
+}
