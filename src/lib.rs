@@ -18,6 +18,7 @@
 //! [`device::Gpu`]; every other takes [`arch::GpuSpec`]: working without a GPU is the absence of a `Gpu`.
 
 pub mod arch;
+pub mod models;
 pub mod problem;
 pub mod quant;
 pub mod store;
