@@ -1,9 +1,11 @@
 //! The models that kernels are tuned for: what a rank multiplies, for a checkpoint and a shard.
 
 mod checkpoint;
+mod listing;
 mod op;
 mod shard;
 
 pub use checkpoint::{Checkpoint, UnknownCheckpoint};
+pub use listing::Row;
 pub use op::{Experts, Gemm, Matrix, Op, Product, Segment};
 pub use shard::{InventoryError, Shard, Whole};
