@@ -1,6 +1,7 @@
 //! The models that kernels are tuned for: what a rank multiplies, for a checkpoint and a shard.
 
 mod checkpoint;
+pub mod dsv4;
 mod listing;
 mod op;
 mod shard;
