@@ -5,5 +5,25 @@
 //! hyper-connections mix four residual streams around both. The draft heads (MTP, DSpark) are left out.
 
 mod config;
+mod inventory;
 
 pub use config::{Config, LayerKind, Yarn};
+pub use inventory::inventory;
+
+use super::Model;
+
+/// DeepSeek-V4-Flash.
+pub const FLASH: Model = Model {
+    name: "dsv4",
+    aliases: &["dsv4-flash"],
+    about: "DeepSeek-V4-Flash: 43 layers of 256 experts, 284 B parameters",
+    list_ops: |checkpoint, shard| inventory(&Config::FLASH, checkpoint, shard),
+};
+
+/// DeepSeek-V4-Pro.
+pub const PRO: Model = Model {
+    name: "dsv4-pro",
+    aliases: &[],
+    about: "DeepSeek-V4-Pro: 61 layers of 384 experts, 1573 B parameters",
+    list_ops: |checkpoint, shard| inventory(&Config::PRO, checkpoint, shard),
+};
