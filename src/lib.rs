@@ -21,6 +21,7 @@ pub mod arch;
 pub mod codegen;
 pub mod environment;
 pub mod jit;
+pub mod models;
 pub mod problem;
 pub mod quant;
 pub mod store;
