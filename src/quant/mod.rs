@@ -3,6 +3,11 @@
 //! Device code is tested against this module, never the other way round. Formats: E2M1 codes in blocks that share an
 //! E4M3 scale (NVFP4) or an E8M0 scale (MXFP4), E4M3 with 128x128 E8M0 blocks (FP8), and BF16.
 
+pub mod bf16;
+pub mod e2m1;
+pub mod e4m3;
+pub mod ue8m0;
+
 use serde::{Deserialize, Serialize};
 
 /// How a weight matrix `[n, k]` is stored in a checkpoint.
