@@ -6,6 +6,7 @@
 pub mod bf16;
 pub mod e2m1;
 pub mod e4m3;
+pub mod math;
 pub mod ue8m0;
 
 use serde::{Deserialize, Serialize};
