@@ -7,10 +7,12 @@ pub mod bf16;
 pub mod e2m1;
 pub mod e4m3;
 pub mod math;
+pub mod mxfp4;
 pub mod nvfp4;
 mod shape;
 pub mod ue8m0;
 
+pub use mxfp4::{ConvertError, Mxfp4Matrix};
 pub use nvfp4::{Nvfp4Matrix, WeightScaleError, quantize_weights, validate_weight_scales};
 pub use shape::{QuantizeError, ShapeError};
 
