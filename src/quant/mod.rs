@@ -8,9 +8,12 @@ pub mod bf16;
 pub mod e2m1;
 pub mod e4m3;
 pub mod fp8;
+pub mod layout;
 pub mod math;
 pub mod mxfp4;
 pub mod nvfp4;
+pub mod pack;
+pub mod rebase;
 pub mod scales;
 mod shape;
 mod tensor_scale;
@@ -18,8 +21,11 @@ pub mod ue8m0;
 
 pub use activation::{Counters, NonFinite, Nvfp4Activations, ScalePolicy, ScaleWarning, quantize_activations};
 pub use fp8::{Fp8Activations, Fp8Matrix};
+pub use layout::{CodePosition, PackedLayout, RowOrder};
 pub use mxfp4::{ConvertError, Mxfp4Matrix};
 pub use nvfp4::{Nvfp4Matrix, WeightScaleError, quantize_weights, validate_weight_scales};
+pub use pack::{PackError, PackedWeights, SourceMatrix, pack, rebase_of, unpack_operand};
+pub use rebase::{ExponentRange, Rebase, SpreadError, rebase};
 pub use shape::{QuantizeError, ShapeError};
 pub use tensor_scale::{TensorScale, TensorScaleError};
 
