@@ -1,0 +1,305 @@
+//! Where each weight of a packed matrix stands: one layout for each format, the same for every kernel that reads it.
+//!
+//! Rows are padded to 64 and k to a slab, with zero codes and zero scales:
+//!
+//! ```text
+//! matrix   [row block of 64][slab]                        a slab is slab_k of k: 64, for FP8 128
+//! slab     codes, then scale bytes                        contiguous: one bulk copy
+//! codes    [row tile of 16][chunk][lane 0..32][16 bytes]  a chunk is 64 k of 4 bits, 32 of 8, 16 of 16
+//! scales   [row tile of 16][g 0..8][group][row g, row g + 8]
+//! ```
+//!
+//! Lane `4 g + c` holds rows `g` and `g + 8` of its tile: the A fragment of `mma.sync` m16n8k16, and of `wgmma` with A
+//! in registers, which for each 16 of k has the pairs a0 = (row g, k 2c), a1 = (row g + 8, k 2c), a2 = (row g,
+//! k 2c + 8), a3 = (row g + 8, k 2c + 8), each of this k and the next. The 16 bytes are four little-endian words:
+//!
+//! - 4 bits: word `s` is the 16 of k that begin at `16 s`; pair `j` has its even k at bits `12 - 4j` and up, its odd k
+//!   at `28 - 4j` and up. Shifting the word left by 4 brings the next pair to the top of both halves.
+//! - 8 bits: words `2 s` and `2 s + 1` are step `s`, k `2c` and `2c + 8`; bytes from low to high are row g + 8 even k,
+//!   row g even k, row g + 8 odd k, row g odd k. Row g stands in the high byte of both halves, row g + 8 a shift away.
+//! - 16 bits: word `j` is pair `j`, even k in the low half.
+
+use super::WeightFormat;
+
+/// Rows that the layout pads to, one row block.
+pub const BLOCK_ROWS: usize = 64;
+
+/// Rows of a tile: the M of the instruction.
+pub const TILE_ROWS: usize = 16;
+
+/// The packed layout of a format. Part of a problem's key: its id changes when a byte moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PackedLayout {
+    format: WeightFormat,
+}
+
+/// The place of a code within its slab: the bytes from `byte` on, little-endian, shifted right by `shift`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodePosition {
+    /// The byte of the code, the first of two for BF16.
+    pub byte: usize,
+    /// The code's lowest bit within the byte: 0, or 4 for the high nibble.
+    pub shift: u32,
+}
+
+impl PackedLayout {
+    /// The layout of `format`.
+    pub const fn of(format: WeightFormat) -> Self {
+        Self { format }
+    }
+
+    /// What is packed.
+    pub const fn format(self) -> WeightFormat {
+        self.format
+    }
+
+    /// `nvfp4@1`: format and version.
+    pub const fn id(self) -> &'static str {
+        match self.format {
+            WeightFormat::Nvfp4 => "nvfp4@1",
+            WeightFormat::Mxfp4 => "mxfp4@1",
+            WeightFormat::Fp8 => "fp8@1",
+            WeightFormat::Bf16 => "bf16@1",
+        }
+    }
+
+    /// Bits of a code.
+    pub const fn code_bits(self) -> usize {
+        match self.format {
+            WeightFormat::Nvfp4 | WeightFormat::Mxfp4 => 4,
+            WeightFormat::Fp8 => 8,
+            WeightFormat::Bf16 => 16,
+        }
+    }
+
+    /// Values along k that share a scale byte; `None` where there are no scales.
+    pub const fn group_k(self) -> Option<usize> {
+        match self.format {
+            WeightFormat::Nvfp4 => Some(16),
+            WeightFormat::Mxfp4 => Some(32),
+            WeightFormat::Fp8 => Some(128),
+            WeightFormat::Bf16 => None,
+        }
+    }
+
+    /// k of a slab.
+    pub const fn slab_k(self) -> usize {
+        match self.format {
+            WeightFormat::Fp8 => 128,
+            WeightFormat::Nvfp4 | WeightFormat::Mxfp4 | WeightFormat::Bf16 => 64,
+        }
+    }
+
+    /// k of a chunk: what a lane's 16 bytes hold, of two rows and four columns of lanes.
+    pub const fn chunk_k(self) -> usize {
+        256 / self.code_bits()
+    }
+
+    /// Scale bytes of a row within a slab.
+    pub const fn slab_groups(self) -> usize {
+        match self.group_k() {
+            Some(group_k) => self.slab_k() / group_k,
+            None => 0,
+        }
+    }
+
+    /// Bytes of a slab's codes.
+    pub const fn codes_bytes(self) -> usize {
+        BLOCK_ROWS * self.slab_k() * self.code_bits() / 8
+    }
+
+    /// Bytes of a slab's scales.
+    pub const fn scales_bytes(self) -> usize {
+        BLOCK_ROWS * self.slab_groups()
+    }
+
+    /// Bytes of a slab, codes and scales.
+    pub const fn slab_bytes(self) -> usize {
+        self.codes_bytes() + self.scales_bytes()
+    }
+
+    /// Rows after padding.
+    pub const fn padded_rows(self, n: usize) -> usize {
+        n.next_multiple_of(BLOCK_ROWS)
+    }
+
+    /// k after padding.
+    pub const fn padded_k(self, k: usize) -> usize {
+        k.next_multiple_of(self.slab_k())
+    }
+
+    /// Slabs of a row block.
+    pub const fn slabs(self, k: usize) -> usize {
+        k.div_ceil(self.slab_k())
+    }
+
+    /// Bytes of a packed matrix `[n, k]`.
+    pub const fn packed_bytes(self, n: usize, k: usize) -> usize {
+        n.div_ceil(BLOCK_ROWS) * self.slabs(k) * self.slab_bytes()
+    }
+
+    /// First byte of the slab that holds `row` and `k` of a matrix of `slabs` slabs a row block.
+    pub const fn slab_offset(self, row: usize, k: usize, slabs: usize) -> usize {
+        (row / BLOCK_ROWS * slabs + k / self.slab_k()) * self.slab_bytes()
+    }
+
+    /// Where within its slab the code of `row` and `k` stands; both count from the slab's start or the matrix's.
+    pub const fn code_position(self, row: usize, k: usize) -> CodePosition {
+        let (row, k) = (row % BLOCK_ROWS, k % self.slab_k());
+        let (tile, g, upper) = (row / TILE_ROWS, row % 8, row / 8 % 2);
+        let (chunk, step) = (k / self.chunk_k(), k % self.chunk_k() / 16);
+        let (upper_k, c, odd) = (k / 8 % 2, k / 2 % 4, k % 2);
+        let lane = 4 * g + c;
+        let pair = upper + 2 * upper_k;
+        let (byte, shift) = match self.code_bits() {
+            // Bit 12 - 4j of the low half or 28 - 4j = 16 + (12 - 4j) of the whole word.
+            4 => (4 * step + 2 * odd + (12 - 4 * pair) / 8, (12 - 4 * pair) % 8),
+            8 => (4 * (2 * step + upper_k) + 2 * odd + 1 - upper, 0),
+            _ => (4 * pair + 2 * odd, 0),
+        };
+        let chunks = self.slab_k() / self.chunk_k();
+        CodePosition { byte: ((tile * chunks + chunk) * 32 + lane) * 16 + byte, shift: shift as u32 }
+    }
+
+    /// Where within its slab the scale byte of `row` and `k` stands, codes counted; `None` where there are no scales.
+    pub const fn scale_position(self, row: usize, k: usize) -> Option<usize> {
+        let Some(group_k) = self.group_k() else { return None };
+        let (row, group) = (row % BLOCK_ROWS, k % self.slab_k() / group_k);
+        let (tile, g, upper) = (row / TILE_ROWS, row % 8, row / 8 % 2);
+        Some(self.codes_bytes() + ((tile * 8 + g) * self.slab_groups() + group) * 2 + upper)
+    }
+}
+
+impl std::fmt::Display for PackedLayout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.id())
+    }
+}
+
+/// Which source row stands in which packed row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RowOrder {
+    /// As they come.
+    #[default]
+    Plain,
+    /// The source is gate `[i, k]` above up `[i, k]`; packed tile `t` has gate rows `8t..8t + 8`, then the same up
+    /// rows. A thread that holds rows g and g + 8 of a tile thereby holds gate and up of one channel.
+    GateUp,
+}
+
+impl RowOrder {
+    /// The source row of packed row `row` in a matrix of `n` rows, gate and up counted together.
+    pub const fn source_row(self, row: usize, n: usize) -> usize {
+        match self {
+            Self::Plain => row,
+            Self::GateUp => row / 16 * 8 + row % 8 + row / 8 % 2 * (n / 2),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYOUTS: [PackedLayout; 4] = [
+        PackedLayout::of(WeightFormat::Nvfp4),
+        PackedLayout::of(WeightFormat::Mxfp4),
+        PackedLayout::of(WeightFormat::Fp8),
+        PackedLayout::of(WeightFormat::Bf16),
+    ];
+
+    #[test]
+    fn sizes_are_those_of_the_formats() {
+        let sizes = LAYOUTS.map(|layout| (layout.id(), layout.slab_k(), layout.codes_bytes(), layout.scales_bytes()));
+        assert_eq!(
+            sizes,
+            [("nvfp4@1", 64, 2048, 256), ("mxfp4@1", 64, 2048, 128), ("fp8@1", 128, 8192, 64), ("bf16@1", 64, 8192, 0)]
+        );
+        let nvfp4 = LAYOUTS[0];
+        assert_eq!((nvfp4.padded_rows(65), nvfp4.padded_k(65), nvfp4.slabs(65)), (128, 128, 2));
+        assert_eq!(nvfp4.packed_bytes(65, 65), 4 * 2304);
+        let offsets = [(63, 63), (63, 64), (64, 63), (64, 64)].map(|(row, k)| nvfp4.slab_offset(row, k, 2));
+        assert_eq!(offsets, [0, 2304, 2 * 2304, 3 * 2304]);
+        assert_eq!(nvfp4.packed_bytes(0, 64), 0);
+        assert_eq!(nvfp4.to_string(), "nvfp4@1");
+    }
+
+    /// Walks the slab as a kernel does: lane by lane, word by word, fragment register by fragment register.
+    #[test]
+    fn positions_are_those_of_the_mma_fragments() {
+        for layout in LAYOUTS {
+            let bits = layout.code_bits();
+            let chunks = layout.slab_k() / layout.chunk_k();
+            for (tile, chunk, lane) in (0..4 * chunks * 32).map(|idx| (idx / 32 / chunks, idx / 32 % chunks, idx % 32))
+            {
+                let lane_byte = ((tile * chunks + chunk) * 32 + lane) * 16;
+                let (g, c) = (lane / 4, lane % 4);
+                for (step, register, odd) in (0..layout.chunk_k() / 2).map(|idx| (idx / 8, idx / 2 % 4, idx % 2)) {
+                    // a0 to a3 as PTX draws them.
+                    let row = tile * 16 + g + [0, 8, 0, 8][register];
+                    let k = chunk * layout.chunk_k() + step * 16 + 2 * c + [0, 0, 8, 8][register] + odd;
+                    let (word, bit) = match bits {
+                        4 => (step, [12, 8, 4, 0][register] + 16 * odd),
+                        8 => (2 * step + [0, 0, 1, 1][register], [8, 0, 8, 0][register] + 16 * odd),
+                        _ => (register, 16 * odd),
+                    };
+                    let position = layout.code_position(row, k);
+                    assert_eq!(position.byte, lane_byte + 4 * word + bit / 8, "{layout} row {row} k {k}");
+                    assert_eq!(position.shift as usize, bit % 8, "{layout} row {row} k {k}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn codes_and_scales_fill_a_slab_once() {
+        for layout in LAYOUTS {
+            let mut bits_used = vec![0u8; layout.slab_bytes()];
+            for (row, k) in (0..64 * layout.slab_k()).map(|idx| (idx / layout.slab_k(), idx % layout.slab_k())) {
+                let CodePosition { byte, shift } = layout.code_position(row, k);
+                let bytes = layout.code_bits().div_ceil(8);
+                let mask = if layout.code_bits() == 4 { 0xF << shift } else { 0xFF };
+                for used in &mut bits_used[byte..byte + bytes] {
+                    assert_eq!(*used & mask, 0);
+                    *used |= mask;
+                }
+                let scale = layout.scale_position(row, k);
+                assert_eq!(scale.is_some(), layout.format() != WeightFormat::Bf16);
+                if let Some(byte) = scale {
+                    // All of a group share the byte: it is claimed by the first of them.
+                    let first = k.is_multiple_of(layout.group_k().unwrap());
+                    assert_eq!(bits_used[byte], if first { 0 } else { 0xFF });
+                    bits_used[byte] = 0xFF;
+                }
+            }
+            assert!(bits_used.iter().all(|&bits| bits == 0xFF), "{layout}");
+        }
+    }
+
+    #[test]
+    fn scale_bytes_follow_each_other_by_tile_lane_group_and_row() {
+        for layout in &LAYOUTS[..3] {
+            let mut expected = layout.codes_bytes();
+            for (tile, g) in (0..32).map(|idx| (idx / 8, idx % 8)) {
+                for group in 0..layout.slab_groups() {
+                    for upper in [0, 8] {
+                        let k = group * layout.group_k().unwrap();
+                        assert_eq!(layout.scale_position(16 * tile + g + upper, k), Some(expected));
+                        expected += 1;
+                    }
+                }
+            }
+            assert_eq!(expected, layout.slab_bytes());
+        }
+    }
+
+    #[test]
+    fn gate_and_up_of_a_channel_share_a_lane() {
+        let n = 48;
+        let rows: Vec<usize> = (0..n).map(|row| RowOrder::GateUp.source_row(row, n)).collect();
+        let expected: Vec<usize> =
+            (0..3).flat_map(|tile| (8 * tile..8 * tile + 8).chain(24 + 8 * tile..32 + 8 * tile)).collect();
+        assert_eq!(rows, expected);
+        assert_eq!(RowOrder::Plain.source_row(17, n), 17);
+    }
+}
