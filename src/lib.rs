@@ -19,8 +19,10 @@
 
 pub mod arch;
 pub mod codegen;
+pub mod device;
 pub mod environment;
 pub mod jit;
+pub mod kernels;
 pub mod models;
 pub mod problem;
 pub mod quant;

@@ -64,6 +64,8 @@ constexpr int kRows = Config::kConsumers * kRowBlock;
 constexpr int kConsumerThreads = Config::kConsumers * 128;
 // With a whole warpgroup of producers registers can move from them to the consumers, which hold kTokens / 2 sums each.
 constexpr bool kMovesRegisters = Config::kThreads == kConsumerThreads + 128;
+static_assert(!kMovesRegisters || (Config::kConsumers == 2 && Config::kBlocksPerSm == 1),
+              "three warpgroups of 168 registers fill an SM");
 static_assert(kMovesRegisters || Config::kThreads == kConsumerThreads + 32, "host and device disagree on the block");
 constexpr int kStagingBytes = Config::kTokens * (kRowBlock * 2 + 16);
 constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;

@@ -8,7 +8,7 @@
 // registers, so one layout serves both. a[0], a[2] belong to row g and a[1], a[3] to row g + 8; a[0], a[1] hold
 // k = 2c, 2c + 1 and a[2], a[3] k = 2c + 8, 2c + 9 of a step of 16 k. Definition: src/quant/pack.rs.
 //
-// Each format gives: kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane and slab; kSteps of 16 k
+// Each format gives: kCodeBits of a weight, kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane and slab; kSteps of 16 k
 // in a chunk; Scales, what a lane needs for its two rows; and decode, the only code that knows the format (its `step`
 // is a constant once the loop around it is unrolled).
 // Exactness: e2m1 * e4m3 needs 6 significant bits and e4m3 * 2^x four, BF16 has 8, and pack keeps every product normal.
@@ -32,6 +32,8 @@ __device__ __forceinline__ uint32_t word_of(const uint4& words, int step) {
 }
 
 struct Nvfp4 {
+  static constexpr int kCodeBits = 4;
+  static constexpr bool kScaleIsE4m3 = true;
   static constexpr int kSlabK = 64;
   static constexpr int kCodeBytes = 2048;
   static constexpr int kScaleBytes = 256;
@@ -65,6 +67,8 @@ struct Nvfp4 {
 };
 
 struct Mxfp4 {
+  static constexpr int kCodeBits = 4;
+  static constexpr bool kScaleIsE4m3 = false;
   static constexpr int kSlabK = 64;
   static constexpr int kCodeBytes = 2048;
   static constexpr int kScaleBytes = 128;
@@ -92,6 +96,8 @@ struct Mxfp4 {
 };
 
 struct Fp8 {
+  static constexpr int kCodeBits = 8;
+  static constexpr bool kScaleIsE4m3 = false;
   static constexpr int kSlabK = 128;
   static constexpr int kCodeBytes = 8192;
   static constexpr int kScaleBytes = 64;
@@ -125,6 +131,8 @@ struct Fp8 {
 };
 
 struct Bf16 {
+  static constexpr int kCodeBits = 16;
+  static constexpr bool kScaleIsE4m3 = false;
   static constexpr int kSlabK = 64;
   static constexpr int kCodeBytes = 8192;
   static constexpr int kScaleBytes = 0;

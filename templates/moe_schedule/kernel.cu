@@ -75,7 +75,7 @@ __device__ __forceinline__ void write_tiles(int4* tiles, int first_tile, int exp
   }
 }
 
-extern "C" __global__ void __launch_bounds__(Config::kWarps * 32)
+extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, 1)
     moe_schedule(const int* experts, int* begin_out, int* slot_of, int4* up_tiles, int4* down_tiles, int* tile_counts,
                  const int* m_on_device, int m, int top_k, int expert_offset, int n_local, int up_tokens, int down_tokens) {
   extern __shared__ __align__(16) uint8_t shared[];

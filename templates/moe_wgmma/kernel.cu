@@ -64,7 +64,8 @@ constexpr int kRows = Config::kConsumers * kRowBlock;
 constexpr int kConsumerThreads = Config::kConsumers * 128;
 constexpr int kProducers = Config::kThreads - kConsumerThreads;  // threads
 // A whole warpgroup of producers can give registers to the consumers; one that gathers keeps more of them.
-constexpr bool kMovesRegisters = kProducers == 128;
+constexpr bool kMovesRegisters = kProducers == 128 && Config::kConsumers == 2;
+static_assert(!kMovesRegisters || Config::kBlocksPerSm == 1, "three warpgroups of 168 registers fill an SM");
 constexpr int kProducerRegisters = Config::kIsDown ? 40 : 64;
 constexpr int kConsumerRegisters = Config::kIsDown ? 232 : 216;
 constexpr int kStagingBytes = Config::kTokens * (kRowBlock / 2 * 2 + 16);

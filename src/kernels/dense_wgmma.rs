@@ -1,0 +1,206 @@
+//! Dense GEMM on `wgmma`: the tensor-core path, for 16 tokens and more on Hopper.
+
+use std::collections::BTreeMap;
+
+use super::dense_mma::out_word;
+use super::group::{Group, token_choices};
+use super::plan::{BoxBase, Workspace, word_of};
+use super::space::{first_that_fits, number, tile_values};
+use super::{Axis, BoxMap, Family, Launch, Operand, Param, Plan, Rule, Work};
+use crate::arch::{ArchSpec, GpuSpec};
+use crate::codegen::{Request, Values};
+use crate::problem::{Dense, Epilogue, Problem, Tile};
+use crate::quant::PackedLayout;
+
+/// `templates/dense_wgmma`.
+pub struct DenseWgmma;
+
+impl Family for DenseWgmma {
+    fn name(&self) -> &'static str {
+        "dense_wgmma"
+    }
+
+    fn serves(&self, problem: &Problem, arch: &ArchSpec) -> Result<(), String> {
+        match problem {
+            Problem::Dense(dense) if arch.capabilities.wgmma && dense.m >= MIN_TOKENS => Ok(()),
+            Problem::Dense(_) if !arch.capabilities.wgmma => Err(format!("{} has no wgmma", arch.name)),
+            Problem::Dense(dense) => Err(format!("expected at least {MIN_TOKENS} tokens, found {}", dense.m)),
+            other => Err(format!("expected a dense problem, found `{other}`")),
+        }
+    }
+
+    fn axes(&self, problem: &Problem, _: &ArchSpec) -> Vec<Axis> {
+        vec![
+            Axis::new("consumers", [1, 2]),
+            Axis::new("tokens", token_choices(problem.m())),
+            Axis::new("block_k", [128, 256]),
+            Axis::new("stages", [2, 3, 4, 6, 8]),
+            Axis::new("split", [1, 2, 4, 8]),
+            Axis::new("signal", [0, 1, 3]),
+            Axis::new("raster", [0, 1]),
+        ]
+    }
+
+    fn rules(&self) -> &'static [Rule] {
+        &RULES
+    }
+
+    fn default_tile(&self, problem: &Problem, gpu: &GpuSpec) -> Tile {
+        let tokens = token_choices(problem.m()).last().copied().unwrap_or(16).min(128);
+        let fixed = [("consumers", 2), ("tokens", tokens), ("block_k", 128), ("signal", 3), ("raster", 0)];
+        let numbers =
+            |(stages, split)| Tile::new(self.name(), fixed.into_iter().chain([("stages", stages), ("split", split)]));
+        let choices = [(4, 4), (4, 2), (4, 1), (3, 1), (2, 1)].map(numbers);
+        first_that_fits(self, &choices, problem, gpu)
+    }
+
+    fn plan(&self, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Plan {
+        let dense = dense_of(problem);
+        let group = group_of(tile, problem);
+        let split = number(tile, "split");
+        let rows = dense.groups * dense.n.div_ceil(64).div_ceil(group.consumers);
+        let token_tiles = dense.m.div_ceil(group.tokens);
+        let is_by_token = number(tile, "raster") == 1;
+        let mut workspace = Workspace::default();
+        let (partials, tickets) = match split {
+            1 => (Param::Null, Param::Null),
+            _ => {
+                let all = u64::from(rows) * u64::from(token_tiles);
+                let floats = all * u64::from(split * group.tokens * group.rows());
+                (Param::Workspace(workspace.take(4 * floats)), Param::Workspace(workspace.take(4 * all)))
+            }
+        };
+        let map =
+            BoxMap { base: BoxBase::Activations, k: dense.k.into(), groups: dense.groups.into(), tokens: group.tokens };
+        let launch = Launch {
+            kernel: Request {
+                template: self.name(),
+                values: values(dense, tile, &group, gpu),
+                wgmma_tokens: Some(group.tokens),
+            },
+            grid: if is_by_token { [token_tiles, rows * split, 1] } else { [rows * split, token_tiles, 1] },
+            threads: group.threads(),
+            smem_bytes: group.smem_bytes(),
+            params: vec![
+                Param::Operand(Operand::Weights),
+                Param::Box(map),
+                Param::Operand(Operand::Output),
+                Param::TokensOnDevice,
+                partials,
+                tickets,
+                Param::OutputStride,
+                Param::Tokens,
+                Param::Int(dense.n as i32),
+                Param::Int(dense.k as i32),
+                Param::Int(i32::from(is_by_token)),
+                Param::Limit,
+                Param::Segments,
+            ],
+            work: work(dense, &group, split),
+        };
+        Plan { workspace_bytes: workspace.bytes(), ..Plan::single(launch) }
+    }
+
+    fn numerics(&self, _: &Problem, tile: &Tile) -> String {
+        match number(tile, "split") {
+            1 => "wgmma.k16/ranges=1".to_string(),
+            split => format!("wgmma.k16/ranges={split}/k{}", number(tile, "block_k")),
+        }
+    }
+}
+
+/// Below this a tile of 16 tokens would be mostly padding.
+const MIN_TOKENS: u32 = 16;
+
+const AXES: [&str; 6] = ["consumers", "tokens", "block_k", "stages", "split", "signal"];
+
+const RULES: [Rule; 6] = [
+    Rule { name: "smem", check: |tile, problem, gpu| group_of(tile, problem).fits_shared_memory(gpu) },
+    Rule { name: "registers", check: |tile, problem, _| group_of(tile, problem).fits_registers() },
+    Rule { name: "slabs", check: |tile, problem, _| group_of(tile, problem).k_is_whole_slabs() },
+    Rule { name: "stages-idle", check: the_ring_is_used },
+    Rule { name: "split-idle", check: split_fills_idle_sms },
+    Rule { name: "raster-moot", check: raster_makes_a_difference },
+];
+
+fn dense_of(problem: &Problem) -> &Dense {
+    let Problem::Dense(dense) = problem else { unreachable!("`serves` has refused other problems") };
+    dense
+}
+
+fn group_of(tile: &Tile, problem: &Problem) -> Group {
+    let (consumers, tokens) = (number(tile, "consumers"), number(tile, "tokens"));
+    Group {
+        layout: PackedLayout::of(dense_of(problem).weights),
+        consumers,
+        tokens,
+        block_k: number(tile, "block_k"),
+        stages: number(tile, "stages"),
+        producers: if consumers == 2 && tokens > 192 { 128 } else { 32 },
+    }
+}
+
+fn the_ring_is_used(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
+    let group = group_of(tile, problem);
+    let stages = group.stages_of(dense_of(problem).k).div_ceil(number(tile, "split"));
+    if group.stages <= stages.max(2) {
+        return Ok(());
+    }
+    Err(format!("a block has {stages} stages of work, a ring of {} is never full", group.stages))
+}
+
+fn split_fills_idle_sms(tile: &Tile, problem: &Problem, gpu: &GpuSpec) -> Result<(), String> {
+    let (dense, group, split) = (dense_of(problem), group_of(tile, problem), number(tile, "split"));
+    let blocks = dense.groups * dense.n.div_ceil(group.rows()) * dense.m.div_ceil(group.tokens);
+    let stages = group.stages_of(dense.k);
+    if split > 1 && split > stages {
+        return Err(format!("k = {} has {stages} stages of {}, fewer than {split} parts", dense.k, group.block_k));
+    }
+    if split == 1 || blocks * split <= 2 * gpu.sm_count() {
+        return Ok(());
+    }
+    Err(format!("{blocks} blocks already fill {} SMs, splitting k only adds sums", gpu.sm_count()))
+}
+
+fn raster_makes_a_difference(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
+    if number(tile, "raster") == 0 || dense_of(problem).m > number(tile, "tokens") {
+        return Ok(());
+    }
+    Err("there is one tile of tokens, both orders are the same".to_string())
+}
+
+fn values(dense: &Dense, tile: &Tile, group: &Group, gpu: &GpuSpec) -> Values {
+    let problem = BTreeMap::from([
+        ("weights", word_of(dense.weights).into()),
+        ("out", out_word(dense.output).into()),
+        ("swiglu", (dense.epilogue == Epilogue::SwiGlu).into()),
+    ]);
+    let launch = BTreeMap::from([
+        ("threads", group.threads().into()),
+        ("blocks_per_sm", group.blocks_per_sm(gpu).into()),
+        ("smem_bytes", group.smem_bytes().into()),
+    ]);
+    BTreeMap::from([("problem", problem), ("tile", tile_values(tile, &AXES)), ("launch", launch)])
+}
+
+fn work(dense: &Dense, group: &Group, split: u32) -> Work {
+    let rows = f64::from(dense.groups * dense.n.div_ceil(group.rows()));
+    let token_tiles = f64::from(dense.m.div_ceil(group.tokens));
+    let blocks = rows * token_tiles * f64::from(split);
+    let k = group.layout.padded_k(dense.k as usize) as f64 / f64::from(split);
+    let block_weights =
+        k / group.layout.slab_k() as f64 * f64::from(group.consumers) * group.layout.slab_bytes() as f64;
+    let partials = if split > 1 { 8.0 * f64::from(group.tokens * group.rows()) } else { 0.0 };
+    Work {
+        blocks,
+        memory_bytes: (dense.weight_bytes() + dense.activation_bytes()) as f64,
+        l2_bytes: blocks * (block_weights + k * 2.0 * f64::from(group.tokens) + partials),
+        bytes_in_flight: f64::from(group.bytes_in_flight()),
+        block_flops: 2.0 * k * f64::from(group.rows() * group.tokens),
+        is_wgmma: true,
+        block_issues: group.issues(k),
+        tail_steps: if split > 1 { 8.0 } else { 4.0 },
+        registers: group.registers(),
+        is_prefetching: true,
+    }
+}

@@ -1,0 +1,103 @@
+//! What serves a problem: families of kernels, each with its axes, its rules and its launches.
+//!
+//! A family declares a space (axes times rules) and turns a tile of it into a [`Plan`]: launches with their geometry,
+//! parameters by name, workspace, and what each block has to do (for prediction). Nothing here touches a GPU.
+
+mod convert;
+mod dense_mma;
+mod dense_wgmma;
+mod group;
+mod moe;
+mod moe_mma;
+mod moe_wgmma;
+mod pack;
+mod plan;
+mod space;
+mod stream;
+mod tools;
+
+pub use convert::Quantise;
+pub use dense_mma::DenseMma;
+pub use dense_wgmma::DenseWgmma;
+pub use moe_mma::{MoeMma, MoeWalk};
+pub use moe_wgmma::MoeWgmma;
+pub use pack::{SCAN_RANGE_START, pack, pack_scan};
+pub use plan::{BoxBase, BoxMap, Launch, Operand, Param, Plan, Work};
+pub use space::{Axis, Rejection, Rule, Space, space};
+pub use tools::{COMPARE_BLOCKS, COMPARE_FIELDS, FillKind, compare, fill, reference, reference_moe};
+
+use crate::arch::{ArchSpec, GpuSpec};
+use crate::problem::{Problem, Tile};
+
+/// Kernels that share a template and a search space.
+pub trait Family: Sync {
+    /// First word of its tiles.
+    fn name(&self) -> &'static str;
+
+    /// Whether it can serve `problem` on chips of class `arch`.
+    ///
+    /// # Errors
+    /// The reason, as a sentence.
+    fn serves(&self, problem: &Problem, arch: &ArchSpec) -> Result<(), String>;
+
+    /// The freedoms of a tile for `problem`. A value that only makes sense for another problem is left out here; what
+    /// depends on several axes or on the GPU is a rule.
+    fn axes(&self, problem: &Problem, arch: &ArchSpec) -> Vec<Axis>;
+
+    /// What a tile must satisfy, each with a name and a sentence.
+    fn rules(&self) -> &'static [Rule];
+
+    /// The tile to start from, without any measurement: never the worst, always valid.
+    fn default_tile(&self, problem: &Problem, gpu: &GpuSpec) -> Tile;
+
+    /// The launches of `tile`, which has passed the rules.
+    fn plan(&self, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Plan;
+
+    /// Tiles with the same id give the same bits for a problem of the same n and k.
+    fn numerics(&self, problem: &Problem, tile: &Tile) -> String;
+}
+
+/// Every family. A new one is a file here, a folder in `templates/` and a line in this list.
+pub static FAMILIES: [&dyn Family; 6] = [&DenseMma, &DenseWgmma, &MoeWalk, &MoeMma, &MoeWgmma, &Quantise];
+
+/// The family of that name.
+pub fn family(name: &str) -> Option<&'static dyn Family> {
+    FAMILIES.into_iter().find(|family| family.name() == name)
+}
+
+/// The families that serve `problem` on `arch`, in the order of [`FAMILIES`].
+pub fn serving(problem: &Problem, arch: &ArchSpec) -> Vec<&'static dyn Family> {
+    FAMILIES.into_iter().filter(|family| family.serves(problem, arch).is_ok()).collect()
+}
+
+/// Why no family serves `problem` on `arch`: each family's sentence.
+pub fn refusals(problem: &Problem, arch: &ArchSpec) -> Vec<String> {
+    let refusal = |family: &&dyn Family| Some(format!("{}: {}", family.name(), family.serves(problem, arch).err()?));
+    FAMILIES.iter().filter_map(refusal).collect()
+}
+
+/// The tile that is used where nothing is known: the default of the family that suits the problem's size.
+pub fn default_tile(problem: &Problem, gpu: &GpuSpec) -> Option<Tile> {
+    let families = serving(problem, gpu.arch);
+    let preferred = families.iter().find(|family| match problem {
+        Problem::Dense(dense) => (family.name() == "dense_wgmma") == (dense.m > 32),
+        Problem::MoeBlock(block) => match block.m {
+            0..=4 => family.name() == "moe_walk",
+            5..=32 => family.name() == "moe_mma",
+            _ => family.name() == "moe_wgmma",
+        },
+        Problem::Convert(_) => true,
+    });
+    Some(preferred.or(families.last())?.default_tile(problem, gpu))
+}
+
+/// Checks `tile` against its family's rules and plans it.
+///
+/// # Errors
+/// [`Rejection`] names the rule, or says that the family or a number is not there.
+pub fn plan(problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Result<Plan, Rejection> {
+    let family = family(tile.family()).ok_or_else(|| Rejection::unknown_family(tile))?;
+    family.serves(problem, gpu.arch).map_err(|reason| Rejection { rule: "serves", reason })?;
+    space::check(family, problem, tile, gpu)?;
+    Ok(family.plan(problem, tile, gpu))
+}

@@ -1,0 +1,149 @@
+//! What the families for blocks of experts share: the schedule before the grouped GEMMs and the combine after them.
+
+use std::collections::BTreeMap;
+
+use super::plan::Workspace;
+use super::{Launch, Operand, Param, Work};
+use crate::codegen::{Request, Value};
+use crate::problem::{MoeBlock, Problem};
+
+/// Places in the workspace that a scheduled plan uses.
+pub(super) struct Schedule {
+    begin: u64,
+    pub slot_of: u64,
+    pub up_tiles: u64,
+    pub down_tiles: u64,
+    pub tile_counts: u64,
+    pub hidden: u64,
+    pub parts: u64,
+    pub up_tokens: u32,
+    pub down_tokens: u32,
+}
+
+/// The block of a problem that `serves` has let through.
+pub(super) fn block_of(problem: &Problem) -> &MoeBlock {
+    let Problem::MoeBlock(block) = problem else { unreachable!("`serves` has refused other problems") };
+    block
+}
+
+/// Slots of a step: rows of the hidden buffer.
+pub(super) fn slots(block: &MoeBlock) -> u32 {
+    block.m * block.top_k
+}
+
+/// Most tiles of `tokens` slots that any routing can make: each expert may leave one tile in part.
+pub(super) fn most_tiles(block: &MoeBlock, tokens: u32) -> u32 {
+    let slots = slots(block);
+    slots.min(slots / tokens + block.local_experts)
+}
+
+/// Tiles of `tokens` slots on average under uniform routing.
+pub(super) fn average_tiles(block: &MoeBlock, tokens: u32) -> f64 {
+    let touched = block.touched_experts();
+    let rows = block.local_slots() / touched;
+    // Rows of an expert vary like a Poisson count; half a tile is left in part on average.
+    let tiles = if rows <= f64::from(tokens) * 0.5 { 1.0 } else { rows / f64::from(tokens) + 0.5 };
+    (touched * tiles).min(f64::from(most_tiles(block, tokens)))
+}
+
+impl Schedule {
+    /// Reserves room for `block` with these tiles.
+    pub fn reserve(workspace: &mut Workspace, block: &MoeBlock, up_tokens: u32, down_tokens: u32) -> Self {
+        let slots = u64::from(slots(block));
+        let tile_bytes = |tokens| 16 * u64::from(most_tiles(block, tokens));
+        Self {
+            begin: workspace.take(4 * (u64::from(block.local_experts) + 1)),
+            slot_of: workspace.take(4 * slots),
+            up_tiles: workspace.take(tile_bytes(up_tokens)),
+            down_tiles: workspace.take(tile_bytes(down_tokens)),
+            tile_counts: workspace.take(8),
+            hidden: workspace.take(2 * slots * u64::from(block.intermediate)),
+            parts: workspace.take(4 * slots * u64::from(block.hidden)),
+            up_tokens,
+            down_tokens,
+        }
+    }
+
+    /// The launch that sorts the slots.
+    pub fn launch(&self, block: &MoeBlock) -> Launch {
+        let slots = slots(block);
+        let warps = slots.div_ceil(32).next_power_of_two().clamp(4, 32);
+        let numbers = BTreeMap::from([("warps", Value::from(warps))]);
+        let counters = warps * block.local_experts + 3 * (block.local_experts + 1) + block.local_experts;
+        Launch {
+            kernel: Request {
+                template: "moe_schedule",
+                values: BTreeMap::from([("tile", numbers)]),
+                wgmma_tokens: None,
+            },
+            grid: [1, 1, 1],
+            threads: warps * 32,
+            smem_bytes: 4 * counters,
+            params: vec![
+                Param::Operand(Operand::Experts),
+                Param::Workspace(self.begin),
+                Param::Workspace(self.slot_of),
+                Param::Workspace(self.up_tiles),
+                Param::Workspace(self.down_tiles),
+                Param::Workspace(self.tile_counts),
+                Param::TokensOnDevice,
+                Param::Tokens,
+                Param::Int(block.top_k as i32),
+                Param::ExpertOffset,
+                Param::Int(block.local_experts as i32),
+                Param::Int(self.up_tokens as i32),
+                Param::Int(self.down_tokens as i32),
+            ],
+            work: Work {
+                blocks: 1.0,
+                memory_bytes: 12.0 * f64::from(slots),
+                l2_bytes: 12.0 * f64::from(slots),
+                bytes_in_flight: f64::from(warps * 128),
+                block_issues: f64::from(slots.div_ceil(32)) * 120.0 + f64::from(block.local_experts) * 8.0,
+                tail_steps: 12.0,
+                registers: 32,
+                ..Work::default()
+            },
+        }
+    }
+
+    /// The launch that adds the slots of each token.
+    pub fn combine(&self, block: &MoeBlock) -> Launch {
+        let threads = (block.hidden / 4).next_multiple_of(32).clamp(32, 256);
+        let numbers = BTreeMap::from([("threads", Value::from(threads))]);
+        let columns = block.hidden.div_ceil(4 * threads);
+        let bytes = f64::from(slots(block)) * f64::from(block.hidden) * 4.0;
+        Launch {
+            kernel: Request {
+                template: "moe_combine",
+                values: BTreeMap::from([("tile", numbers)]),
+                wgmma_tokens: None,
+            },
+            grid: [columns, block.m, 1],
+            threads,
+            smem_bytes: 0,
+            params: vec![
+                Param::Workspace(self.parts),
+                Param::Operand(Operand::Experts),
+                Param::Operand(Operand::Output),
+                Param::TokensOnDevice,
+                Param::OutputStride,
+                Param::Tokens,
+                Param::Int(block.top_k as i32),
+                Param::Int(block.hidden as i32),
+                Param::ExpertOffset,
+                Param::Int(block.local_experts as i32),
+            ],
+            work: Work {
+                blocks: f64::from(columns * block.m),
+                memory_bytes: bytes,
+                l2_bytes: bytes,
+                bytes_in_flight: f64::from(threads * 16 * block.top_k),
+                block_issues: f64::from(threads / 32 * block.top_k * 12),
+                tail_steps: 1.0,
+                registers: 32,
+                ..Work::default()
+            },
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Checkpoint matrices to the packed layout, on the GPU; byte for byte what [`quant::pack`](crate::quant::pack()) makes.
+
+use std::collections::BTreeMap;
+
+use super::plan::word_of;
+use crate::codegen::Request;
+use crate::quant::WeightFormat;
+
+/// The kernel that packs `format`, 256 threads a block: `(codes, scales, in_use, packed, n, k, is_gate_up, shift)`.
+///
+/// One thread writes the 16 bytes of a lane or one scale byte; [`PackedLayout`](crate::quant::PackedLayout) says how many
+/// there are.
+pub fn pack(format: WeightFormat) -> Request {
+    request("pack", format)
+}
+
+/// The kernel that looks for scales in use and for what is not finite:
+/// `(codes, scales, in_use, range, n_blocks, n, k, half_rows)`.
+pub fn pack_scan(format: WeightFormat) -> Request {
+    request("pack_scan", format)
+}
+
+/// What `range` of [`pack_scan`] must hold before the launch: largest and smallest exponent byte in use, number of faults,
+/// place of the first.
+pub const SCAN_RANGE_START: [i32; 4] = [-1, 256, 0, i32::MAX];
+
+fn request(template: &'static str, format: WeightFormat) -> Request {
+    let problem = BTreeMap::from([("weights", word_of(format).into())]);
+    Request { template, values: BTreeMap::from([("problem", problem)]), wgmma_tokens: None }
+}
