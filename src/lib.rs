@@ -18,8 +18,10 @@
 //! [`device::Gpu`]; every other takes [`arch::GpuSpec`]: working without a GPU is the absence of a `Gpu`.
 
 pub mod arch;
+pub mod check;
 pub mod codegen;
 pub mod device;
+pub mod dispatch;
 pub mod environment;
 pub mod jit;
 pub mod kernels;
@@ -27,3 +29,4 @@ pub mod models;
 pub mod problem;
 pub mod quant;
 pub mod store;
+pub mod tuner;

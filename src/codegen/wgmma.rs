@@ -45,7 +45,7 @@ mod tests {
             for i in 0..tokens / 2 {
                 assert_eq!(text.matches(&format!("(d[{i}])")).count(), 1, "n{tokens} d[{i}]");
                 let operand = format!("%{i}");
-                let uses = text.split(|c: char| c == ',' || c == '{' || c == '}' || c == '"' || c == ' ');
+                let uses = text.split([',', '{', '}', '"', ' ']);
                 assert_eq!(uses.filter(|word| *word == operand).count(), 1, "n{tokens} {operand}");
             }
             assert!(text.lines().all(|line| line.len() <= 120), "{text}");

@@ -29,7 +29,7 @@ pub fn fill() -> Request {
 }
 
 /// The f64 product of raw weights: `(codes, scales, a, row_of, tiles, r, lda, ldr, group_code_bytes, group_scale_bytes, m,
-/// n, k, half_rows, alpha)`.
+/// n, k, half_rows, alphas, parts)`.
 pub fn reference(format: WeightFormat) -> Request {
     let problem = BTreeMap::from([("weights", word_of(format).into())]);
     Request { template: "reference", values: BTreeMap::from([("problem", problem)]), wgmma_tokens: None }
@@ -44,6 +44,12 @@ pub fn reference_moe() -> Request {
 pub fn compare(output: Output) -> Request {
     let problem = BTreeMap::from([("out", out_word(output).into())]);
     Request { template: "compare", values: BTreeMap::from([("problem", problem)]), wgmma_tokens: None }
+}
+
+/// What device code makes of bits: `(step, packed, operands, row_tiles, n_slabs, gate, up, out, count, limit)`.
+pub fn probe(format: WeightFormat) -> Request {
+    let problem = BTreeMap::from([("weights", word_of(format).into())]);
+    Request { template: "probe", values: BTreeMap::from([("problem", problem)]), wgmma_tokens: None }
 }
 
 /// Blocks that [`compare`] is launched with.

@@ -102,8 +102,8 @@ struct Results {
       if constexpr (Config::kSwiGlu) {
         const int row = first_row + column / 8 * 16 + column % 8;
         if (row >= n) continue;
-        const float gate = sum_at(token, row - first_row) * alpha_of_row(segments, row);
-        const float up = sum_at(token, row - first_row + 8) * alpha_of_row(segments, row + 8);
+        const float gate = sum_at(token, row - first_row) * segments.alpha[0];
+        const float up = sum_at(token, row - first_row + 8) * segments.alpha[1];
         store_value(d + token * ldd + first_row / 2 + column, swiglu(gate, up, limit));
       } else {
         const int row = first_row + column;

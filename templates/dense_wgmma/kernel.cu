@@ -206,8 +206,10 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPe
   const int row = work.first_row + consumer * kRowBlock + warp % 4 * kRowTile + lane / 4;
   const int tokens = actual_tokens(m_on_device, m) - work.first_token;
   const TokenRows rows{d + work.first_token * ldd + int64_t{work.group} * columns, ldd, tokens};
-  const TileStore<Config, TokenRows> store{rows, work.first_row + consumer * kRowBlock, n, alpha_of_row(segments, row),
-                                           alpha_of_row(segments, row + 8), limit};
+  const float alpha_upper = Config::kSwiGlu ? segments.alpha[0] : alpha_of_row(segments, row);
+  const float alpha_lower = Config::kSwiGlu ? segments.alpha[1] : alpha_of_row(segments, row + 8);
+  const int first_row = work.first_row + consumer * kRowBlock;
+  const TileStore<Config, TokenRows> store{rows, first_row, n, alpha_upper, alpha_lower, limit};
   if constexpr (sizeof(Config::Out) == 4) {
     store.floats(sums, warp % 4, lane);
   } else {

@@ -1,7 +1,7 @@
 // From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
 
-// Row ranges of a weight with their own alpha (query and key-value parts of a fused projection, gate and up): rows up
-// to end[0] have alpha[0], and so on. The last end covers all rows.
+// Row ranges of a weight with their own alpha (query and key-value parts of a fused projection): rows up to end[0] have
+// alpha[0], and so on. The last end covers all rows. Gate and up rows alternate: gate has alpha[0], up alpha[1].
 struct Segments {
   int end[4];
   float alpha[4];

@@ -3,7 +3,7 @@ $#-
 -#$
 // Generated from templates/reference for ${ arch.name }$. Do not edit.
 //
-// reference: R[row, g * n + r] = alpha * sum_k A[source row, g * k + k'] * W[g][r, k'], in f64 from raw weights. What
+// reference: R[row, g * n + r] = alpha[g, part of r] * sum_k A[source row, g * k + k'] * W[g][r, k'], in f64 from raw weights. What
 // every candidate is compared with; it shares no code with them but the meaning of the formats.
 //
 //   operand   shape                   in memory                             written / read
@@ -11,12 +11,13 @@ $#-
 //   A         [rows, groups * k]      BF16, row-major                       read
 //   row_of    [rows] or null          int32: A's row of each result row     read
 //   tiles     [n_tiles] int4          group, first row, count <= 64, 0      read; null: dense, all rows in every group
+//   alphas    [groups][parts]         f32; a part is n / parts rows         read
 //   R         [rows, ldr]             f32, the f64 sum rounded once         written
 //
 //   block = 256 threads, a tile of 64 rows x 64 columns, 4 x 4 sums a thread; grid = (columns of 64, row tiles, groups)
 //   shared memory   64 x 16 doubles of A and of W; two barriers for each 16 k
 //
-// Exactness: products are exact in f64, sums lose nothing that f32 shows. alpha is a double.
+// Exactness: products are exact in f64, sums lose nothing that f32 shows.
 #include "lib/types.cuh"
 #include "lib/raw.cuh"
 #include "lib/raw_formats.cuh"
@@ -28,7 +29,7 @@ constexpr int kDepth = 16;
 extern "C" __global__ void __launch_bounds__(256)
     reference(const uint8_t* codes, const uint8_t* scales, const bf16* a, const int* row_of, const int4* tiles, float* r,
               int64_t lda, int64_t ldr, int64_t group_code_bytes, int64_t group_scale_bytes, int m, int n, int k,
-              int half_rows, double alpha) {
+              int half_rows, const float* alphas, int parts) {
   __shared__ double a_part[kTile][kDepth + 1];
   __shared__ double w_part[kTile][kDepth + 1];
   const bool is_listed = tiles != nullptr;
@@ -72,6 +73,7 @@ extern "C" __global__ void __launch_bounds__(256)
       const int line = y + 16 * i, column = first_column + x + 16 * j;
       if (line >= tile.z || column >= n) continue;
       const int64_t r_column = is_listed ? column : int64_t{tile.x} * n + column;
+      const double alpha = alphas[tile.x * parts + column / (n / parts)];
       r[(tile.y + line) * ldr + r_column] = static_cast<float>(sums[i][j] * alpha);
     }
   }

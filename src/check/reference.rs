@@ -1,0 +1,57 @@
+//! The products in plain f64 on the CPU: small shapes, against which the GPU's reference is verified.
+
+use crate::quant::math;
+
+/// `R[m, g * n + r] = alpha * sum_k A[m, g * k + k'] * W[g][r, k']`.
+///
+/// # Shapes
+/// - `weights`: `[groups, n, k]`, decoded.
+/// - `activations`: `[m, groups * k]`.
+/// - `alphas`: `[groups, parts]`, each for `n / parts` rows.
+/// - returns `[m, groups * n]`.
+///
+/// # Panics
+/// If a slice does not have its shape.
+pub fn dense(weights: &[f32], activations: &[f32], alphas: &[f32], [groups, n, k]: [usize; 3]) -> Vec<f64> {
+    assert_eq!(weights.len(), groups * n * k, "weights are [{groups}, {n}, {k}]");
+    let (m, parts) = (activations.len() / (groups * k), alphas.len() / groups);
+    let mut result = Vec::with_capacity(m * groups * n);
+    for token in activations.chunks_exact(groups * k) {
+        for (row_idx, row) in weights.chunks_exact(k).enumerate() {
+            let (group, row_in_group) = (row_idx / n, row_idx % n);
+            let alpha = alphas[group * parts + row_in_group / (n / parts)];
+            let part = &token[group * k..][..k];
+            let sum: f64 = row.iter().zip(part).map(|(w, a)| f64::from(*w) * f64::from(*a)).sum();
+            result.push(sum * f64::from(alpha));
+        }
+    }
+    result
+}
+
+/// Gate-up, SwiGLU rounded to BF16, down, routing weight, combine, for one token.
+///
+/// # Shapes
+/// - `gate_up`: for each slot the expert's `[2 * i, hidden]`, gate above up, alpha applied.
+/// - `down`: for each slot the expert's `[hidden, i]`, alpha applied.
+/// - `routing`: a weight for each slot.
+/// - returns `[hidden]`.
+pub fn moe_block(token: &[f32], gate_up: &[Vec<f32>], down: &[Vec<f32>], routing: &[f32], limit: f32) -> Vec<f64> {
+    let mut result = vec![0.0; token.len()];
+    for ((gate_up, down), &weight) in gate_up.iter().zip(down).zip(routing) {
+        let sums: Vec<f64> = gate_up
+            .chunks_exact(token.len())
+            .map(|row| row.iter().zip(token).map(|(w, a)| f64::from(*w) * f64::from(*a)).sum())
+            .collect();
+        let (gate, up) = sums.split_at(sums.len() / 2);
+        let hidden: Vec<f32> = gate
+            .iter()
+            .zip(up)
+            .map(|(gate, up)| crate::quant::bf16::round(math::swiglu(*gate as f32, *up as f32, limit)))
+            .collect();
+        for (out, row) in result.iter_mut().zip(down.chunks_exact(hidden.len())) {
+            let sum: f64 = row.iter().zip(&hidden).map(|(w, h)| f64::from(*w) * f64::from(*h)).sum();
+            *out += f64::from(weight) * sum;
+        }
+    }
+    result
+}

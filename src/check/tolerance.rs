@@ -1,0 +1,151 @@
+//! How far a result may be from the exact one, derived from the formats: rounding once, and the order of an f32 sum.
+
+use serde::{Deserialize, Serialize};
+
+use crate::problem::Output;
+
+/// Sums over every element of a result D and its reference R.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Elements compared.
+    pub elements: u64,
+    /// Sum of (D - R)^2.
+    pub error: f64,
+    /// Sum of R^2.
+    pub size: f64,
+    /// Sum of (bf16(R) - R)^2: what no BF16 result can do better.
+    pub rounding: f64,
+    /// Largest |D - R| beyond [`slope`] * |R|.
+    pub worst: f64,
+    /// Elements that are NaN or infinite, unwritten ones among them.
+    pub not_finite: u64,
+    /// Hash of the bits of D, the same for the same bits.
+    pub checksum: u64,
+}
+
+/// A result that is not right.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+pub enum Wrong {
+    /// Elements that are NaN, infinite, or were never written.
+    #[error("{count} of {elements} elements are not finite or were not written")]
+    NotFinite {
+        /// How many.
+        count: u64,
+        /// Of how many.
+        elements: u64,
+    },
+    /// The error of all elements together is too large.
+    #[error("relative L2 error {found:.3e} is above {limit:.3e}")]
+    Error {
+        /// What it is.
+        found: f64,
+        /// What it may be.
+        limit: f64,
+    },
+    /// One element is off by more than rounding and summation explain.
+    #[error("an element is off by {found:.3e} beyond rounding, the limit is {limit:.3e}")]
+    Element {
+        /// What it is.
+        found: f64,
+        /// What it may be.
+        limit: f64,
+    },
+}
+
+impl Comparison {
+    /// Relative L2 error; infinite if an element is not finite.
+    pub fn relative_l2(&self) -> f64 {
+        if self.not_finite > 0 { f64::INFINITY } else { (self.error / self.size.max(f64::MIN_POSITIVE)).sqrt() }
+    }
+
+    /// Adds what another part of the same result gave.
+    pub fn add(&mut self, other: &Self) {
+        self.elements += other.elements;
+        self.error += other.error;
+        self.size += other.size;
+        self.rounding += other.rounding;
+        self.worst = self.worst.max(other.worst);
+        self.not_finite += other.not_finite;
+        self.checksum = self.checksum.wrapping_add(other.checksum);
+    }
+}
+
+/// Share of |R| by which an element may be off: half a unit in the last place of BF16; of f32, the order of the sum.
+pub fn slope(output: Output) -> f64 {
+    match output {
+        Output::Bf16 => 1.0 / 256.0,
+        Output::F32 => 1e-5,
+    }
+}
+
+/// Judges a comparison of a sum over `k`.
+///
+/// BF16: at most 1.3 times the error of rounding the exact result. f32: at most 1e-5 for k up to 8192 and 1.3e-9 * k
+/// above: tensor cores accumulate with 25 bits and truncate. One element may be off by what its own rounding and the
+/// summation of values of ordinary size give.
+///
+/// # Errors
+/// [`Wrong`] says which limit was passed, and by how much.
+pub fn judge(comparison: &Comparison, output: Output, k: u32) -> Result<f64, Wrong> {
+    let &Comparison { elements, not_finite, worst, .. } = comparison;
+    if not_finite > 0 {
+        return Err(Wrong::NotFinite { count: not_finite, elements });
+    }
+    let summation = if k <= 8192 { 1e-5 } else { 1.3e-9 * f64::from(k) };
+    let found = comparison.relative_l2();
+    let limit = match output {
+        Output::Bf16 => 1.3 * (comparison.rounding / comparison.size.max(f64::MIN_POSITIVE)).sqrt(),
+        Output::F32 => summation,
+    };
+    if is_above(found, limit) {
+        return Err(Wrong::Error { found, limit });
+    }
+    let ordinary = (comparison.size / elements.max(1) as f64).sqrt();
+    let limit = ELEMENT_FACTOR * summation * ordinary;
+    if is_above(worst, limit) {
+        return Err(Wrong::Element { found: worst, limit });
+    }
+    Ok(found)
+}
+
+/// A NaN is above every limit.
+fn is_above(found: f64, limit: f64) -> bool {
+    found.is_nan() || found > limit
+}
+
+/// An element of ordinary size may collect this many times the average error of a sum.
+const ELEMENT_FACTOR: f64 = 50.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rounded_once() -> Comparison {
+        Comparison { elements: 100, error: 1e-4, size: 100.0, rounding: 1e-4, ..Comparison::default() }
+    }
+
+    #[test]
+    fn rounding_once_is_right_and_rounding_twice_is_not() {
+        assert_eq!(judge(&rounded_once(), Output::Bf16, 4096), Ok(1e-3));
+        let twice = Comparison { error: 2e-4, ..rounded_once() };
+        assert!(matches!(judge(&twice, Output::Bf16, 4096), Err(Wrong::Error { .. })));
+        assert!(matches!(judge(&rounded_once(), Output::F32, 4096), Err(Wrong::Error { .. })));
+    }
+
+    #[test]
+    fn one_bad_element_is_enough() {
+        let unwritten = Comparison { not_finite: 1, ..rounded_once() };
+        assert_eq!(judge(&unwritten, Output::Bf16, 64), Err(Wrong::NotFinite { count: 1, elements: 100 }));
+        let off = Comparison { worst: 0.01, ..rounded_once() };
+        assert!(matches!(judge(&off, Output::Bf16, 64), Err(Wrong::Element { .. })));
+        let nan = Comparison { error: f64::NAN, ..rounded_once() };
+        assert!(judge(&nan, Output::Bf16, 64).is_err());
+    }
+
+    #[test]
+    fn a_long_f32_sum_may_be_less_exact() {
+        let comparison = Comparison { elements: 1, error: 4e-10, size: 1.0, ..Comparison::default() };
+        assert!(judge(&comparison, Output::F32, 8192).is_err());
+        assert!(judge(&comparison, Output::F32, 16384).is_ok());
+    }
+}

@@ -1,0 +1,233 @@
+//! Blocks of experts: all experts' weights, routing tables that take turns, one workspace for all candidates.
+
+use super::dense::{LIMIT, POISON};
+use super::routing::{RoutingTable, SortedSlots};
+use super::tools::{Toolbox, Value};
+use super::weights::RawWeights;
+use super::{Candidate, LiveError, Mode, launch_with};
+use crate::check::Comparison;
+use crate::device::Buffer;
+use crate::dispatch::LaunchArgs;
+use crate::kernels::{self, FillKind};
+use crate::problem::{MoeBlock, Output, Routing};
+
+pub(super) struct MoeSubject {
+    block: MoeBlock,
+    up: Buffer,
+    down: Buffer,
+    up_alpha: Buffer,
+    down_alpha: Buffer,
+    tokens: Buffer,
+    output: Buffer,
+    workspace: Buffer,
+    tables: Vec<Table>,
+    /// References are for the first table of each routing.
+    references: Vec<(usize, Buffer)>,
+}
+
+/// A routing table on the device.
+struct Table {
+    experts: Buffer,
+    weights: Buffer,
+}
+
+/// Both weight matrices as a checkpoint holds them, with the true alphas.
+struct RawExperts {
+    up: RawWeights,
+    down: RawWeights,
+    up_alphas: Vec<f32>,
+    down_alphas: Vec<f32>,
+}
+
+impl MoeSubject {
+    pub fn new(tools: &mut Toolbox, block: &MoeBlock, routings: &[Routing], seed: u64) -> Result<Self, LiveError> {
+        let raw = RawExperts::random(tools, block, seed)?;
+        let (up, up_factor) = raw.up.pack(tools)?;
+        let (down, down_factor) = raw.down.pack(tools)?;
+        let scaled = |alphas: &[f32], factor: f32| -> Vec<f32> { alphas.iter().map(|alpha| alpha * factor).collect() };
+        let elements = block.m as usize * block.hidden as usize;
+        let tokens = Buffer::new(&tools.gpu, 2 * elements)?;
+        tools.fill(&tokens, elements, FillKind::Bf16, [0, 0], seed ^ 0xA)?;
+        let mut subject = Self {
+            block: block.clone(),
+            up,
+            down,
+            up_alpha: Buffer::of(&tools.gpu, &scaled(&raw.up_alphas, up_factor))?,
+            down_alpha: Buffer::of(&tools.gpu, &scaled(&raw.down_alphas, down_factor))?,
+            tokens,
+            output: Buffer::new(&tools.gpu, 2 * elements)?,
+            workspace: Buffer::zeros(&tools.gpu, most_workspace_bytes(block))?,
+            tables: Vec::new(),
+            references: Vec::new(),
+        };
+        for (routing_idx, &routing) in routings.iter().enumerate() {
+            // With few tokens a second launch would find the first one's experts in L2.
+            for turn in 0..TABLES {
+                let table = RoutingTable::new(block, routing, seed ^ (routing_idx as u64) << 32 ^ turn << 40);
+                if turn == 0 {
+                    let reference = subject.make_reference(tools, &raw, &table)?;
+                    subject.references.push((subject.tables.len(), reference));
+                }
+                let experts = Buffer::of(&tools.gpu, &table.experts)?;
+                subject.tables.push(Table { experts, weights: Buffer::of(&tools.gpu, &table.weights)? });
+            }
+        }
+        Ok(subject)
+    }
+
+    pub fn judged_by(&self) -> (Output, u32) {
+        (Output::Bf16, self.block.hidden.max(self.block.intermediate))
+    }
+
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace.bytes()
+    }
+
+    /// Checksum of the result as it stands.
+    pub fn checksum(&mut self, tools: &mut Toolbox, m: u32) -> Result<u64, LiveError> {
+        let hidden = self.block.hidden as usize;
+        let both = [(self.output.pointer(), hidden), (self.references[0].1.pointer(), hidden)];
+        Ok(tools.compare(Output::Bf16, both, m, self.block.hidden)?.checksum)
+    }
+
+    fn make_reference(&self, tools: &mut Toolbox, raw: &RawExperts, table: &RoutingTable) -> Result<Buffer, LiveError> {
+        let block = &self.block;
+        let sorted = table.sorted(block);
+        let rows = sorted.token_of.len();
+        let (hidden, inner) = (block.hidden as usize, block.intermediate as usize);
+        let gpu = tools.gpu.clone();
+        let (token_of, tiles) = (Buffer::of(&gpu, &sorted.token_of)?, Buffer::of(&gpu, &sorted.tiles)?);
+        let (position_of, weights) = (Buffer::of(&gpu, &sorted.position_of)?, Buffer::of(&gpu, &table.weights)?);
+        let sums = Buffer::new(&gpu, 4 * rows * 2 * inner)?;
+        let inner_rows = Buffer::new(&gpu, 2 * rows * inner)?;
+        let parts = Buffer::new(&gpu, 4 * rows * hidden)?;
+        let result = Buffer::new(&gpu, 4 * block.m as usize * hidden)?;
+        raw.multiply(tools, true, [&self.tokens, &token_of, &tiles, &sums], &sorted)?;
+        let step = |step: i32, from: &Buffer, to: [&Buffer; 2], rows: usize, columns: usize| {
+            [
+                Value::Int(step),
+                from.into(),
+                (&position_of).into(),
+                (&weights).into(),
+                if step == 0 { to[0].into() } else { Value::Pointer(0) },
+                if step == 0 { Value::Pointer(0) } else { to[1].into() },
+                Value::Int(rows as i32),
+                Value::Int(columns as i32),
+                Value::Int(block.top_k as i32),
+                Value::Double(f64::from(LIMIT)),
+            ]
+        };
+        let reference_moe = kernels::reference_moe();
+        tools.run(&reference_moe, [2048, 1, 1], &step(0, &sums, [&inner_rows, &result], rows, inner))?;
+        raw.multiply(tools, false, [&inner_rows, &token_of, &tiles, &parts], &sorted)?;
+        tools.run(&reference_moe, [2048, 1, 1], &step(1, &parts, [&inner_rows, &result], block.m as usize, hidden))?;
+        tools.stream.synchronize()?;
+        Ok(result)
+    }
+
+    /// Arguments of launch `idx` for `m` tokens: routing tables take turns.
+    pub fn args(&self, m: u32, idx: u32) -> LaunchArgs {
+        self.args_of(m, idx as usize % self.tables.len())
+    }
+
+    fn args_of(&self, m: u32, table_idx: usize) -> LaunchArgs {
+        let table = &self.tables[table_idx];
+        LaunchArgs {
+            activations: self.tokens.pointer(),
+            activation_stride: self.block.hidden,
+            weights: self.up.pointer(),
+            down_weights: self.down.pointer(),
+            output: self.output.pointer(),
+            output_stride: self.block.hidden,
+            tokens: m,
+            limit: LIMIT,
+            experts: table.experts.pointer(),
+            routing: table.weights.pointer(),
+            up_alpha: self.up_alpha.pointer(),
+            down_alpha: self.down_alpha.pointer(),
+            workspace: self.workspace.pointer(),
+            ..LaunchArgs::default()
+        }
+    }
+
+    pub fn compare(&mut self, tools: &mut Toolbox, candidate: &Candidate) -> Result<Vec<Comparison>, LiveError> {
+        let m = candidate.bound.problem().m();
+        let compare = |(table_idx, reference): &(usize, Buffer)| {
+            self.output.set_bytes(POISON)?;
+            self.workspace.set_bytes(POISON)?;
+            launch_with(candidate, self.args_of(m, *table_idx), tools.stream.raw().cast(), Mode::Unchained)?;
+            tools.stream.synchronize()?;
+            let hidden = self.block.hidden as usize;
+            let both = [(self.output.pointer(), hidden), (reference.pointer(), hidden)];
+            tools.compare(Output::Bf16, both, m, self.block.hidden)
+        };
+        self.references.iter().map(compare).collect()
+    }
+}
+
+impl RawExperts {
+    fn random(tools: &mut Toolbox, block: &MoeBlock, seed: u64) -> Result<Self, LiveError> {
+        let [experts, hidden, inner] =
+            [block.local_experts, block.hidden, block.intermediate].map(|size| size as usize);
+        let up = RawWeights::random(tools, block.weights, [experts, 2 * inner, hidden], true, seed ^ 0xB)?;
+        let down = RawWeights::random(tools, block.weights, [experts, hidden, inner], false, seed ^ 0xC)?;
+        // Gate and up of about 4, so that the clamp at 10 is met; each expert its own, so that a wrong one shows.
+        let up_alpha = 7.0 / (hidden as f64 * up.mean_square()).sqrt();
+        let down_alpha = 0.1 / (inner as f64 * down.mean_square()).sqrt();
+        let own = |expert: usize| 1.0 + 0.05 * (expert % 5) as f64;
+        let up_alphas = (0..experts).flat_map(|expert| [up_alpha * own(expert), 0.8 * up_alpha * own(expert)]);
+        let down_alphas = (0..experts).map(|expert| down_alpha * own(expert + 2));
+        Ok(Self {
+            up_alphas: up_alphas.map(|alpha| alpha as f32).collect(),
+            down_alphas: down_alphas.map(|alpha| alpha as f32).collect(),
+            up,
+            down,
+        })
+    }
+
+    /// The reference product over sorted slots: `[from, rows of from (gate-up), tiles, to]`.
+    fn multiply(
+        &self,
+        tools: &mut Toolbox,
+        is_up: bool,
+        [from, token_of, tiles, to]: [&Buffer; 4],
+        sorted: &SortedSlots,
+    ) -> Result<(), LiveError> {
+        let (raw, alphas, parts) =
+            if is_up { (&self.up, &self.up_alphas, 2) } else { (&self.down, &self.down_alphas, 1) };
+        let alphas = Buffer::of(&tools.gpu, alphas)?;
+        let n_tiles = (sorted.tiles.len() / 4) as u32;
+        let values = [
+            (&raw.codes).into(),
+            (&raw.scales).into(),
+            from.into(),
+            if is_up { token_of.into() } else { Value::Pointer(0) },
+            tiles.into(),
+            to.into(),
+            Value::Long(raw.k as i64),
+            Value::Long(raw.n as i64),
+            Value::Long(raw.group_code_bytes() as i64),
+            Value::Long(raw.group_scale_bytes() as i64),
+            Value::Int(0),
+            Value::Int(raw.n as i32),
+            Value::Int(raw.k as i32),
+            Value::Int(raw.half_rows() as i32),
+            (&alphas).into(),
+            Value::Int(parts),
+        ];
+        if n_tiles > 0 {
+            tools.run(&kernels::reference(raw.format), [(raw.n as u32).div_ceil(64), n_tiles, 1], &values)?;
+        }
+        Ok(tools.stream.synchronize()?)
+    }
+}
+
+/// Room for any plan: hidden rows, parts, slots and tiles.
+fn most_workspace_bytes(block: &MoeBlock) -> usize {
+    let slots = block.m as usize * block.top_k as usize;
+    let rows = slots * (2 * block.intermediate as usize + 4 * block.hidden as usize);
+    rows + slots * 64 + block.local_experts as usize * 64 + (1 << 16)
+}
+
+/// Tables that take turns, for each routing.
+const TABLES: u64 = 8;

@@ -1,0 +1,189 @@
+//! Random weights as a checkpoint would hold them, packed on the GPU by the kernels that a loader uses.
+
+use super::LiveError;
+use super::tools::{Toolbox, Value};
+use crate::device::{Buffer, DevicePointer};
+use crate::kernels::{self, FillKind, SCAN_RANGE_START};
+use crate::quant::{self, ExponentRange, PackedLayout, Rebase, WeightFormat, e2m1, e4m3, ue8m0};
+
+/// Raw matrices `[groups][n, k]` of one format in device memory.
+pub(super) struct RawWeights {
+    pub format: WeightFormat,
+    pub groups: usize,
+    pub n: usize,
+    pub k: usize,
+    /// Whether gate stands above up, to be interleaved when packed.
+    pub is_gate_up: bool,
+    pub codes: Buffer,
+    pub scales: Buffer,
+}
+
+impl RawWeights {
+    /// Random weights; equal seeds give equal bytes.
+    pub fn random(
+        tools: &mut Toolbox,
+        format: WeightFormat,
+        [groups, n, k]: [usize; 3],
+        is_gate_up: bool,
+        seed: u64,
+    ) -> Result<Self, LiveError> {
+        let (code_bytes, scale_bytes) =
+            (groups * code_bytes(format, n, k), groups * scale_bytes(format, n, k, is_gate_up));
+        let codes = Buffer::new(&tools.gpu, code_bytes)?;
+        let scales = Buffer::new(&tools.gpu, scale_bytes)?;
+        let kind = match format {
+            WeightFormat::Nvfp4 | WeightFormat::Mxfp4 => FillKind::E2m1,
+            WeightFormat::Fp8 => FillKind::E4m3,
+            WeightFormat::Bf16 => FillKind::Bf16,
+        };
+        let elements = if format == WeightFormat::Bf16 { code_bytes / 2 } else { code_bytes };
+        tools.fill(&codes, elements, kind, [0, 0], seed)?;
+        if let Some(range) = scale_range(format) {
+            tools.fill(&scales, scale_bytes, FillKind::Range, range, seed ^ 0x5CA1E)?;
+        }
+        Ok(Self { format, groups, n, k, is_gate_up, codes, scales })
+    }
+
+    pub fn group_code_bytes(&self) -> usize {
+        code_bytes(self.format, self.n, self.k)
+    }
+
+    pub fn group_scale_bytes(&self) -> usize {
+        scale_bytes(self.format, self.n, self.k, self.is_gate_up)
+    }
+
+    pub fn half_rows(&self) -> usize {
+        if self.is_gate_up { self.n / 2 } else { 0 }
+    }
+
+    /// Bytes of all groups, packed.
+    pub fn packed_bytes(&self) -> usize {
+        self.groups * PackedLayout::of(self.format).packed_bytes(self.n, self.k)
+    }
+
+    /// Packs all groups into one buffer, with one rebase for all of them. Gives the buffer and what operands are to be
+    /// multiplied by, besides a weight's own scale.
+    pub fn pack(&self, tools: &mut Toolbox) -> Result<(Buffer, f32), LiveError> {
+        let in_use_bytes = if self.format == WeightFormat::Fp8 { self.group_scale_bytes() * self.groups } else { 0 };
+        let in_use = Buffer::new(&tools.gpu, in_use_bytes)?;
+        let rebase = self.scan(tools, &in_use)?;
+        let packed = Buffer::new(&tools.gpu, self.packed_bytes())?;
+        let layout = PackedLayout::of(self.format);
+        let units = layout.slab_bytes() - layout.codes_bytes() + layout.codes_bytes() / 16;
+        let slabs = self.n.div_ceil(64) * layout.slabs(self.k);
+        let blocks = (slabs * units).div_ceil(256) as u32;
+        for group in 0..self.groups {
+            let values = [
+                Value::Pointer(self.codes_of(group)),
+                Value::Pointer(self.scales_of(group)),
+                Value::Pointer(self.in_use_of(&in_use, group)),
+                Value::Pointer(packed.pointer() + (group * layout.packed_bytes(self.n, self.k)) as u64),
+                Value::Int(self.n as i32),
+                Value::Int(self.k as i32),
+                Value::Int(i32::from(self.is_gate_up)),
+                Value::Int(rebase.shift),
+            ];
+            tools.run(&kernels::pack(self.format), [blocks, 1, 1], &values)?;
+        }
+        tools.stream.synchronize()?;
+        let alpha = if self.format == WeightFormat::Nvfp4 { quant::rebase::NVFP4_ALPHA } else { rebase.alpha };
+        Ok((packed, alpha))
+    }
+
+    /// Looks for scales in use over all groups.
+    fn scan(&self, tools: &mut Toolbox, in_use: &Buffer) -> Result<Rebase, LiveError> {
+        let range = Buffer::of(&tools.gpu, &SCAN_RANGE_START)?;
+        let n_blocks = match self.format {
+            WeightFormat::Bf16 => self.n * self.k,
+            _ => self.group_scale_bytes(),
+        };
+        for group in 0..self.groups {
+            let values = [
+                Value::Pointer(self.codes_of(group)),
+                Value::Pointer(self.scales_of(group)),
+                Value::Pointer(self.in_use_of(in_use, group)),
+                (&range).into(),
+                Value::Long(n_blocks as i64),
+                Value::Int(self.n as i32),
+                Value::Int(self.k as i32),
+                Value::Int(self.half_rows() as i32),
+            ];
+            tools.run(&kernels::pack_scan(self.format), [1024, 1, 1], &values)?;
+        }
+        tools.stream.synchronize()?;
+        let [largest, smallest, faults, _] = range.download::<i32>(4)?[..] else {
+            unreachable!("four numbers were asked for")
+        };
+        if faults > 0 {
+            return Err(LiveError::Data(format!("{faults} random weights or scales are not finite")));
+        }
+        let range = (largest >= 0).then_some(ExponentRange { largest: largest as u8, smallest: smallest as u8 });
+        quant::rebase(self.format, range).map_err(|error| LiveError::Data(error.to_string()))
+    }
+
+    pub fn codes_of(&self, group: usize) -> DevicePointer {
+        self.codes.pointer() + (group * self.group_code_bytes()) as u64
+    }
+
+    pub fn scales_of(&self, group: usize) -> DevicePointer {
+        self.scales.pointer() + (group * self.group_scale_bytes()) as u64
+    }
+
+    fn in_use_of(&self, in_use: &Buffer, group: usize) -> DevicePointer {
+        if in_use.bytes() == 0 { 0 } else { in_use.pointer() + (group * self.group_scale_bytes()) as u64 }
+    }
+
+    /// Mean square of a weight before alpha.
+    pub fn mean_square(&self) -> f64 {
+        mean_square(self.format)
+    }
+}
+
+/// Bytes of the codes of one matrix.
+fn code_bytes(format: WeightFormat, n: usize, k: usize) -> usize {
+    match format {
+        WeightFormat::Nvfp4 | WeightFormat::Mxfp4 => n * k / 2,
+        WeightFormat::Fp8 => n * k,
+        WeightFormat::Bf16 => 2 * n * k,
+    }
+}
+
+/// Bytes of the scales of one matrix. Gate and up have an FP8 grid each.
+fn scale_bytes(format: WeightFormat, n: usize, k: usize, is_gate_up: bool) -> usize {
+    match format {
+        WeightFormat::Nvfp4 => n * k / 16,
+        WeightFormat::Mxfp4 => n * k / 32,
+        WeightFormat::Fp8 if is_gate_up => 2 * (n / 2).div_ceil(128) * k.div_ceil(128),
+        WeightFormat::Fp8 => n.div_ceil(128) * k.div_ceil(128),
+        WeightFormat::Bf16 => 0,
+    }
+}
+
+/// Scale bytes from `.0` to `.1`: a few binades, as weights have.
+fn scale_range(format: WeightFormat) -> Option<[u8; 2]> {
+    match format {
+        WeightFormat::Nvfp4 => Some([0x30, 0x47]),
+        WeightFormat::Mxfp4 => Some([120, 125]),
+        WeightFormat::Fp8 => Some([121, 125]),
+        WeightFormat::Bf16 => None,
+    }
+}
+
+/// Codes and scales are independent, so their mean squares multiply.
+fn mean_square(format: WeightFormat) -> f64 {
+    let mean = |values: &mut dyn Iterator<Item = f32>| {
+        let squares: Vec<f64> = values.map(|value| f64::from(value).powi(2)).collect();
+        squares.iter().sum::<f64>() / squares.len() as f64
+    };
+    let scales = |decode: fn(u8) -> f32| {
+        let [low, high] = scale_range(format).expect("formats with scales have a range");
+        mean(&mut (low..=high).map(decode))
+    };
+    match format {
+        WeightFormat::Nvfp4 => mean(&mut (0..16).map(e2m1::decode)) * scales(e4m3::decode),
+        WeightFormat::Mxfp4 => mean(&mut (0..16).map(e2m1::decode)) * scales(ue8m0::decode),
+        // What `templates/fill` makes of kind 1: magnitude bytes from 0x10, 0x48 of them.
+        WeightFormat::Fp8 => mean(&mut (0x10..0x58).map(e4m3::decode)) * scales(ue8m0::decode),
+        WeightFormat::Bf16 => 1.0 / 3.0,
+    }
+}
