@@ -13,12 +13,17 @@
 mod entry;
 mod files;
 mod key;
+mod pack;
 mod record;
 mod snapshot;
+mod words;
 
 pub use entry::Entry;
 use entry::Interner;
 pub use files::FileError;
 pub use key::{KeyHash, SCHEMA, WinnerKey};
+pub use pack::{
+    Difference, Edits, Embedded, Finding, MergeNote, Merged, Pack, PackError, diff, embedded, embedded_for,
+};
 pub use record::{Origin, Outcome, Record, RunnerUp, Timing, Toolchain, Trial};
 pub use snapshot::{Snapshot, SnapshotError};
