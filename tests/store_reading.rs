@@ -1,12 +1,16 @@
-//! What readers see: snapshots, whole or refused.
+//! What readers see: snapshots, whole or refused, and the ladder of lookups.
 
 mod store_samples;
 
 use std::fs;
 
-use store_samples::{Numbers, records};
-use tilekiln::problem::Routing;
-use tilekiln::store::{FileError, Origin, SCHEMA, Snapshot, SnapshotError, WinnerKey};
+use store_samples::{Numbers, gpu, problem, record, records, tile};
+use tilekiln::arch::{ArchSpec, GpuSpec};
+use tilekiln::problem::{Routing, Tile};
+use tilekiln::store::{
+    Current, Entry, FileError, Found, How, Lookup, LookupNote, Origin, Record, SCHEMA, Snapshot, SnapshotError, Stale,
+    WinnerKey,
+};
 
 #[test]
 fn a_snapshot_gives_back_every_record() {
@@ -75,4 +79,122 @@ fn a_snapshot_that_is_none_says_so() {
 
     let error = Snapshot::of(&[]).write(&path.join("below a file")).unwrap_err();
     assert!(matches!(error, SnapshotError::File(FileError::NotADirectory { .. })), "{error}");
+}
+
+/// What the ladder answers on the H100 for `asked`, with kernels and NVRTC as they were.
+fn find<'a>(lookup: &'a Lookup, asked: &str, default: &'a Tile) -> Found<'a> {
+    let (problem, gpu) = (problem(asked), gpu("h100"));
+    let key = WinnerKey { layout: "nvfp4@1", problem: &problem, gpu: &gpu };
+    let kernels = |tile: &Tile| tile.number("variant").map(|idx| store_samples::toolchain(idx.into()).kernels);
+    let current = Current { nvrtc: Some("13.2.51"), kernels: &kernels };
+    lookup.find(&key, ArchSpec::named("sm90a").unwrap(), &current, default)
+}
+
+#[test]
+fn the_ladder_is_climbed_down_rung_by_rung() {
+    let of = |problem: &str, gpu: &str, origin: Origin| Record { origin, ..record(problem, gpu, 7, 1.0) };
+    let measured = |problem: &str, gpu: &str| of(problem, gpu, Origin::Measured);
+    let other_layout = Record { layout: "nvfp4@2".to_string(), ..measured("nvfp4 64x64 m16", "h100") };
+    let borrowed = How::Borrowed { gpu: gpu("h200-sxm") };
+    #[rustfmt::skip]
+    let cases = [
+        ("exact",               vec![measured("nvfp4 64x64 m16", "h100"), measured("nvfp4 64x64 m32", "h100")], How::Exact),
+        ("inherited",           vec![of("nvfp4 64x64 m16", "h100", Origin::Inherited { from_m: 4 }), measured("nvfp4 64x64 m32", "h100")], How::OtherBucket { m: 4 }),
+        ("nearest above",       vec![measured("nvfp4 64x64 m8", "h100"), measured("nvfp4 64x64 m64", "h100"), measured("nvfp4 64x64 m32", "h100")], How::OtherBucket { m: 32 }),
+        ("nearest below",       vec![measured("nvfp4 64x64 m1", "h100"), measured("nvfp4 64x64 m8", "h100")], How::OtherBucket { m: 8 }),
+        ("bucket over loan",    vec![measured("nvfp4 64x64 m1", "h100"), measured("nvfp4 64x64 m16", "h200-sxm")], How::OtherBucket { m: 1 }),
+        ("borrowed",            vec![measured("nvfp4 64x64 m16", "h200-sxm"), of("nvfp4 64x64 m16", "h100", Origin::Predicted)], borrowed),
+        ("predicted",           vec![of("nvfp4 64x64 m16", "h100", Origin::Predicted)], How::Predicted),
+        ("other architecture",  vec![measured("nvfp4 64x64 m16", "b200"), measured("nvfp4 64x64 m16", "a100-sxm")], How::Default),
+        ("inherited elsewhere", vec![of("nvfp4 64x64 m16", "h200-sxm", Origin::Inherited { from_m: 4 })], How::Default),
+        ("other layout",        vec![other_layout], How::Default),
+        ("other op",            vec![measured("nvfp4 64x128 m16", "h100"), measured("mxfp4 64x64 m16", "h100")], How::Default),
+        ("nothing",             vec![], How::Default),
+    ];
+    let default = tile(0);
+    for (name, records, how) in cases {
+        let lookup = Lookup::new(records.iter().map(Entry::of));
+        let found = find(&lookup, "nvfp4 64x64 m16", &default);
+        assert_eq!(found.how, how, "{name}");
+        assert_eq!(found.entry.is_none(), how == How::Default, "{name}");
+        assert!(!found.is_stale(), "{name}: {found}");
+        assert_eq!(found.tiles().last().unwrap(), default, "{name}");
+    }
+}
+
+#[test]
+fn every_answer_says_why_in_a_sentence() {
+    let default = tile(0);
+    let sentence = |records: Vec<Record>| {
+        find(&Lookup::new(records.iter().map(Entry::of)), "nvfp4 64x64 m16", &default).to_string()
+    };
+    let measured = record("nvfp4 64x64 m16", "h100", 7, 1.0);
+    assert_eq!(sentence(vec![measured.clone()]), "measured on this GPU");
+    assert_eq!(
+        sentence(vec![record("nvfp4 64x64 m32", "h100", 7, 1.0)]),
+        "inherited: it won m = 32 of the same op on this GPU"
+    );
+    assert_eq!(
+        sentence(vec![record("nvfp4 64x64 m16", "h200-sxm", 7, 1.0)]),
+        format!("borrowed: it won on {}, nothing was measured on this GPU", gpu("h200-sxm"))
+    );
+    assert_eq!(
+        sentence(vec![Record { origin: Origin::Predicted, ..measured.clone() }]),
+        "predicted: the cost model's choice, never run on this GPU"
+    );
+    assert_eq!(sentence(vec![]), "default: nothing is known about this problem");
+
+    let mut old = measured.clone();
+    old.toolchain.nvrtc = "13.1".to_string();
+    assert_eq!(
+        sentence(vec![old]),
+        "measured on this GPU; stale: it was measured with NVRTC 13.1, this is 13.2, it is still used"
+    );
+    let mut old = measured;
+    old.toolchain.kernels = "0000000000000000".to_string();
+    assert_eq!(sentence(vec![old]), "measured on this GPU; stale: its kernels have changed since, it is still used");
+}
+
+#[test]
+fn a_tile_that_its_family_no_longer_knows_is_stale_and_has_runners_up() {
+    let winner = record("nvfp4 64x64 m16", "h100", 7, 1.0);
+    let lookup = Lookup::new([Entry::of(&winner)]);
+    let (problem, gpu, default) = (problem("nvfp4 64x64 m16"), gpu("h100"), tile(0));
+    let key = WinnerKey { layout: "nvfp4@1", problem: &problem, gpu: &gpu };
+    let current = Current { nvrtc: None, kernels: &|_| None };
+    let found = lookup.find(&key, ArchSpec::named("sm90a").unwrap(), &current, &default);
+    assert_eq!(found.stale, Some(Stale::Kernels));
+    let tiles: Vec<Tile> = found.tiles().collect();
+    assert_eq!(tiles, [tile(7), tile(8), tile(9), tile(10), default]);
+}
+
+#[test]
+fn better_evidence_is_never_overridden() {
+    let of = |origin: Origin, idx: u64| Entry::of(&Record { origin, ..record("nvfp4 64x64 m16", "h100", idx, 1.0) });
+    let winner = |entries: Vec<Entry>| {
+        let key = entries[0].key;
+        Lookup::new(entries).get(&key).unwrap().tile().unwrap()
+    };
+    assert_eq!(winner(vec![of(Origin::Measured, 1), of(Origin::Measured, 2)]), tile(1), "the earlier source");
+    assert_eq!(winner(vec![of(Origin::Measured, 1), of(Origin::Predicted, 2)]), tile(1));
+    assert_eq!(winner(vec![of(Origin::Predicted, 1), of(Origin::Measured, 2)]), tile(2));
+    assert_eq!(winner(vec![of(Origin::Inherited { from_m: 1 }, 1), of(Origin::Measured, 2)]), tile(2));
+}
+
+#[test]
+fn a_lookup_opens_without_a_snapshot_and_notes_a_bad_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("winners.snapshot");
+    let arch = GpuSpec::named("h100").unwrap().arch;
+    let (bare, notes) = Lookup::open(&path, arch);
+    assert_eq!(notes, []);
+
+    Snapshot::of(&records(10)).write(&path).unwrap();
+    let (lookup, notes) = Lookup::open(&path, arch);
+    assert_eq!((lookup.entries().len(), notes), (bare.entries().len() + 10, vec![]));
+
+    fs::write(&path, "tilekiln").unwrap();
+    let (lookup, notes) = Lookup::open(&path, arch);
+    assert_eq!(lookup.entries().len(), bare.entries().len());
+    assert!(matches!(&notes[..], [LookupNote::Snapshot(SnapshotError::Damaged { .. })]), "{notes:?}");
 }

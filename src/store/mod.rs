@@ -13,6 +13,7 @@
 mod entry;
 mod files;
 mod key;
+mod lookup;
 mod pack;
 mod record;
 mod snapshot;
@@ -22,6 +23,7 @@ pub use entry::Entry;
 use entry::Interner;
 pub use files::FileError;
 pub use key::{KeyHash, SCHEMA, WinnerKey};
+pub use lookup::{Current, Found, How, Lookup, LookupNote, Stale};
 pub use pack::{
     Difference, Edits, Embedded, Finding, MergeNote, Merged, Pack, PackError, diff, embedded, embedded_for,
 };
