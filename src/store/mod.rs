@@ -10,6 +10,7 @@
 //! One process writes: it holds the [`Database`]. Readers never open sled; they load the [`Snapshot`] into a
 //! [`Lookup`]. Nothing here panics, and every fault is a type with a sentence and a `hint()`.
 
+mod database;
 mod entry;
 mod files;
 mod key;
@@ -19,6 +20,9 @@ mod record;
 mod snapshot;
 mod words;
 
+pub use database::{
+    BadEntry, BadValue, Collected, Database, DatabaseError, GpuTrial, Ground, Put, Recovery, Verification,
+};
 pub use entry::Entry;
 use entry::Interner;
 pub use files::FileError;

@@ -3,8 +3,8 @@
 #![allow(dead_code, reason = "each test and bench uses its part")]
 
 use tilekiln::arch::{GpuIdentity, GpuSpec};
-use tilekiln::problem::{BUCKETS, Problem, Tile};
-use tilekiln::store::{Origin, Record, RunnerUp, Timing, Toolchain};
+use tilekiln::problem::{BUCKETS, Problem, Routing, Tile};
+use tilekiln::store::{GpuTrial, Origin, Outcome, Record, RunnerUp, Timing, Toolchain, Trial};
 
 /// The identity of the GPU called `name`.
 pub fn gpu(name: &str) -> GpuIdentity {
@@ -83,6 +83,19 @@ pub fn records(n: usize) -> Vec<Record> {
         (0u32..).flat_map(|op| BUCKETS.map(|m| format!("nvfp4 {}x{} m{m}", 64 * (op % 40 + 1), 64 * (op / 40 + 1))));
     let us = |idx: u64| 3.0 + (idx % 977) as f64 * 0.731;
     problems.zip(0..).take(n).map(|(problem, idx)| record(&problem, "h100", idx % 500, us(idx))).collect()
+}
+
+/// Trial `idx` of `problem`, measured.
+pub fn trial(problem_text: &str, idx: u64, seed: u64) -> GpuTrial {
+    let trial = Trial {
+        problem: problem(problem_text),
+        tile: tile(idx),
+        routing: idx.is_multiple_of(3).then_some(Routing::Zipf(1.1)),
+        outcome: Outcome::Measured(timing(7.0 + idx as f64 * 0.0137)),
+        seed,
+        toolchain: toolchain(idx),
+    };
+    GpuTrial { gpu: gpu("h100"), trial }
 }
 
 /// A stream of numbers that looks random and is the same in every run.
