@@ -1,10 +1,15 @@
-//! Packs: files that people commit, review, edit, merge and cut.
+//! Packs and trial logs: files that people commit, review, edit, merge and cut.
 
 mod store_samples;
 
-use store_samples::{gpu, record, records, tile};
+use std::fs;
+
+use store_samples::{gpu, record, records, tile, trial};
 use tilekiln::problem::Routing;
-use tilekiln::store::{Difference, Edits, FileError, Merged, Origin, Pack, PackError, Record, diff};
+use tilekiln::store::{
+    Difference, Edits, FileError, Merged, Origin, Outcome, Pack, PackError, Record, Trial, TrialLog, TrialLogError,
+    diff,
+};
 
 fn pack(records: Vec<Record>) -> Pack {
     Pack::new(gpu("h100"), "dsv4-flash", "nvfp4", records).unwrap()
@@ -240,4 +245,77 @@ fn verify_points_at_winners_without_evidence() {
             "`nvfp4 64x64 m16`: expected a measured winner for m = 512 beside it, found none",
         ]
     );
+}
+
+fn trials() -> Vec<Trial> {
+    let mut trials: Vec<Trial> = Vec::new();
+    for problem in ["nvfp4 4096x4096 m64", "moe nvfp4 256/256 top6 4096x2048 m16", "nvfp4 1024x4096 m1"] {
+        trials.extend((0..400).map(|idx| trial(problem, idx, 42).trial));
+    }
+    trials[5].outcome = Outcome::Wrong { relative_l2: f64::INFINITY };
+    trials[6].outcome = Outcome::Rejected { rule: "smem".to_string() };
+    trials[7].outcome = Outcome::FailedToCompile { message: "kernel.cu(12): error: \"x\" is undefined".to_string() };
+    trials[8].outcome = Outcome::FailedToRun { message: "an illegal memory access".to_string() };
+    trials[9].outcome = Outcome::TimedOut { seconds: 2.0 };
+    trials[10].toolchain.driver = "590.1".to_string();
+    trials
+}
+
+#[test]
+fn a_trial_log_gives_back_its_trials_by_problem() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("h100.jsonl.gz");
+    let written = TrialLog::new(gpu("h100"), trials());
+    written.write(&path).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    assert!(bytes.len() < 1200 * 100, "{} bytes a trial", bytes.len() / 1200);
+
+    let read = TrialLog::read(&path).unwrap();
+    let problems: Vec<String> = read.problems.iter().map(|(problem, _)| problem.to_string()).collect();
+    assert_eq!(problems, ["nvfp4 1024x4096 m1", "nvfp4 4096x4096 m64", "moe nvfp4 256/256 top6 4096x2048 m16"]);
+    for ((_, read), (_, written)) in read.problems.iter().zip(&written.problems) {
+        assert_eq!(read.len(), 400);
+        for (read, written) in read.iter().zip(written) {
+            assert_eq!(
+                (&read.tile, &read.routing, &read.toolchain),
+                (&written.tile, &written.routing, &written.toolchain)
+            );
+            match (&read.outcome, &written.outcome) {
+                (Outcome::Measured(read), Outcome::Measured(written)) => {
+                    assert!((read.chained_us / written.chained_us - 1.0).abs() < 1e-5);
+                    assert_eq!((read.rounds, read.sm_clock_mhz), (written.rounds, written.sm_clock_mhz));
+                }
+                (read, written) => assert_eq!(read, written),
+            }
+        }
+    }
+    read.write(&path).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), bytes, "rounding once is enough");
+}
+
+#[test]
+fn a_trial_log_that_is_none_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log.jsonl.gz");
+    TrialLog::new(gpu("h100"), trials()).write(&path).unwrap();
+    let whole = fs::read(&path).unwrap();
+    assert!(matches!(TrialLog::from_bytes(&whole[..whole.len() / 2]), Err(TrialLogError::NotGzip(_))));
+    assert!(matches!(TrialLog::from_bytes(b"no gzip"), Err(TrialLogError::NotGzip(_))));
+
+    let zipped = |text: &str| {
+        use std::io::Write;
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(text.as_bytes()).unwrap();
+        TrialLog::from_bytes(&gzip.finish().unwrap()).unwrap_err()
+    };
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&whole[..]), &mut text).unwrap();
+    assert!(matches!(zipped(""), TrialLogError::Line { line: 1, .. }));
+    assert_eq!(zipped(&text.replacen("\"schema\":1", "\"schema\":9", 1)), TrialLogError::OtherSchema(9));
+    let shorter: Vec<&str> = text.lines().take(100).collect();
+    assert_eq!(zipped(&shorter.join("\n")), TrialLogError::Cut { expected: 1200, found: 99 });
+    let error = zipped(&text.replacen("\"routing\":\"zipf(1.1)\"", "\"routing\":\"random\"", 1));
+    assert!(error.to_string().starts_with("expected a routing in line 2 of the trial log, found: random"), "{error}");
+    let error = zipped(&text.replacen("\"seed\"", "\"sead\"", 1));
+    assert!(error.to_string().starts_with("expected a trial in line 2 of the trial log, found: "), "{error}");
 }

@@ -18,6 +18,7 @@ mod lookup;
 mod pack;
 mod record;
 mod snapshot;
+mod trial_log;
 mod words;
 
 pub use database::{
@@ -33,3 +34,4 @@ pub use pack::{
 };
 pub use record::{Origin, Outcome, Record, RunnerUp, Timing, Toolchain, Trial};
 pub use snapshot::{Snapshot, SnapshotError};
+pub use trial_log::{TrialLog, TrialLogError};
