@@ -77,7 +77,7 @@ pub struct Trial {
 }
 
 /// The versions that a result stands on: evidence, not key.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Toolchain {
     /// Driver version, such as `580.159.04`; empty when nothing ran.
     pub driver: String,
@@ -102,6 +102,17 @@ pub enum Origin {
     },
     /// Compiled and counted, never run: the cost model's choice.
     Predicted,
+}
+
+impl Origin {
+    /// Measured beats inherited beats predicted: the higher, the better.
+    pub fn strength(&self) -> u8 {
+        match self {
+            Self::Measured => 2,
+            Self::Inherited { .. } => 1,
+            Self::Predicted => 0,
+        }
+    }
 }
 
 /// The winner of one problem on one GPU.
