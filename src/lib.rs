@@ -30,3 +30,6 @@ pub mod problem;
 pub mod quant;
 pub mod store;
 pub mod tuner;
+
+/// The commit that this library was built from, with `-dirty` when tracked files differed from it.
+pub const COMMIT: &str = env!("TILEKILN_COMMIT");
