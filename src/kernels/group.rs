@@ -38,9 +38,9 @@ impl Group {
         (self.block_k / 64 * self.tokens * 128 + self.weight_bytes()).next_multiple_of(1024)
     }
 
-    /// Dynamic shared memory of a block, bytes: the ring and its barriers.
+    /// Dynamic shared memory of a block, bytes: the ring, its barriers, and room for a flag.
     pub fn smem_bytes(&self) -> u32 {
-        self.stages * (self.stage_bytes() + 16)
+        self.stages * (self.stage_bytes() + 16) + 16
     }
 
     /// Weight and token bytes that one block keeps on their way.

@@ -69,7 +69,9 @@ static_assert(!kMovesRegisters || (Config::kConsumers == 2 && Config::kBlocksPer
 static_assert(kMovesRegisters || Config::kThreads == kConsumerThreads + 32, "host and device disagree on the block");
 constexpr int kStagingBytes = Config::kTokens * (kRowBlock * 2 + 16);
 constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
-static_assert(kRingBytes + Ring<Config::kStages>::kBarrierBytes == Config::kSmemBytes,
+// Behind the ring: its barriers, and the flag of the last arrival. Nothing is static, so that the ring begins on 1,024.
+constexpr int kFlagOffset = kRingBytes + Ring<Config::kStages>::kBarrierBytes;
+static_assert(kFlagOffset + 16 == Config::kSmemBytes,
               "host and device disagree on shared memory");
 static_assert(Config::kConsumers * kStagingBytes <= kRingBytes, "the results are staged where the ring was");
 
@@ -176,7 +178,6 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPe
                 const int* m_on_device, float4* partials, unsigned* tickets, int64_t ldd, int m, int n, int k,
                 int is_raster_by_token, float limit, const __grid_constant__ Segments segments) {
   extern __shared__ __align__(1024) uint8_t shared[];
-  __shared__ unsigned is_last;
   if constexpr (Config::kSignal == 0) launch_dependents();
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -200,7 +201,8 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPe
   const auto join_consumers = [] { named_barrier_sync(1, kConsumerThreads); };
   if constexpr (Config::kSplitK > 1) {
     float4* parts = partials + work.tile * Config::kSplitK * (Config::kTokens / 8) * kConsumerThreads;
-    if (!sum_splits<Config>(sums, parts, tickets + work.tile, &is_last, work.split, threadIdx.x, join_consumers)) return;
+    unsigned* is_last = reinterpret_cast<unsigned*>(shared + kFlagOffset);
+    if (!sum_splits<Config>(sums, parts, tickets + work.tile, is_last, work.split, threadIdx.x, join_consumers)) return;
   }
   const int columns = Config::kSwiGlu ? n / 2 : n;
   const int row = work.first_row + consumer * kRowBlock + warp % 4 * kRowTile + lane / 4;

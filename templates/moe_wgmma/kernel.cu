@@ -70,7 +70,7 @@ constexpr int kProducerRegisters = Config::kIsDown ? 40 : 64;
 constexpr int kConsumerRegisters = Config::kIsDown ? 232 : 216;
 constexpr int kStagingBytes = Config::kTokens * (kRowBlock / 2 * 2 + 16);
 constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
-static_assert(kRingBytes + Ring<Config::kStages>::kBarrierBytes == Config::kSmemBytes,
+static_assert(kRingBytes + Ring<Config::kStages>::kBarrierBytes + 16 == Config::kSmemBytes,
               "host and device disagree on shared memory");
 static_assert(Config::kConsumers * kStagingBytes <= kRingBytes, "the results are staged where the ring was");
 
