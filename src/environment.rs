@@ -11,6 +11,15 @@ pub fn cache_dir() -> PathBuf {
     base.unwrap_or_else(std::env::temp_dir).join("tilekiln")
 }
 
+/// `TILEKILN_DATA`, or `tilekiln` in the user's data directory: winners are no cache.
+pub fn data_dir() -> PathBuf {
+    if let Some(dir) = path("TILEKILN_DATA") {
+        return dir;
+    }
+    let base = path("XDG_DATA_HOME").or_else(|| path("HOME").map(|home| home.join(".local/share")));
+    base.unwrap_or_else(std::env::temp_dir).join("tilekiln")
+}
+
 /// `TILEKILN_NVRTC`: the library to use, or the folder that it lies in.
 pub fn nvrtc() -> Option<PathBuf> {
     path("TILEKILN_NVRTC")

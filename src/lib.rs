@@ -19,6 +19,7 @@
 
 pub mod arch;
 pub mod check;
+pub mod cli;
 pub mod codegen;
 pub mod device;
 pub mod dispatch;

@@ -152,10 +152,11 @@ impl From<GpuFile> for GpuSpec {
     }
 }
 
-static GPU_DIR: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/tuning_db");
+/// What is known of each GPU: a folder with its facts, its packs and its recorded trials.
+pub(crate) static TUNING_DB: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/tuning_db");
 
 static GPUS: LazyLock<Vec<GpuSpec>> = LazyLock::new(|| {
-    let mut gpus: Vec<GpuSpec> = GPU_DIR
+    let mut gpus: Vec<GpuSpec> = TUNING_DB
         .dirs()
         .filter_map(|dir| dir.get_file(dir.path().join("gpu.toml")))
         .map(|file| {

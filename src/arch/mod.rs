@@ -5,6 +5,7 @@
 
 mod gpu;
 
+pub(crate) use gpu::TUNING_DB;
 pub use gpu::{GpuIdentity, GpuSpec, UnknownGpu};
 
 use std::sync::LazyLock;

@@ -1,3 +1,7 @@
 //! `autotune`: see `autotune --help`.
 
-fn main() {}
+use tilekiln::cli::{self, Exit};
+
+fn main() -> Exit {
+    cli::autotune(std::env::args())
+}

@@ -4,4 +4,4 @@ mod reference;
 mod tolerance;
 
 pub use reference::{dense, moe_block};
-pub use tolerance::{Comparison, Wrong, judge, slope};
+pub use tolerance::{Comparison, Path, Wrong, judge, slope};

@@ -2,6 +2,8 @@
 
 mod args;
 mod bound;
+mod kernels_hash;
 
 pub use args::{ArgsError, LaunchArgs, Segments};
 pub use bound::{Bound, LaunchError};
+pub use kernels_hash::kernels_hash;

@@ -24,7 +24,9 @@ pub use moe_wgmma::MoeWgmma;
 pub use pack::{SCAN_RANGE_START, pack, pack_scan};
 pub use plan::{BoxBase, BoxMap, Launch, Operand, Param, Plan, Work};
 pub use space::{Axis, Rejection, Rule, Space, space};
-pub use tools::{COMPARE_BLOCKS, COMPARE_FIELDS, FillKind, compare, fill, probe, reference, reference_moe};
+pub use tools::{
+    COMPARE_BLOCKS, COMPARE_FIELDS, FillKind, compare, fill, probe, reference, reference_moe, sabotage, stream,
+};
 
 use crate::arch::{ArchSpec, GpuSpec};
 use crate::problem::{Problem, Tile};

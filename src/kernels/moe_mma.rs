@@ -53,10 +53,11 @@ impl Family for MoeWalk {
         &WALK_RULES
     }
 
-    fn default_tile(&self, _: &Problem, _: &GpuSpec) -> Tile {
+    fn default_tile(&self, problem: &Problem, gpu: &GpuSpec) -> Tile {
+        let fixed = [("up_row_tiles", 1), ("down_row_tiles", 1), ("slabs", 1), ("signal", 0)];
         let numbers =
-            [("up_row_tiles", 1), ("down_row_tiles", 1), ("warps", 8), ("slabs", 1), ("stages", 6), ("signal", 0)];
-        Tile::new(self.name(), numbers)
+            |(warps, stages)| Tile::new(self.name(), fixed.into_iter().chain([("warps", warps), ("stages", stages)]));
+        first_that_fits(self, &[(8, 6), (8, 4), (4, 6)].map(numbers), problem, gpu)
     }
 
     fn plan(&self, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Plan {

@@ -52,6 +52,17 @@ pub fn probe(format: WeightFormat) -> Request {
     Request { template: "probe", values: BTreeMap::from([("problem", problem)]), wgmma_tokens: None }
 }
 
+/// A pure read with `in_flight` loads on their way in each thread: `(from, n_pieces, sink)`.
+pub fn stream(in_flight: u32) -> Request {
+    let tile = BTreeMap::from([("in_flight", in_flight.into())]);
+    Request { template: "stream", values: BTreeMap::from([("tile", tile)]), wgmma_tokens: None }
+}
+
+/// A kernel that faults or hangs, for tests of recovery: `(flag, hangs)`.
+pub fn sabotage() -> Request {
+    Request { template: "sabotage", values: BTreeMap::new(), wgmma_tokens: None }
+}
+
 /// Blocks that [`compare`] is launched with.
 pub const COMPARE_BLOCKS: u32 = 512;
 

@@ -31,6 +31,7 @@ pub use key::{KeyHash, SCHEMA, WinnerKey};
 pub use lookup::{Current, Found, How, Lookup, LookupNote, Stale};
 pub use pack::{
     Difference, Edits, Embedded, Finding, MergeNote, Merged, Pack, PackError, diff, embedded, embedded_for,
+    embedded_logs,
 };
 pub use record::{Origin, Outcome, Record, RunnerUp, Timing, Toolchain, Trial};
 pub use snapshot::{Snapshot, SnapshotError};

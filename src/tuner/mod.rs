@@ -1,5 +1,24 @@
 //! Which tile wins: prediction, measurement in a worker process, search, and everything saved as it happens.
 
+mod ahead;
+mod bench;
+mod calibration;
 mod live;
+mod predict;
+mod race;
+mod search;
+mod session;
+mod worker;
 
+pub use ahead::CompileAhead;
+pub use bench::{Bench, Miss, Predicted, Replay};
+pub use calibration::{Calibration, Correlation, calibration};
 pub use live::{Live, LiveError, Mode, Sample};
+pub use predict::{predict, predict_compiled, rank_correlation, ranked};
+pub use search::{Contender, Effort, Found, OnTrial, Search, SearchError, sentence};
+pub use session::{
+    Job, Progress, Session, SessionError, Settings, Summary, failure, headline, layout_id, predicted_record,
+};
+pub use worker::{
+    GpuReport, Sabotage, ServeError, ServeOptions, Worker, WorkerBench, WorkerCommand, WorkerError, serve,
+};

@@ -1,9 +1,10 @@
 //! The packs that travel inside the binary.
 
-use include_dir::{Dir, File, include_dir};
+use include_dir::{Dir, File};
 
 use super::{Edits, Pack, PackError};
-use crate::arch::{ArchSpec, GpuSpec};
+use crate::arch::{ArchSpec, GpuSpec, TUNING_DB};
+use crate::store::TrialLog;
 
 /// A pack of `tuning_db/` and what became of reading it.
 #[derive(Clone, Debug)]
@@ -25,7 +26,7 @@ pub fn embedded_for(arch: &ArchSpec) -> impl Iterator<Item = Embedded> {
 }
 
 fn packs_of(gpu: &'static GpuSpec) -> impl Iterator<Item = Embedded> {
-    let files = PACK_DIR.get_dir(&gpu.name).into_iter().flat_map(Dir::files);
+    let files = TUNING_DB.get_dir(&gpu.name).into_iter().flat_map(Dir::files);
     files.filter(|file| is_pack(file)).map(move |file| {
         let text = String::from_utf8_lossy(file.contents());
         let pack = Pack::parse(&text, Edits::Refuse).and_then(|pack| match *pack.gpu() == gpu.identity {
@@ -36,13 +37,27 @@ fn packs_of(gpu: &'static GpuSpec) -> impl Iterator<Item = Embedded> {
     })
 }
 
+/// The trial logs committed for GPUs of `arch`; one that cannot be read is left out, and a test reads each.
+pub fn embedded_logs(arch: &ArchSpec) -> Vec<(&'static GpuSpec, TrialLog)> {
+    let of_arch = GpuSpec::all().iter().filter(|gpu| gpu.arch == arch);
+    of_arch
+        .flat_map(|gpu| logs_of(gpu).filter_map(move |file| Some((gpu, TrialLog::from_bytes(file.contents()).ok()?))))
+        .collect()
+}
+
+fn logs_of(gpu: &GpuSpec) -> impl Iterator<Item = &'static File<'static>> {
+    let files = TUNING_DB.get_dir(&gpu.name).into_iter().flat_map(Dir::files);
+    files.filter(|file| file.path().to_string_lossy().ends_with(LOG_ENDING))
+}
+
+/// How a recorded trial log's name ends.
+const LOG_ENDING: &str = ".trials.gz";
+
 /// `gpu.toml` lies beside the packs and is none.
 fn is_pack(file: &File<'_>) -> bool {
     let path = file.path();
     path.extension().is_some_and(|extension| extension == "toml") && !path.ends_with("gpu.toml")
 }
-
-static PACK_DIR: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/tuning_db");
 
 #[cfg(test)]
 mod tests {
@@ -57,8 +72,19 @@ mod tests {
     }
 
     #[test]
+    fn every_embedded_log_is_whole_and_in_its_folder() {
+        for gpu in GpuSpec::all() {
+            for file in logs_of(gpu) {
+                let name = file.path().display();
+                let log = TrialLog::from_bytes(file.contents()).unwrap_or_else(|error| panic!("{name}: {error}"));
+                assert_eq!(log.gpu, gpu.identity, "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn gpu_facts_are_no_packs() {
-        let folder = PACK_DIR.get_dir("h100-sxm").unwrap();
+        let folder = TUNING_DB.get_dir("h100-sxm").unwrap();
         assert!(folder.files().any(|file| !is_pack(file)), "gpu.toml should lie here");
         assert!(embedded().all(|embedded| !embedded.name.ends_with("gpu.toml")));
     }

@@ -11,7 +11,7 @@ mod merge;
 mod text;
 
 pub use diff::{Difference, diff};
-pub use embedded::{Embedded, embedded, embedded_for};
+pub use embedded::{Embedded, embedded, embedded_for, embedded_logs};
 pub use error::PackError;
 pub use merge::{MergeNote, Merged};
 pub use text::Edits;

@@ -3,7 +3,7 @@
 use super::tools::{Toolbox, Value};
 use super::weights::RawWeights;
 use super::{Candidate, LiveError, Mode, launch_with};
-use crate::check::Comparison;
+use crate::check::{Comparison, Path};
 use crate::device::{Buffer, Stream};
 use crate::dispatch::{LaunchArgs, Segments};
 use crate::kernels::{self, FillKind};
@@ -62,8 +62,8 @@ impl DenseSubject {
         self.is_warm
     }
 
-    pub fn judged_by(&self) -> (Output, u32) {
-        (self.dense.output, self.dense.k)
+    pub fn judged_by(&self) -> (Output, Path) {
+        (self.dense.output, Path::Sum { k: self.dense.k })
     }
 
     /// Elements between rows: wide enough for A and D, so that one can stand where the other was.

@@ -4,6 +4,7 @@
 //! through copies so that every launch reads them from device memory. Times come in two kinds: *chained*, where launches
 //! may overlap the one ahead and each reads what that one wrote, and *unchained*, independent and without overlap.
 
+mod ceiling;
 mod convert;
 mod dense;
 mod moe;
@@ -14,13 +15,14 @@ mod weights;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::check::{Comparison, Wrong, judge};
+use crate::check::{Comparison, Path, Wrong, judge};
 use crate::codegen::{self, CodegenError};
 use crate::device::{Buffer, Clocks, DeviceError, Event, Gpu, Graph, Kernel, Stream};
 use crate::dispatch::{Bound, LaunchArgs, LaunchError};
 use crate::jit::{Jit, JitError};
 use crate::kernels::{self, Rejection};
 use crate::problem::{Output, Problem, Routing, Tile};
+pub(in crate::tuner) use ceiling::{Ceiling, run_sabotage};
 use convert::ConvertSubject;
 use dense::DenseSubject;
 use moe::MoeSubject;
@@ -92,7 +94,7 @@ struct Candidate {
     bound: Bound,
     /// Its own memory, unless it works in the subject's.
     workspace: Buffer,
-    graphs: HashMap<Mode, (Graph, u32)>,
+    graphs: HashMap<(Mode, usize), (Graph, u32)>,
     /// Rough time of one launch, for choosing how many make a graph.
     estimate_us: f64,
 }
@@ -164,13 +166,14 @@ impl Live {
         self.candidates.remove(&id);
     }
 
-    /// Replays candidate `id` once and gives the time of a launch.
+    /// Replays candidate `id` once, under routing `routing_idx` of those that the data was made for, and gives the time of a
+    /// launch.
     ///
     /// # Errors
     /// [`LiveError`]: the launch failed.
-    pub fn replay(&mut self, id: u32, mode: Mode) -> Result<Sample, LiveError> {
+    pub fn replay(&mut self, id: u32, mode: Mode, routing_idx: usize) -> Result<Sample, LiveError> {
         let mut candidate = self.candidates.remove(&id).ok_or_else(|| LiveError::Data(format!("no candidate {id}")))?;
-        let sample = self.replay_candidate(&mut candidate, mode);
+        let sample = self.replay_candidate(&mut candidate, mode, routing_idx);
         self.candidates.insert(id, candidate);
         sample
     }
@@ -228,11 +231,11 @@ impl Live {
 
     /// Every element of the result against the reference.
     fn check(&mut self, candidate: &Candidate) -> Result<f64, LiveError> {
-        let (output, k) = self.subject.judged_by();
+        let (output, path) = self.subject.judged_by();
         let comparisons = self.subject.compare(&mut self.tools, candidate)?;
         let mut worst: f64 = 0.0;
         for comparison in &comparisons {
-            worst = worst.max(judge(comparison, output, k)?);
+            worst = worst.max(judge(comparison, output, path)?);
         }
         Ok(worst)
     }
@@ -244,30 +247,37 @@ impl Live {
         let stream = &self.tools.stream;
         start.record(stream)?;
         for idx in 0..LAUNCHES {
-            self.subject.launch(candidate, stream.raw().cast(), idx, Mode::Unchained)?;
+            self.subject.launch(candidate, stream.raw().cast(), idx, Mode::Unchained, 0)?;
         }
         end.record(stream)?;
         Ok(end.microseconds_since(&start)? / f64::from(LAUNCHES))
     }
 
-    fn replay_candidate(&mut self, candidate: &mut Candidate, mode: Mode) -> Result<Sample, LiveError> {
-        if !candidate.graphs.contains_key(&mode) {
+    fn replay_candidate(
+        &mut self,
+        candidate: &mut Candidate,
+        mode: Mode,
+        routing_idx: usize,
+    ) -> Result<Sample, LiveError> {
+        let key = (mode, routing_idx);
+        if !candidate.graphs.contains_key(&key) {
             let launches = ((GRAPH_US / candidate.estimate_us.max(0.5)) as u32).clamp(FEWEST_LAUNCHES, MOST_LAUNCHES);
             let stream = &self.tools.stream;
             let graph = stream.capture(|| -> Result<(), LiveError> {
-                (0..launches).try_for_each(|idx| self.subject.launch(candidate, stream.raw().cast(), idx, mode))
+                let launch = |idx| self.subject.launch(candidate, stream.raw().cast(), idx, mode, routing_idx);
+                (0..launches).try_for_each(launch)
             })?;
-            candidate.graphs.insert(mode, (graph, launches));
+            candidate.graphs.insert(key, (graph, launches));
             // The first replay uploads the graph.
-            self.run_graph(candidate, mode)?;
+            self.run_graph(candidate, key)?;
         }
-        let us = self.run_graph(candidate, mode)?;
+        let us = self.run_graph(candidate, key)?;
         let clocks = self.clocks.as_ref().map(Clocks::sample).unwrap_or_default();
         Ok(Sample { us, sm_clock_mhz: clocks.sm_mhz, throttle_reasons: clocks.throttle_reasons })
     }
 
-    fn run_graph(&self, candidate: &Candidate, mode: Mode) -> Result<f64, LiveError> {
-        let (graph, launches) = &candidate.graphs[&mode];
+    fn run_graph(&self, candidate: &Candidate, key: (Mode, usize)) -> Result<f64, LiveError> {
+        let (graph, launches) = &candidate.graphs[&key];
         let stream = &self.tools.stream;
         let (start, end) = (Event::new(&self.tools.gpu)?, Event::new(&self.tools.gpu)?);
         self.subject.reset(stream)?;
@@ -279,12 +289,12 @@ impl Live {
 }
 
 impl Subject {
-    /// Type of the result and length of the sum that tolerances come from.
-    fn judged_by(&self) -> (Output, u32) {
+    /// Type of the result and what it goes through: where tolerances come from.
+    fn judged_by(&self) -> (Output, Path) {
         match self {
             Self::Dense(dense) => dense.judged_by(),
             Self::Moe(moe) => moe.judged_by(),
-            Self::Convert(_) => (Output::F32, 1),
+            Self::Convert(_) => (Output::F32, Path::Sum { k: 1 }),
         }
     }
 
@@ -312,10 +322,11 @@ impl Subject {
         stream: *mut std::ffi::c_void,
         idx: u32,
         mode: Mode,
+        routing_idx: usize,
     ) -> Result<(), LiveError> {
         let args = match self {
             Self::Dense(dense) => dense.args(candidate.bound.problem().m(), idx, mode),
-            Self::Moe(moe) => moe.args(candidate.bound.problem().m(), idx),
+            Self::Moe(moe) => moe.args(candidate.bound.problem().m(), idx, routing_idx),
             Self::Convert(convert) => convert.args(candidate.bound.problem().m()),
         };
         launch_with(candidate, args, stream, mode)
@@ -333,7 +344,7 @@ impl Subject {
         for idx in 0..launches {
             let args = match self {
                 Self::Dense(dense) => dense.args(m, idx, Mode::Chained),
-                Self::Moe(moe) => moe.args(m, idx),
+                Self::Moe(moe) => moe.args(m, idx, 0),
                 Self::Convert(convert) => convert.args(m),
             };
             let mode = if overlaps { Mode::Chained } else { Mode::Unchained };

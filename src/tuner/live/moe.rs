@@ -5,7 +5,7 @@ use super::routing::{RoutingTable, SortedSlots};
 use super::tools::{Toolbox, Value};
 use super::weights::RawWeights;
 use super::{Candidate, LiveError, Mode, launch_with};
-use crate::check::Comparison;
+use crate::check::{Comparison, Path};
 use crate::device::Buffer;
 use crate::dispatch::LaunchArgs;
 use crate::kernels::{self, FillKind};
@@ -75,8 +75,9 @@ impl MoeSubject {
         Ok(subject)
     }
 
-    pub fn judged_by(&self) -> (Output, u32) {
-        (Output::Bf16, self.block.hidden.max(self.block.intermediate))
+    pub fn judged_by(&self) -> (Output, Path) {
+        let (k, hidden) = (self.block.hidden.max(self.block.intermediate), self.block.intermediate);
+        (Output::Bf16, Path::Hidden { k, hidden })
     }
 
     pub fn workspace_bytes(&self) -> usize {
@@ -125,9 +126,10 @@ impl MoeSubject {
         Ok(result)
     }
 
-    /// Arguments of launch `idx` for `m` tokens: routing tables take turns.
-    pub fn args(&self, m: u32, idx: u32) -> LaunchArgs {
-        self.args_of(m, idx as usize % self.tables.len())
+    /// Arguments of launch `idx` for `m` tokens: the tables of a routing take turns.
+    pub fn args(&self, m: u32, idx: u32, routing_idx: usize) -> LaunchArgs {
+        let turn = u64::from(idx) % TABLES;
+        self.args_of(m, routing_idx * TABLES as usize + turn as usize)
     }
 
     fn args_of(&self, m: u32, table_idx: usize) -> LaunchArgs {

@@ -1,0 +1,167 @@
+//! The words of the command line. What they mean is decided where they are used.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Tunes every GEMM of a model on the GPU at hand, or compiles and predicts for one that is not.
+///
+/// On a GPU, candidates are checked against an f64 reference, then timed; the winners are kept. Without one, the best
+/// predicted candidates are compiled and counted. A run that is stopped goes on where it was.
+#[derive(Debug, Parser)]
+#[command(name = "autotune", version, args_conflicts_with_subcommands = false, subcommand_negates_reqs = true)]
+#[command(after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do; tuning, if nothing is said.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Flags of tuning.
+    #[command(flatten)]
+    pub tune: TuneArgs,
+    /// Flags of every command.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+pub struct CommonArgs {
+    /// GPU to work for: a name such as h100, b200, rtx-pro-6000; the one at hand, if nothing is said, or else h100
+    #[arg(long, global = true, value_name = "NAME")]
+    pub gpu: Option<String>,
+    /// Which of this machine's GPUs, from 0
+    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    pub device: u32,
+    /// Database of winners
+    #[arg(long, global = true, value_name = "DIR")]
+    pub db: Option<PathBuf>,
+    /// NVRTC to use: libnvrtc.so, or its folder
+    #[arg(long, global = true, value_name = "PATH")]
+    pub nvrtc: Option<PathBuf>,
+    /// Never use the network
+    #[arg(long, global = true)]
+    pub offline: bool,
+    /// Write results as JSON to standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What is worked on: a model's ops, or problems.
+#[derive(Clone, Debug, Args)]
+pub struct SubjectArgs {
+    /// Model: dsv4 (alias dsv4-flash) or dsv4-pro
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Form of the model's checkpoint
+    #[arg(long, value_name = "FORM", default_value = "nvfp4")]
+    pub checkpoint: String,
+    /// Ranks that share every split matrix
+    #[arg(long, value_name = "RANKS", default_value_t = 1)]
+    pub tp: u32,
+    /// Ranks that share the routed experts
+    #[arg(long, value_name = "RANKS", default_value_t = 1)]
+    pub ep: u32,
+    /// A problem instead of a model, such as "nvfp4 4096x8192" or "moe nvfp4 256 top6 4096x2048"; may be repeated
+    #[arg(long = "problem", value_name = "PROBLEM", conflicts_with = "model")]
+    pub problems: Vec<String>,
+    /// Numbers of tokens, each rounded up to its bucket
+    #[arg(long = "m", value_name = "M,M,...", value_delimiter = ',')]
+    pub tokens: Vec<u32>,
+    /// Only ops whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    pub only: Option<String>,
+}
+
+/// Flags of tuning.
+#[derive(Debug, Args)]
+pub struct TuneArgs {
+    /// What is tuned.
+    #[command(flatten)]
+    pub subject: SubjectArgs,
+    /// How much is tried
+    #[arg(long, value_enum, default_value_t = EffortArg::Quick)]
+    pub effort: EffortArg,
+    /// Wall-clock ceiling, such as 90s, 2m or 1h; the best so far is kept
+    #[arg(long, value_name = "TIME", value_parser = super::select::duration)]
+    pub budget: Option<std::time::Duration>,
+    /// Search again what has a fresh record
+    #[arg(long)]
+    pub force: bool,
+    /// Seed of the random data
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Threads that compile ahead; all cores but one, if nothing is said
+    #[arg(long, value_name = "N")]
+    pub compile_threads: Option<usize>,
+}
+
+/// How much is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EffortArg {
+    /// Seven buckets, uniform routing; the other buckets inherit
+    Quick,
+    /// All buckets, uniform and Zipf routing
+    Full,
+    /// Every tile of every bucket
+    Exhaustive,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Shows problems, search spaces and winners
+    Show(ShowArgs),
+    /// Owns the GPU for a parent process
+    #[command(hide = true)]
+    Worker(WorkerArgs),
+}
+
+/// What is shown.
+#[derive(Debug, Args)]
+#[command(after_help = SHOW_EXAMPLES)]
+pub struct ShowArgs {
+    /// What to show
+    #[arg(value_enum)]
+    pub what: ShowWhat,
+    /// Of what.
+    #[command(flatten)]
+    pub subject: SubjectArgs,
+    /// Say which record is used, and by which rung of the ladder it was found
+    #[arg(long)]
+    pub why: bool,
+}
+
+/// What is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ShowWhat {
+    /// Every GEMM of a model with bytes, FLOPs and floor for each bucket
+    Problems,
+    /// Axes, rules and sizes of the search spaces of a problem
+    Space,
+    /// Winners
+    Records,
+}
+
+/// What a worker is told by its parent.
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// The parent's socket.
+    #[arg(long)]
+    pub socket: PathBuf,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  autotune --model dsv4                          every GEMM of DeepSeek-V4-Flash on this GPU
+  autotune --model dsv4 --effort full            every bucket, uniform and skewed routing
+  autotune --model dsv4-pro --tp 8 --gpu b200    without a B200: compile, count and predict
+  autotune --problem \"nvfp4 4096x8192\" --m 1,64 --budget 30s
+  autotune show problems --model dsv4 --json
+  autotune show records --why --problem \"nvfp4 4096x8192 m3\"";
+
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  autotune show problems --model dsv4-pro --tp 8 --ep 1 --checkpoint native --json
+  autotune show space --problem \"nvfp4 4096x8192 m64\"
+  autotune show records --model dsv4
+  autotune show records --why --problem \"nvfp4 4096x8192 m3\"";

@@ -1,0 +1,220 @@
+//! The main job without a GPU: compile the best predicted candidates, count what they need, keep them marked predicted.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::args::{CommonArgs, TuneArgs};
+use super::context::{Paths, talk};
+use super::progress::ProgressView;
+use super::tune::{exit, json, open_database, settings, signals};
+use super::{CliError, Exit};
+use crate::arch::GpuSpec;
+use crate::codegen;
+use crate::jit::{Jit, Resources};
+use crate::kernels::{self, Plan};
+use crate::problem::{Problem, Tile};
+use crate::store::Record;
+use crate::tuner::{CompileAhead, Job, Settings, Summary, calibration, predict_compiled, predicted_record, ranked};
+
+/// A candidate that was compiled and counted.
+#[derive(serde::Serialize)]
+struct Compiled {
+    op: String,
+    problem: String,
+    m: u32,
+    tile: String,
+    predicted_us: f64,
+    floor_us: f64,
+    registers: u32,
+    spill_bytes: u32,
+    smem_bytes: u32,
+    kernels: usize,
+}
+
+/// Works through `jobs` for a GPU that is not here.
+pub fn run(common: &CommonArgs, tune: &TuneArgs, paths: &Paths, gpu: GpuSpec, jobs: &[Job]) -> Result<Exit, CliError> {
+    let started = Instant::now();
+    let database = open_database(paths)?;
+    let jit = paths.jit();
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    // A warm cache needs no NVRTC: each record names the version that compiled its kernels.
+    let settings =
+        Settings { compile_threads: tune.compile_threads.unwrap_or(cores), ..settings(tune, gpu, "", String::new()) };
+    talk(&format!(
+        "no GPU at hand: compiling and predicting for {} ({}); nothing is measured",
+        settings.gpu.identity.product, settings.gpu.target
+    ));
+    talk(&calibration(settings.gpu.arch).to_string());
+    let problems: Vec<(&Job, Problem)> = jobs
+        .iter()
+        .flat_map(|job| job.measured.iter().chain(&job.inherited).map(move |&m| (job, job.problem.with_m(m))))
+        .collect();
+    let ahead = CompileAhead::start(jit.clone(), settings.gpu.clone(), settings.compile_threads);
+    let candidates: Vec<Vec<Tile>> = problems.iter().map(|(_, problem)| candidates(problem, &settings.gpu)).collect();
+    for ((_, problem), tiles) in problems.iter().zip(&candidates) {
+        let plans = tiles.iter().filter_map(|tile| kernels::plan(problem, tile, &settings.gpu).ok());
+        ahead.enqueue(plans.flat_map(|plan| plan.kernels().cloned().collect::<Vec<_>>()));
+    }
+    let view = ProgressView::start(problems.len());
+    let signals = signals();
+    let mut summary = Summary::default();
+    let (mut rows, mut records) = (Vec::new(), Vec::new());
+    for (done, ((job, problem), tiles)) in problems.iter().zip(&candidates).enumerate() {
+        view.done(done);
+        view.status(format!("{problem} ({} kernels left to compile)", ahead.n_left()));
+        let is_late = settings.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        if is_late || signals.load(Ordering::SeqCst) > 0 {
+            summary.left += 1;
+            continue;
+        }
+        match best_compiled(&settings, &jit, problem, tiles, &mut summary)? {
+            Some(best) => {
+                let mut record = predicted_record(&settings, problem, &best.tile, best.us, best.us);
+                record.toolchain.nvrtc = best.nvrtc.clone();
+                rows.push(row(&job.name, problem, &best, &settings.gpu));
+                database.put_winner(&record, 0.0, &|_| false)?;
+                records.push(record);
+                summary.searched += 1;
+            }
+            None => {
+                summary.lost += 1;
+                view.line(&format!("error: {problem}: {}", lost(problem, &settings.gpu)));
+            }
+        }
+    }
+    summary.compiled = ahead.n_compiled();
+    summary.is_interrupted = signals.load(Ordering::SeqCst) > 0;
+    drop(view);
+    jit.cache().take_warnings().iter().for_each(|warning| talk(&format!("warning: {warning}")));
+    database.write_snapshot()?;
+    finish(common, paths, (&settings, &summary, &rows, &records), started)?;
+    Ok(exit(&summary))
+}
+
+/// The best predicted tiles, and the default, which is what is used if nothing else compiles.
+fn candidates(problem: &Problem, gpu: &GpuSpec) -> Vec<Tile> {
+    let mut tiles: Vec<Tile> = ranked(problem, gpu).into_iter().take(CANDIDATES).map(|(tile, _)| tile).collect();
+    tiles.extend(kernels::default_tile(problem, gpu).filter(|default| !tiles.contains(default)));
+    tiles
+}
+
+/// A tile whose kernels compile.
+struct Best {
+    tile: Tile,
+    plan: Plan,
+    resources: Vec<Resources>,
+    us: f64,
+    nvrtc: String,
+}
+
+/// Compiles `tiles` and gives the one that is expected to be fastest with the registers it really has. A tile that spills
+/// or serialises comes after all that do not.
+fn best_compiled(
+    settings: &Settings,
+    jit: &Jit,
+    problem: &Problem,
+    tiles: &[Tile],
+    summary: &mut Summary,
+) -> Result<Option<Best>, CliError> {
+    let gpu = &settings.gpu;
+    let mut best: Option<(bool, Best)> = None;
+    for tile in tiles {
+        let Ok(plan) = kernels::plan(problem, tile, gpu) else { continue };
+        summary.tried += 1;
+        let (mut resources, mut nvrtc) = (Vec::new(), String::new());
+        for request in plan.kernels() {
+            let source = codegen::render(request, gpu.arch, &gpu.target)
+                .map_err(|error| CliError::failed(error.to_string(), None))?;
+            match jit.compile(&source) {
+                Ok((cubin, _)) => {
+                    resources.push(cubin.resources);
+                    nvrtc = cubin.nvrtc;
+                }
+                Err(error @ crate::jit::JitError::Refused { .. }) => {
+                    talk(&format!("  {problem}: {tile}: {error}"));
+                    summary.failed += 1;
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if resources.len() < plan.launches.len() {
+            continue;
+        }
+        let is_unclean = !resources.iter().all(Resources::is_clean);
+        let us = predict_compiled(&plan, &resources, gpu);
+        if best.as_ref().is_none_or(|(unclean, best)| (is_unclean, us) < (*unclean, best.us)) {
+            best = Some((is_unclean, Best { tile: tile.clone(), plan, resources, us, nvrtc }));
+        }
+    }
+    Ok(best.map(|(_, best)| best))
+}
+
+fn lost(problem: &Problem, gpu: &GpuSpec) -> String {
+    let reasons = kernels::refusals(problem, gpu.arch);
+    if reasons.is_empty() { "no candidate compiles".to_string() } else { reasons.join("; ") }
+}
+
+fn row(op: &str, problem: &Problem, best: &Best, gpu: &GpuSpec) -> Compiled {
+    let Best { tile, plan, resources, us, .. } = best;
+    let smem = plan.launches.iter().zip(resources).map(|(launch, used)| launch.smem_bytes + used.static_smem_bytes);
+    Compiled {
+        op: op.to_string(),
+        problem: problem.to_string(),
+        m: problem.m(),
+        tile: tile.to_string(),
+        predicted_us: *us,
+        floor_us: problem.floor_us(gpu),
+        registers: resources.iter().map(|used| used.registers).max().unwrap_or(0),
+        spill_bytes: resources.iter().map(|used| used.spill_bytes).sum(),
+        smem_bytes: smem.max().unwrap_or(0),
+        kernels: plan.launches.len(),
+    }
+}
+
+fn finish(
+    common: &CommonArgs,
+    paths: &Paths,
+    (settings, summary, rows, records): (&Settings, &Summary, &[Compiled], &[Record]),
+    started: Instant,
+) -> Result<(), CliError> {
+    if common.json {
+        json(&serde_json::json!({
+            "gpu": settings.gpu.name,
+            "product": settings.gpu.identity.product,
+            "target": settings.gpu.target,
+            "nvrtc": records.first().map(|record| &record.toolchain.nvrtc),
+            "commit": settings.toolchain.commit,
+            "measured": false,
+            "calibration": calibration(settings.gpu.arch),
+            "compiled": rows,
+            "records": records,
+        }))?;
+    } else {
+        print_table(rows);
+    }
+    talk(&format!(
+        "{} problems predicted, {} without a candidate, {} left; {} candidates, {} kernels compiled; {:.1} s",
+        summary.searched,
+        summary.lost,
+        summary.left,
+        summary.tried,
+        summary.compiled,
+        started.elapsed().as_secs_f64()
+    ));
+    talk(&format!("records, marked predicted, are in {}", paths.database.display()));
+    Ok(())
+}
+
+fn print_table(rows: &[Compiled]) {
+    println!("{:<40} {:>5} {:>10} {:>10} {:>4} {:>6} {:>7}  tile", "op", "m", "us", "floor", "regs", "spills", "smem");
+    for row in rows {
+        println!(
+            "{:<40} {:>5} {:>10.2} {:>10.2} {:>4} {:>6} {:>7}  {}",
+            row.op, row.m, row.predicted_us, row.floor_us, row.registers, row.spill_bytes, row.smem_bytes, row.tile
+        );
+    }
+}
+
+/// Candidates of each problem that are compiled.
+const CANDIDATES: usize = 2;

@@ -1,0 +1,174 @@
+//! From words to problems: which ops, which buckets, how long.
+
+use std::time::Duration;
+
+use super::CliError;
+use super::args::{EffortArg, SubjectArgs};
+use crate::models::{self, Checkpoint, Op, Shard};
+use crate::problem::{BUCKETS, Problem, bucket_of};
+use crate::tuner::Job;
+
+/// Buckets that a quick run measures; the others inherit.
+pub const QUICK_BUCKETS: [u32; 7] = [1, 4, 16, 64, 256, 1024, 4096];
+
+/// The ops of the model that `subject` names.
+pub fn ops(subject: &SubjectArgs) -> Result<Vec<Op>, CliError> {
+    let name = subject.model.as_deref().unwrap_or(DEFAULT_MODEL);
+    let usage = |sentence: String| CliError::usage(sentence, "`autotune show problems --help` shows examples");
+    let model = models::named(name).map_err(|error| usage(error.to_string()))?;
+    let checkpoint: Checkpoint = subject.checkpoint.parse().map_err(|error| usage(format!("{error}")))?;
+    let shard = Shard { tp: subject.tp, ep: subject.ep };
+    let mut ops = model.inventory(checkpoint, shard).map_err(|error| usage(error.to_string()))?;
+    if let Some(text) = &subject.only {
+        let names: Vec<&str> = ops.iter().map(|op| op.name).collect();
+        let none = usage(format!("expected a part of an op's name ({}), found `{text}`", names.join(", ")));
+        ops.retain(|op| op.name.contains(text.as_str()));
+        if ops.is_empty() {
+            return Err(none);
+        }
+    }
+    Ok(ops)
+}
+
+/// The problems that `--problem` names, at the buckets of `--m`, or of the problem itself.
+pub fn problems(subject: &SubjectArgs) -> Result<Vec<Problem>, CliError> {
+    let tokens = buckets(&subject.tokens)?;
+    let mut problems = Vec::new();
+    for text in &subject.problems {
+        let problem: Problem = text.parse().map_err(|error| {
+            let hint = "`autotune show problems --model dsv4` lists the problems of a model";
+            CliError::usage(format!("{error}"), hint)
+        })?;
+        let own = [bucket(problem.m())?];
+        let wanted = if tokens.is_empty() { &own[..] } else { &tokens };
+        problems.extend(wanted.iter().map(|&m| problem.with_m(m)));
+    }
+    Ok(problems)
+}
+
+/// What a tuning run works through.
+pub fn jobs(subject: &SubjectArgs, effort: EffortArg) -> Result<Vec<Job>, CliError> {
+    let asked = buckets(&subject.tokens)?;
+    let (measured, inherited): (Vec<u32>, Vec<u32>) = match effort {
+        _ if !asked.is_empty() => (asked, Vec::new()),
+        EffortArg::Quick => BUCKETS.into_iter().partition(|m| QUICK_BUCKETS.contains(m)),
+        EffortArg::Full | EffortArg::Exhaustive => (BUCKETS.to_vec(), Vec::new()),
+    };
+    let mut jobs: Vec<Job> = Vec::new();
+    let mut add = |name: String, problem: Problem, measured: &[u32], inherited: &[u32]| {
+        // Two ops of one shape are one job.
+        match jobs.iter_mut().find(|job| job.problem.op() == problem.op()) {
+            Some(job) => {
+                if !job.name.split(", ").any(|part| part == name) {
+                    job.name = format!("{}, {name}", job.name);
+                }
+                job.measured.extend(measured);
+                job.measured.sort_unstable();
+                job.measured.dedup();
+            }
+            None => {
+                let (measured, inherited) = (measured.to_vec(), inherited.to_vec());
+                jobs.push(Job { name, problem, measured, inherited });
+            }
+        }
+    };
+    if subject.problems.is_empty() {
+        for op in ops(subject)? {
+            if let Some(problem) = op.problem(1) {
+                add(op.name.to_string(), problem, &measured, &inherited);
+            }
+        }
+    } else {
+        for problem in problems(subject)? {
+            add(problem.op(), problem.clone(), &[problem.m()], &[]);
+        }
+    }
+    Ok(jobs)
+}
+
+/// Numbers of tokens as buckets, ascending, each once.
+fn buckets(tokens: &[u32]) -> Result<Vec<u32>, CliError> {
+    let mut buckets = tokens.iter().map(|&m| bucket(m)).collect::<Result<Vec<u32>, CliError>>()?;
+    buckets.sort_unstable();
+    buckets.dedup();
+    Ok(buckets)
+}
+
+fn bucket(m: u32) -> Result<u32, CliError> {
+    let most = BUCKETS[BUCKETS.len() - 1];
+    bucket_of(m).filter(|_| m > 0).ok_or_else(|| {
+        CliError::usage(
+            format!("expected 1 to {most} tokens, found {m}"),
+            "a longer step is cut into chunks by the runner",
+        )
+    })
+}
+
+/// `90s`, `2m`, `1h` or plain seconds.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.find(|c: char| !c.is_ascii_digit() && c != '.') {
+        Some(at) => text.split_at(at),
+        None => (text, "s"),
+    };
+    let factor = match unit {
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("expected a time such as 90s, 2m or 1h, found `{text}`")),
+    };
+    let seconds = number.parse::<f64>().ok().map(|number| number * factor);
+    let seconds = seconds.filter(|seconds| seconds.is_finite() && (0.0..1e9).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("expected a time such as 90s, 2m or 1h, found `{text}`"))
+}
+
+/// What is tuned if nothing is said.
+pub const DEFAULT_MODEL: &str = "dsv4";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject() -> SubjectArgs {
+        SubjectArgs {
+            model: None,
+            checkpoint: "nvfp4".to_string(),
+            tp: 1,
+            ep: 1,
+            problems: Vec::new(),
+            tokens: Vec::new(),
+            only: None,
+        }
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("1.5h"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
+        for nonsense in ["", "m", "2 m", "2d", "-1s", "1e400s"] {
+            assert!(duration(nonsense).is_err(), "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn a_quick_run_measures_seven_buckets_and_the_others_inherit() {
+        let jobs = jobs(&subject(), EffortArg::Quick).unwrap();
+        assert_eq!(jobs.len(), 14);
+        for job in &jobs {
+            assert_eq!((job.measured.len(), job.inherited.len()), (7, 7), "{}", job.name);
+        }
+    }
+
+    #[test]
+    fn tokens_round_up_and_problems_of_one_op_are_one_job() {
+        let subject =
+            SubjectArgs { problems: vec!["nvfp4 64x64 m3".to_string(), "nvfp4 64x64 m64".to_string()], ..subject() };
+        let jobs = jobs(&subject, EffortArg::Full).unwrap();
+        assert_eq!(jobs.len(), 1);
+        assert_eq!(jobs[0].measured, [4, 64]);
+        let subject = SubjectArgs { tokens: vec![9000], ..subject };
+        let error = problems(&subject).unwrap_err();
+        assert_eq!(error.to_string(), "expected 1 to 8192 tokens, found 9000");
+    }
+}

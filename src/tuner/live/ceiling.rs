@@ -1,0 +1,103 @@
+//! How fast bytes can come at all, and kernels that misbehave: what is measured beside candidates.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use super::LiveError;
+use crate::codegen;
+use crate::device::{Buffer, Event, Geometry, Gpu, Kernel, Stream};
+use crate::jit::Jit;
+use crate::kernels;
+
+/// Time of a pure read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::tuner) struct Ceiling {
+    /// In a chain of dependent launches, microseconds a launch.
+    pub chained_us: f64,
+    /// Without overlap.
+    pub unchained_us: f64,
+}
+
+impl Ceiling {
+    /// Times the read of `bytes` from rotating buffers, over several grids, and takes the fastest.
+    pub fn measure(gpu: Arc<Gpu>, jit: Arc<Jit>, bytes: u64) -> Result<Self, LiveError> {
+        let bytes = (bytes as usize).next_multiple_of(4096);
+        let copies = (COLD_BYTES / bytes).clamp(2, LAUNCHES as usize);
+        let buffers = (0..copies).map(|_| Buffer::new(&gpu, bytes)).collect::<Result<Vec<_>, _>>()?;
+        buffers.iter().try_for_each(|buffer| buffer.set_bytes(1))?;
+        let sink = Buffer::zeros(&gpu, 4)?;
+        let stream = Stream::new(&gpu)?;
+        let mut best = Self { chained_us: f64::INFINITY, unchained_us: f64::INFINITY };
+        for in_flight in [4, 8] {
+            let kernel = load(&gpu, &jit, &kernels::stream(in_flight))?;
+            for blocks_per_sm in [1, 2, 3, 4, 6, 8] {
+                let blocks = gpu.spec().sm_count() * blocks_per_sm;
+                let time =
+                    |is_dependent| read_us(&gpu, &stream, &kernel, [blocks, u32::from(is_dependent)], &buffers, &sink);
+                best.chained_us = best.chained_us.min(time(true)?);
+                best.unchained_us = best.unchained_us.min(time(false)?);
+            }
+        }
+        Ok(best)
+    }
+}
+
+/// Median time of one launch in a graph of many, `[blocks, is_dependent]`.
+fn read_us(
+    gpu: &Gpu,
+    stream: &Stream,
+    kernel: &Kernel,
+    [blocks, is_dependent]: [u32; 2],
+    buffers: &[Buffer],
+    sink: &Buffer,
+) -> Result<f64, LiveError> {
+    let can_overlap = gpu.spec().arch.capabilities.dependent_launch;
+    let geometry =
+        Geometry { grid: [blocks, 1, 1], threads: 256, smem_bytes: 0, is_dependent: is_dependent == 1 && can_overlap };
+    let graph = stream.capture(|| -> Result<(), LiveError> {
+        for launch in 0..LAUNCHES as usize {
+            let from = &buffers[launch % buffers.len()];
+            let mut words = [from.pointer(), (from.bytes() / 16) as u64, sink.pointer()];
+            let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| (word as *mut u64).cast()).collect();
+            // SAFETY: the values are those of `templates/stream`, and the buffers outlive the graph's replays below.
+            unsafe { kernel.launch(&geometry, &mut pointers, stream.raw())? };
+        }
+        Ok(())
+    })?;
+    let (start, end) = (Event::new(gpu)?, Event::new(gpu)?);
+    let mut times = Vec::new();
+    for _ in 0..REPLAYS {
+        start.record(stream)?;
+        graph.launch(stream)?;
+        end.record(stream)?;
+        times.push(end.microseconds_since(&start)? / f64::from(LAUNCHES));
+    }
+    Ok(crate::tuner::race::median(&times[1..]))
+}
+
+/// Runs a kernel that faults or never ends.
+pub(in crate::tuner) fn run_sabotage(gpu: &Gpu, jit: &Jit, hangs: bool) -> Result<(), LiveError> {
+    let flag = Buffer::zeros(gpu, 4)?;
+    let stream = Stream::new(gpu)?;
+    let kernel = load(gpu, jit, &kernels::sabotage())?;
+    let mut words = [flag.pointer(), u64::from(hangs)];
+    let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| (word as *mut u64).cast()).collect();
+    let geometry = Geometry { grid: [1, 1, 1], threads: 32, smem_bytes: 0, is_dependent: false };
+    // SAFETY: the values are those of `templates/sabotage`, which misbehaves inside the GPU's own address space; this
+    // process has nothing to lose but its context.
+    unsafe { kernel.launch(&geometry, &mut pointers, stream.raw())? };
+    Ok(stream.synchronize()?)
+}
+
+fn load(gpu: &Gpu, jit: &Jit, request: &codegen::Request) -> Result<Kernel, LiveError> {
+    let spec = gpu.spec();
+    let source = codegen::render(request, spec.arch, &spec.target)?;
+    let (cubin, _) = jit.compile(&source)?;
+    Ok(Kernel::load(gpu, &cubin, 0)?)
+}
+
+/// Buffers together are at least this large, several times any L2.
+const COLD_BYTES: usize = 400 << 20;
+
+const LAUNCHES: u32 = 200;
+const REPLAYS: usize = 8;

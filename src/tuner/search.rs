@@ -1,0 +1,456 @@
+//! Which tiles are tried, and who wins.
+//!
+//! Candidates come in the order of the cost model, spread over the space; each is checked, then timed; the best race in
+//! interleaved rounds, their neighbours join; and the winner must beat the default by more than noise. Level candidates
+//! are told apart by rules and not by luck, so that two runs agree.
+
+use std::collections::HashSet;
+
+use super::bench::{Bench, Miss};
+use super::live::Mode;
+use super::predict;
+use super::race::{Times, survivors};
+use crate::arch::GpuSpec;
+use crate::kernels;
+use crate::problem::{Problem, Tile};
+use crate::store::{Outcome, Timing};
+
+/// How much is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// Candidates of the first field, the default among them.
+    pub first: usize,
+    /// Neighbours of the leader that may join.
+    pub neighbours: usize,
+    /// Rounds of the final.
+    pub rounds: usize,
+}
+
+impl Effort {
+    /// Two minutes for a model.
+    pub const QUICK: Self = Self { first: 9, neighbours: 8, rounds: 5 };
+    /// Ten minutes for a model.
+    pub const FULL: Self = Self { first: 20, neighbours: 20, rounds: 7 };
+    /// Every tile.
+    pub const EXHAUSTIVE: Self = Self { first: usize::MAX, neighbours: 0, rounds: 7 };
+}
+
+/// One search.
+pub struct Search<'a> {
+    /// What is asked.
+    pub problem: &'a Problem,
+    /// Where.
+    pub gpu: &'a GpuSpec,
+    /// How much.
+    pub effort: Effort,
+    /// Tiles to try first: winners of other buckets, the incumbent.
+    pub hints: &'a [Tile],
+    /// Tiles that are known to fail with these very kernels.
+    pub known_bad: &'a HashSet<Tile>,
+    /// Asked between measurements: whether to end with the best so far.
+    pub should_stop: &'a dyn Fn() -> bool,
+}
+
+/// A candidate that was measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contender {
+    /// The tile.
+    pub tile: Tile,
+    /// Its times.
+    pub timing: Timing,
+    /// Chained median under each routing; one number where there are none.
+    pub by_routing_us: Vec<f64>,
+}
+
+/// What a search found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// The winner.
+    pub winner: Contender,
+    /// Chained time of the default in the same rounds; of the winner, if the default could not run.
+    pub default_us: f64,
+    /// The others, best first.
+    pub others: Vec<Contender>,
+    /// Candidates that were tried, whatever became of them.
+    pub tried: usize,
+    /// Whether it was ended early.
+    pub is_cut_short: bool,
+}
+
+/// Why there is no winner.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SearchError {
+    /// No family, or no tile of any, serves the problem.
+    #[error("no kernel serves `{problem}` on {gpu}: {}", reasons.join("; "))]
+    Unserved {
+        /// What was asked.
+        problem: String,
+        /// Where.
+        gpu: String,
+        /// Each family's sentence.
+        reasons: Vec<String>,
+    },
+    /// Every candidate failed.
+    #[error("none of {tried} candidates for `{problem}` gave a right result; the first: {first}")]
+    AllFailed {
+        /// What was asked.
+        problem: String,
+        /// How many were tried.
+        tried: usize,
+        /// What became of the first.
+        first: String,
+    },
+    /// Ended before anything was measured.
+    #[error("stopped before a candidate for `{problem}` was measured")]
+    Stopped {
+        /// What was asked.
+        problem: String,
+    },
+    /// Nobody can measure any more.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// Hears of each candidate as it is tried.
+pub type OnTrial<'a> = dyn FnMut(&Tile, &Outcome, &[f64]) + 'a;
+
+struct Entrant {
+    tile: Tile,
+    relative_l2: f64,
+    times: Times,
+    clocks: Vec<f64>,
+    throttle_reasons: u64,
+    unchained_us: f64,
+}
+
+struct Field<'a, 'b> {
+    search: &'a Search<'a>,
+    bench: &'a mut dyn Bench,
+    on_trial: &'a mut OnTrial<'b>,
+    entrants: Vec<Entrant>,
+    tried: HashSet<Tile>,
+    first_failure: Option<Outcome>,
+    is_cut_short: bool,
+}
+
+impl Search<'_> {
+    /// Searches with `bench`, and tells `on_trial` of every candidate.
+    ///
+    /// # Errors
+    /// [`SearchError`] if nothing was found.
+    pub fn run(&self, bench: &mut dyn Bench, on_trial: &mut OnTrial<'_>) -> Result<Found, SearchError> {
+        let ranked = predict::ranked(self.problem, self.gpu);
+        let default = kernels::default_tile(self.problem, self.gpu);
+        let Some(default) = default.filter(|_| !ranked.is_empty()) else {
+            let reasons = kernels::refusals(self.problem, self.gpu.arch);
+            let (problem, gpu) = (self.problem.to_string(), self.gpu.name.clone());
+            return Err(SearchError::Unserved { problem, gpu, reasons });
+        };
+        let mut field = Field {
+            search: self,
+            bench,
+            on_trial,
+            entrants: Vec::new(),
+            tried: HashSet::new(),
+            first_failure: None,
+            is_cut_short: false,
+        };
+        for tile in self.first_field(&ranked, &default) {
+            field.enter(&tile)?;
+        }
+        field.race(SHORT_RACE)?;
+        field.visit_neighbours(&ranked)?;
+        field.finish(&default)
+    }
+
+    /// The default, the hints, the best of each family, then the best that differ from each other, then the best.
+    fn first_field(&self, ranked: &[(Tile, f64)], default: &Tile) -> Vec<Tile> {
+        let mut chosen = vec![default.clone()];
+        let add = |chosen: &mut Vec<Tile>, tile: &Tile| {
+            if !chosen.contains(tile) {
+                chosen.push(tile.clone());
+            }
+        };
+        let is_valid = |tile: &&Tile| kernels::plan(self.problem, tile, self.gpu).is_ok();
+        self.hints.iter().filter(is_valid).for_each(|tile| add(&mut chosen, tile));
+        let mut families = HashSet::new();
+        for (tile, us) in ranked {
+            // A family that is expected to be far behind gets no place of its own.
+            if families.insert(tile.family()) && *us < 2.0 * ranked[0].1 {
+                add(&mut chosen, tile);
+            }
+        }
+        let differs = |a: &Tile, b: &Tile| {
+            a.family() != b.family() || a.numbers().filter(|&(name, value)| b.number(name) != Some(value)).count() > 1
+        };
+        let room = self.effort.first;
+        for (tile, _) in ranked {
+            if chosen.len() < room && chosen.iter().all(|other| differs(tile, other)) {
+                chosen.push(tile.clone());
+            }
+        }
+        for (tile, _) in ranked {
+            if chosen.len() < room {
+                add(&mut chosen, tile);
+            }
+        }
+        chosen
+    }
+}
+
+impl Field<'_, '_> {
+    /// Checks a candidate and times it twice.
+    fn enter(&mut self, tile: &Tile) -> Result<(), SearchError> {
+        if self.stops() || self.search.known_bad.contains(tile) || !self.tried.insert(tile.clone()) {
+            return Ok(());
+        }
+        let n_routings = self.bench.routings().len();
+        let relative_l2 = match self.bench.prepare(self.search.problem, tile) {
+            Ok(relative_l2) => relative_l2,
+            Err(miss) => return self.missed(tile, miss),
+        };
+        let times = Times::new(n_routings);
+        let entrant = Entrant {
+            tile: tile.clone(),
+            relative_l2,
+            times,
+            clocks: Vec::new(),
+            throttle_reasons: 0,
+            unchained_us: 0.0,
+        };
+        self.entrants.push(entrant);
+        let entrant_idx = self.entrants.len() - 1;
+        for _ in 0..FIRST_LOOK {
+            if !self.time(entrant_idx)? {
+                return Ok(());
+            }
+        }
+        self.tell(entrant_idx);
+        // Far behind: no more of it, but it stays on record.
+        let leader = self.leader_score();
+        if self.entrants[entrant_idx].times.score() > FAR_BEHIND * leader {
+            self.bench.release(self.search.problem, tile);
+        }
+        Ok(())
+    }
+
+    /// One round for one entrant, under each routing. False if it has failed and left the field.
+    fn time(&mut self, entrant_idx: usize) -> Result<bool, SearchError> {
+        let problem = self.search.problem;
+        for routing_idx in 0..self.bench.routings().len().max(1) {
+            let entrant = &mut self.entrants[entrant_idx];
+            match self.bench.sample(problem, &entrant.tile, Mode::Chained, routing_idx) {
+                Ok(sample) => {
+                    entrant.times.push(routing_idx, sample.us);
+                    entrant.clocks.push(f64::from(sample.sm_clock_mhz));
+                    entrant.throttle_reasons |= sample.throttle_reasons;
+                }
+                Err(miss) => {
+                    let tile = self.entrants.remove(entrant_idx).tile;
+                    self.missed(&tile, miss)?;
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Interleaved rounds among those who may still win, until each has `rounds`.
+    fn race(&mut self, rounds: usize) -> Result<(), SearchError> {
+        loop {
+            let times: Vec<&Times> = self.entrants.iter().map(|entrant| &entrant.times).collect();
+            let stays = survivors(&times);
+            let mut in_race: Vec<usize> = (0..stays.len()).filter(|&idx| stays[idx]).collect();
+            in_race.sort_by(|&a, &b| self.entrants[a].times.score().total_cmp(&self.entrants[b].times.score()));
+            in_race.truncate(MOST_IN_RACE);
+            in_race.retain(|&idx| self.entrants[idx].times.rounds() < rounds);
+            if in_race.is_empty() || self.stops() {
+                return Ok(());
+            }
+            // From the back, so that one that fails and leaves does not shift the others.
+            in_race.sort_unstable_by(|a, b| b.cmp(a));
+            for entrant_idx in in_race {
+                self.time(entrant_idx)?;
+            }
+        }
+    }
+
+    /// Tiles one step away from the leader, best predicted first, as long as the leader changes and the effort lasts.
+    fn visit_neighbours(&mut self, ranked: &[(Tile, f64)]) -> Result<(), SearchError> {
+        let mut left = self.search.effort.neighbours;
+        while left > 0 && !self.stops() {
+            let Some(leader) = self.leader() else { return Ok(()) };
+            let is_near = |tile: &Tile| {
+                tile.family() == leader.family()
+                    && tile.numbers().filter(|&(name, value)| leader.number(name) != Some(value)).count() == 1
+            };
+            let near: Vec<Tile> = ranked
+                .iter()
+                .map(|(tile, _)| tile)
+                .filter(|tile| is_near(tile) && !self.tried.contains(*tile))
+                .take(left.min(NEIGHBOURS_AT_ONCE))
+                .cloned()
+                .collect();
+            if near.is_empty() {
+                return Ok(());
+            }
+            left -= near.len();
+            for tile in &near {
+                self.enter(tile)?;
+            }
+            self.race(SHORT_RACE)?;
+        }
+        Ok(())
+    }
+
+    /// The final: the leaders and the default in the same rounds, then the rules for who is level.
+    fn finish(mut self, default: &Tile) -> Result<Found, SearchError> {
+        self.race(self.search.effort.rounds)?;
+        let default_idx = self.entrants.iter().position(|entrant| entrant.tile == *default);
+        if let Some(idx) = default_idx
+            && self.leader().is_some_and(|leader| leader != *default)
+        {
+            // The default may have dropped out early: its rounds are paired with as many of the leader.
+            while self.entrants[idx].times.rounds() < SHORT_RACE && !self.stops() {
+                if !self.time(idx)? {
+                    break;
+                }
+            }
+        }
+        let default_us =
+            self.entrants.iter().find(|entrant| entrant.tile == *default).map(|entrant| entrant.times.score());
+        let Some(winner_idx) = self.choose(default) else {
+            let (problem, tried) = (self.search.problem.to_string(), self.tried.len());
+            return Err(match self.first_failure {
+                Some(outcome) => SearchError::AllFailed { problem, tried, first: sentence(&outcome) },
+                None => SearchError::Stopped { problem },
+            });
+        };
+        self.time_unchained(winner_idx)?;
+        for entrant_idx in 0..self.entrants.len() {
+            if self.entrants[entrant_idx].times.rounds() > FIRST_LOOK {
+                self.tell(entrant_idx);
+            }
+        }
+        let mut contenders: Vec<Contender> = (0..self.entrants.len()).map(|idx| self.contender(idx)).collect();
+        let winner = contenders.remove(winner_idx);
+        contenders.sort_by(|a, b| a.timing.chained_us.total_cmp(&b.timing.chained_us));
+        for tile in self.tried.iter() {
+            self.bench.release(self.search.problem, tile);
+        }
+        Ok(Found {
+            default_us: default_us.unwrap_or(winner.timing.chained_us),
+            winner,
+            others: contenders,
+            tried: self.tried.len(),
+            is_cut_short: self.is_cut_short,
+        })
+    }
+
+    /// Among those level with the leader: the default, or else who needs fewer resources, or else the lower id.
+    fn choose(&self, default: &Tile) -> Option<usize> {
+        let leader = self.entrants.iter().min_by(|a, b| a.times.score().total_cmp(&b.times.score()))?;
+        let band = TIE_BAND.max(leader.times.relative_half_width());
+        let level = |entrant: &&(usize, &Entrant)| entrant.1.times.score() <= leader.times.score() * (1.0 + band);
+        let rank = |(_, entrant): &(usize, &Entrant)| {
+            let plan = kernels::plan(self.search.problem, &entrant.tile, self.search.gpu).ok();
+            let needs = plan.map(|plan| plan.launches.iter().map(|launch| launch.smem_bytes).max().unwrap_or(0));
+            (entrant.tile != *default, needs.unwrap_or(u32::MAX), entrant.tile.clone())
+        };
+        // Only who was timed as often as the leader can be level with it.
+        let rounds = leader.times.rounds();
+        let entrants: Vec<(usize, &Entrant)> = self.entrants.iter().enumerate().collect();
+        let fair = |entrant: &&(usize, &Entrant)| entrant.1.times.rounds() >= rounds.min(SHORT_RACE);
+        entrants.iter().filter(fair).filter(level).min_by_key(|entrant| rank(entrant)).map(|(idx, _)| *idx)
+    }
+
+    fn time_unchained(&mut self, entrant_idx: usize) -> Result<(), SearchError> {
+        let tile = self.entrants[entrant_idx].tile.clone();
+        let mut us = Vec::new();
+        for _ in 0..SHORT_RACE {
+            match self.bench.sample(self.search.problem, &tile, Mode::Unchained, 0) {
+                Ok(sample) => us.push(sample.us),
+                Err(Miss::Fatal(reason)) => return Err(SearchError::Fatal(reason)),
+                Err(Miss::Candidate(_)) => break,
+            }
+        }
+        self.entrants[entrant_idx].unchained_us = super::race::median(&us);
+        Ok(())
+    }
+
+    fn missed(&mut self, tile: &Tile, miss: Miss) -> Result<(), SearchError> {
+        match miss {
+            Miss::Fatal(reason) => Err(SearchError::Fatal(reason)),
+            Miss::Candidate(outcome) => {
+                (self.on_trial)(tile, &outcome, &[]);
+                self.first_failure.get_or_insert(outcome);
+                Ok(())
+            }
+        }
+    }
+
+    fn stops(&mut self) -> bool {
+        self.is_cut_short |= (self.search.should_stop)();
+        self.is_cut_short
+    }
+
+    fn leader(&self) -> Option<Tile> {
+        let leader = self.entrants.iter().min_by(|a, b| a.times.score().total_cmp(&b.times.score()));
+        leader.map(|leader| leader.tile.clone())
+    }
+
+    fn leader_score(&self) -> f64 {
+        self.entrants.iter().map(|entrant| entrant.times.score()).fold(f64::INFINITY, f64::min)
+    }
+
+    fn tell(&mut self, entrant_idx: usize) {
+        let contender = self.contender(entrant_idx);
+        (self.on_trial)(&contender.tile, &Outcome::Measured(contender.timing), &contender.by_routing_us);
+    }
+
+    fn contender(&self, entrant_idx: usize) -> Contender {
+        let entrant = &self.entrants[entrant_idx];
+        let chained_us = entrant.times.score();
+        let timing = Timing {
+            chained_us,
+            unchained_us: entrant.unchained_us,
+            half_width_us: chained_us * entrant.times.relative_half_width(),
+            rounds: entrant.times.rounds() as u32,
+            is_warm: self.bench.is_warm(),
+            sm_clock_mhz: super::race::median(&entrant.clocks) as u32,
+            throttle_reasons: entrant.throttle_reasons,
+            relative_l2: entrant.relative_l2,
+        };
+        let routings = self.bench.routings().len().max(1);
+        let by_routing_us = (0..routings).map(|routing_idx| entrant.times.median(routing_idx)).collect();
+        Contender { tile: entrant.tile.clone(), timing, by_routing_us }
+    }
+}
+
+/// An outcome as words.
+pub fn sentence(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Measured(timing) => format!("{:.2} us", timing.chained_us),
+        Outcome::Rejected { rule } => format!("refused by rule `{rule}`"),
+        Outcome::FailedToCompile { message } | Outcome::FailedToRun { message } => message.clone(),
+        Outcome::Wrong { relative_l2 } => format!("wrong result (relative L2 error {relative_l2:.2e})"),
+        Outcome::TimedOut { seconds } => format!("ran longer than {seconds:.1} s"),
+    }
+}
+
+/// Rounds when a candidate is first seen.
+const FIRST_LOOK: usize = 2;
+
+/// Rounds before neighbours are looked at, and of the default's pairing.
+const SHORT_RACE: usize = 4;
+
+/// A candidate this many times slower than the leader is released at once.
+const FAR_BEHIND: f64 = 1.5;
+
+/// More cannot all be within noise of the leader for long.
+const MOST_IN_RACE: usize = 6;
+
+const NEIGHBOURS_AT_ONCE: usize = 4;
+
+/// Candidates closer than this are level.
+const TIE_BAND: f64 = 0.01;
