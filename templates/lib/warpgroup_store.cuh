@@ -11,27 +11,25 @@ __device__ __forceinline__ bool sum_splits(GroupSums<Config>& sums, float4* part
                                            int split, int thread, Join join) {
   constexpr int kThreads = Config::kConsumers * 128;
   constexpr int kPieces = Config::kTokens / 8;
+  float4* own = partials + split * kPieces * kThreads + thread;
 #pragma unroll
   for (int i = 0; i < kPieces; ++i) {
-    partials[(split * kPieces + i) * kThreads + thread] =
-        make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+    own[i * kThreads] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
   }
   if (!is_last_arrival(ticket, Config::kSplitK, flag, thread == 0, join)) return false;
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  for (int i = 0; i < 4 * kPieces; ++i) sums[i] = 0.0f;
+  const float4* from = partials + thread;
+#pragma unroll 1
+  for (int part = 0; part < Config::kSplitK; ++part, from += kPieces * kThreads) {
 #pragma unroll
-    for (int part = 0; part < Config::kSplitK; ++part) {
-      const float4 more = __ldcg(partials + (part * kPieces + i) * kThreads + thread);
-      sum.x += more.x;
-      sum.y += more.y;
-      sum.z += more.z;
-      sum.w += more.w;
+    for (int i = 0; i < kPieces; ++i) {
+      const float4 more = __ldcg(from + i * kThreads);
+      sums[4 * i] += more.x;
+      sums[4 * i + 1] += more.y;
+      sums[4 * i + 2] += more.z;
+      sums[4 * i + 3] += more.w;
     }
-    sums[4 * i] = sum.x;
-    sums[4 * i + 1] = sum.y;
-    sums[4 * i + 2] = sum.z;
-    sums[4 * i + 3] = sum.w;
   }
   return true;
 }
