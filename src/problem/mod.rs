@@ -18,6 +18,7 @@ pub use tile::{ParseTileError, Tile};
 use serde::{Deserialize, Serialize};
 
 use crate::arch::GpuSpec;
+use crate::quant::PackedLayout;
 
 /// How activations reach the tensor cores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -93,6 +94,15 @@ impl Problem {
         let memory_us = self.bytes() as f64 / (gpu.read_gbs * 1e3);
         let math_us = self.flops() as f64 / (gpu.bf16_tflops * 1e6);
         memory_us.max(math_us)
+    }
+
+    /// Id of the packed layout that its weights have, such as `nvfp4@1`; a conversion has none.
+    pub fn layout(&self) -> &'static str {
+        match self {
+            Self::Dense(dense) => PackedLayout::of(dense.weights).id(),
+            Self::MoeBlock(block) => PackedLayout::of(block.weights).id(),
+            Self::Convert(_) => "none",
+        }
     }
 
     /// The op without its bucket: problems that differ only in `m` share it.

@@ -16,9 +16,7 @@ pub use calibration::{Calibration, Correlation, calibration};
 pub use live::{Live, LiveError, Mode, Sample};
 pub use predict::{predict, predict_compiled, rank_correlation, ranked};
 pub use search::{Contender, Effort, Found, OnTrial, Search, SearchError, sentence};
-pub use session::{
-    Job, Progress, Session, SessionError, Settings, Summary, failure, headline, layout_id, predicted_record,
-};
+pub use session::{Job, Progress, Session, SessionError, Settings, Summary, failure, headline, predicted_record};
 pub use worker::{
     GpuReport, Sabotage, ServeError, ServeOptions, Worker, WorkerBench, WorkerCommand, WorkerError, serve,
 };

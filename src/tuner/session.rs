@@ -13,7 +13,6 @@ use crate::dispatch::kernels_hash;
 use crate::jit::Jit;
 use crate::kernels;
 use crate::problem::{Problem, Routing, Tile};
-use crate::quant::PackedLayout;
 use crate::store::{
     Database, DatabaseError, GpuTrial, Origin, Outcome, Put, Record, RunnerUp, Timing, Toolchain, Trial, WinnerKey,
 };
@@ -197,8 +196,7 @@ impl<'a> Session<'a> {
 
     /// A measured record of the kernels as they are now, from a search no smaller than this one.
     fn fresh_record(&self, problem: &Problem) -> Result<Option<Record>, SessionError> {
-        let layout = layout_id(problem);
-        let key = WinnerKey { layout: &layout, problem, gpu: &self.settings.gpu.identity };
+        let key = WinnerKey { layout: problem.layout(), problem, gpu: &self.settings.gpu.identity };
         let Some(record) = self.database.winner(&key)? else { return Ok(None) };
         let is_fresh = record.origin == Origin::Measured
             && !self.is_stale(&record)
@@ -344,8 +342,7 @@ impl<'a> Session<'a> {
         let mut measured = Vec::new();
         for &m in &job.measured {
             let problem = job.problem.with_m(m);
-            let layout = layout_id(&problem);
-            let key = WinnerKey { layout: &layout, problem: &problem, gpu: &self.settings.gpu.identity };
+            let key = WinnerKey { layout: problem.layout(), problem: &problem, gpu: &self.settings.gpu.identity };
             measured.extend(self.database.winner(&key)?.filter(|record| record.origin == Origin::Measured));
         }
         for &m in &job.inherited {
@@ -378,15 +375,6 @@ impl Effort {
         let families = kernels::serving(problem, gpu.arch);
         let all: usize = families.iter().map(|family| kernels::space(*family, problem, gpu).tiles.len()).sum();
         tried >= enough.min(all)
-    }
-}
-
-/// The packed layout that a problem's weights have; a conversion has none.
-pub fn layout_id(problem: &Problem) -> String {
-    match problem {
-        Problem::Dense(dense) => PackedLayout::of(dense.weights).id().to_string(),
-        Problem::MoeBlock(block) => PackedLayout::of(block.weights).id().to_string(),
-        Problem::Convert(_) => "none".to_string(),
     }
 }
 
@@ -451,7 +439,7 @@ fn base_record(
     Record {
         problem: problem.clone(),
         gpu: settings.gpu.identity.clone(),
-        layout: layout_id(problem),
+        layout: problem.layout().to_string(),
         tile: tile.clone(),
         numerics,
         origin,

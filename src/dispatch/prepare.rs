@@ -1,0 +1,365 @@
+//! Everything that a model can launch, loaded in parallel before the first request.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::{Bound, LaunchArgs, LaunchError, kernels_hash};
+use crate::codegen::{self, CodegenError, Request};
+use crate::device::{DeviceError, Gpu, Kernel};
+use crate::environment;
+use crate::jit::{CameFrom, Cubin, Jit, JitError, KernelCache, Search};
+use crate::kernels::{self, Plan};
+use crate::problem::{Problem, Tile};
+use crate::store::{Current, Database, How, Lookup, Stale, WinnerKey};
+
+/// Where winners and kernels come from.
+pub struct PrepareOptions {
+    /// Snapshot of the database of winners; embedded packs stand behind it.
+    pub snapshot: PathBuf,
+    /// Compiles what the cache does not hold.
+    pub jit: Arc<Jit>,
+    /// Threads that compile and load.
+    pub threads: usize,
+}
+
+impl PrepareOptions {
+    /// The user's own database and cache, all cores.
+    pub fn from_environment() -> Self {
+        let cache = KernelCache::new(environment::cache_dir().join("kernels"));
+        Self {
+            snapshot: Database::snapshot_path(&environment::data_dir().join("db")),
+            jit: Arc::new(Jit::new(Search::from_environment(), cache)),
+            threads: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+        }
+    }
+}
+
+/// Why a model is not ready.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// No family serves a problem.
+    #[error("no kernel serves `{problem}` on {gpu}: {}", reasons.join("; "))]
+    Unserved {
+        /// The problem.
+        problem: String,
+        /// The GPU.
+        gpu: String,
+        /// Each family's sentence.
+        reasons: Vec<String>,
+    },
+    /// Neither the winner nor any that came after it, the default included, could be loaded.
+    #[error("no kernel for `{problem}` can be loaded: {reason}")]
+    Unloadable {
+        /// The problem.
+        problem: String,
+        /// What became of the last one tried.
+        reason: String,
+    },
+    /// NVRTC is needed and not there.
+    #[error(transparent)]
+    Jit(JitError),
+    /// The GPU.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A template.
+    #[error(transparent)]
+    Codegen(#[from] CodegenError),
+}
+
+/// A problem's launches, ready.
+pub struct Loaded {
+    bound: Bound,
+    tile: Tile,
+    how: How,
+    stale: Option<Stale>,
+}
+
+impl Loaded {
+    /// The tile that is launched.
+    pub fn tile(&self) -> &Tile {
+        &self.tile
+    }
+
+    /// By which rung of the ladder it was found.
+    pub fn how(&self) -> &How {
+        &self.how
+    }
+
+    /// Why its winner should be measured again, if it should.
+    pub fn stale(&self) -> Option<&Stale> {
+        self.stale.as_ref()
+    }
+
+    /// Bytes that [`LaunchArgs::workspace`] must have, zeroed once, one for each stream.
+    pub fn workspace_bytes(&self) -> u64 {
+        self.bound.workspace_bytes()
+    }
+
+    /// Launches on `stream`, a raw CUstream of the GPU's context; see [`Bound::launch`].
+    ///
+    /// # Safety
+    /// As [`Bound::launch`].
+    ///
+    /// # Errors
+    /// [`LaunchError`].
+    pub unsafe fn launch(&self, args: &LaunchArgs, stream: *mut c_void) -> Result<(), LaunchError> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.bound.launch(args, stream) }
+    }
+}
+
+/// What was prepared, and how long each part took.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PrepareReport {
+    /// Problems that can be launched.
+    pub problems: usize,
+    /// Problems by rung: measured here, other bucket, borrowed, predicted, default.
+    pub by_rung: [usize; 5],
+    /// Problems whose winner is stale.
+    pub stale: usize,
+    /// Problems whose winner did not load, so that a runner-up or the default took its place.
+    pub replaced: usize,
+    /// Distinct kernels loaded.
+    pub kernels: usize,
+    /// Kernels that were compiled now; the others came from the cache.
+    pub compiled: usize,
+    /// Bytes of all loaded images.
+    pub image_bytes: usize,
+    /// Reading winners and choosing tiles.
+    pub choosing: Duration,
+    /// Rendering, and compiling or reading the cache.
+    pub compiling: Duration,
+    /// Loading into the context.
+    pub loading: Duration,
+}
+
+impl std::fmt::Display for PrepareReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [exact, other, borrowed, predicted, default] = self.by_rung;
+        write!(
+            f,
+            "{} problems ready ({exact} measured here, {other} from another bucket, {borrowed} borrowed, {predicted} predicted, \
+             {default} default; {} stale, {} replaced); {} kernels, {} compiled, {:.1} MiB; choosing {:.2} s, compiling \
+             {:.2} s, loading {:.2} s",
+            self.problems,
+            self.stale,
+            self.replaced,
+            self.kernels,
+            self.compiled,
+            self.image_bytes as f64 / (1 << 20) as f64,
+            self.choosing.as_secs_f64(),
+            self.compiling.as_secs_f64(),
+            self.loading.as_secs_f64()
+        )
+    }
+}
+
+/// Loaded launches by problem. May be shared by threads.
+pub struct Prepared {
+    loaded: HashMap<Problem, Loaded>,
+    report: PrepareReport,
+    // Kernels unload into a context that must still be there.
+    _gpu: Arc<Gpu>,
+}
+
+impl Prepared {
+    /// The launches of `problem`, whose `m` is a bucket. No lock, no allocation.
+    pub fn lookup(&self, problem: &Problem) -> Option<&Loaded> {
+        self.loaded.get(problem)
+    }
+
+    /// What was prepared.
+    pub fn report(&self) -> &PrepareReport {
+        &self.report
+    }
+}
+
+/// Loads what `problems` launch on `gpu`: winners of the snapshot and of the embedded packs, or what the ladder gives.
+///
+/// # Errors
+/// [`PrepareError`]; nothing is half-loaded.
+pub fn prepare(
+    gpu: &Arc<Gpu>,
+    problems: impl IntoIterator<Item = Problem>,
+    options: &PrepareOptions,
+) -> Result<Prepared, PrepareError> {
+    let mut preparation = Preparation { gpu, options, report: PrepareReport::default(), kernels: HashMap::new() };
+    let started = Instant::now();
+    let mut choices = preparation.choose(problems)?;
+    preparation.report.choosing = started.elapsed();
+    let mut loaded = HashMap::with_capacity(choices.len());
+    // Winners first; what does not load falls to the next tile, until the default.
+    while !choices.is_empty() {
+        preparation.load_kernels(&choices)?;
+        let mut again = Vec::new();
+        for choice in choices {
+            match preparation.bind(&choice) {
+                Some(bound) => {
+                    preparation.count(&choice);
+                    let Choice { problem, tiles, tried, how, stale, .. } = choice;
+                    loaded.insert(problem, Loaded { bound, tile: tiles[tried].clone(), how, stale });
+                }
+                None => again.push(preparation.next(choice)?),
+            }
+        }
+        choices = again;
+    }
+    let mut report = preparation.report;
+    report.problems = loaded.len();
+    Ok(Prepared { loaded, report, _gpu: gpu.clone() })
+}
+
+/// The tiles that may serve a problem, best first, and the one that is tried.
+struct Choice {
+    problem: Problem,
+    tiles: Vec<Tile>,
+    tried: usize,
+    plan: Plan,
+    how: How,
+    stale: Option<Stale>,
+}
+
+struct Preparation<'a> {
+    gpu: &'a Arc<Gpu>,
+    options: &'a PrepareOptions,
+    report: PrepareReport,
+    /// Loaded kernels, or why one is not. Shared memory is part of the key: it is set when a kernel is loaded.
+    kernels: HashMap<(Request, u32), Result<Arc<Kernel>, String>>,
+}
+
+impl Preparation<'_> {
+    fn choose(&mut self, problems: impl IntoIterator<Item = Problem>) -> Result<Vec<Choice>, PrepareError> {
+        let spec = self.gpu.spec();
+        let (lookup, _) = Lookup::open(&self.options.snapshot, spec.arch);
+        let mut choices: Vec<Choice> = Vec::new();
+        for problem in problems {
+            if choices.iter().any(|choice| choice.problem == problem) {
+                continue;
+            }
+            let unserved = || PrepareError::Unserved {
+                problem: problem.to_string(),
+                gpu: spec.name.clone(),
+                reasons: kernels::refusals(&problem, spec.arch),
+            };
+            let default = kernels::default_tile(&problem, spec).ok_or_else(unserved)?;
+            let key = WinnerKey { layout: problem.layout(), problem: &problem, gpu: &spec.identity };
+            let current = Current { nvrtc: None, kernels: &|tile| kernels_hash(&problem, tile, spec) };
+            let found = lookup.find(&key, spec.arch, &current, &default);
+            let is_valid = |tile: &Tile| kernels::plan(&problem, tile, spec).is_ok();
+            let tiles: Vec<Tile> = found.tiles().filter(is_valid).collect();
+            let (how, stale) = (found.how.clone(), found.stale.clone());
+            let plan = tiles.first().and_then(|tile| kernels::plan(&problem, tile, spec).ok()).ok_or_else(unserved)?;
+            choices.push(Choice { problem, tiles, tried: 0, plan, how, stale });
+        }
+        Ok(choices)
+    }
+
+    /// Compiles and loads the kernels of `choices` that are not there yet.
+    fn load_kernels(&mut self, choices: &[Choice]) -> Result<(), PrepareError> {
+        let launches = choices.iter().flat_map(|choice| &choice.plan.launches);
+        let mut wanted: Vec<(Request, u32)> =
+            launches.map(|launch| (launch.kernel.clone(), launch.smem_bytes)).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        wanted.retain(|key| !self.kernels.contains_key(key));
+        let started = Instant::now();
+        let compiled = self.compile(&wanted)?;
+        self.report.compiling += started.elapsed();
+        let started = Instant::now();
+        for (key, compiled) in wanted.into_iter().zip(compiled) {
+            let kernel = match compiled {
+                Ok((cubin, came_from)) => {
+                    self.report.compiled += usize::from(came_from == CameFrom::Compilation);
+                    self.report.image_bytes += cubin.image.len();
+                    self.report.kernels += 1;
+                    Kernel::load(self.gpu, &cubin, key.1).map(Arc::new).map_err(|error| error.to_string())
+                }
+                Err(reason) => Err(reason),
+            };
+            self.kernels.insert(key, kernel);
+        }
+        self.report.loading += started.elapsed();
+        Ok(())
+    }
+
+    /// A cubin for each of `wanted`, on all threads. A text that NVRTC refuses is a reason, its absence an error.
+    #[allow(clippy::type_complexity, reason = "a list of results, once")]
+    fn compile(&self, wanted: &[(Request, u32)]) -> Result<Vec<Result<(Cubin, CameFrom), String>>, PrepareError> {
+        let spec = self.gpu.spec();
+        let next = AtomicUsize::new(0);
+        let results: Vec<Mutex<Option<Result<(Cubin, CameFrom), PrepareError>>>> =
+            wanted.iter().map(|_| Mutex::new(None)).collect();
+        let work = || {
+            while let Some(((request, _), result)) = {
+                let idx = next.fetch_add(1, Ordering::Relaxed);
+                wanted.get(idx).zip(results.get(idx))
+            } {
+                let source = codegen::render(request, spec.arch, &spec.target).map_err(PrepareError::from);
+                let cubin = source.and_then(|source| self.options.jit.compile(&source).map_err(PrepareError::Jit));
+                *result.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(cubin);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..self.options.threads.clamp(1, wanted.len().max(1)) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        let taken = results.into_iter().map(|result| {
+            let result = result.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+            match result {
+                Some(Ok(cubin)) => Ok(Ok(cubin)),
+                Some(Err(error @ PrepareError::Jit(JitError::NoNvrtc { .. } | JitError::NotNvrtc { .. }))) => {
+                    Err(error)
+                }
+                Some(Err(error)) => Ok(Err(error.to_string())),
+                None => Ok(Err("it was never compiled".to_string())),
+            }
+        });
+        taken.collect()
+    }
+
+    /// The plan with its kernels, unless one of them is missing.
+    fn bind(&self, choice: &Choice) -> Option<Bound> {
+        let kernel = |launch: &kernels::Launch| {
+            self.kernels.get(&(launch.kernel.clone(), launch.smem_bytes)).and_then(|kernel| kernel.clone().ok())
+        };
+        let kernels: Option<Vec<Arc<Kernel>>> = choice.plan.launches.iter().map(kernel).collect();
+        kernels.map(|kernels| Bound::new(choice.problem.clone(), choice.plan.clone(), kernels, self.gpu.spec()))
+    }
+
+    /// The same problem with its next tile.
+    fn next(&self, choice: Choice) -> Result<Choice, PrepareError> {
+        let tried = choice.tried + 1;
+        let plan = choice.tiles.get(tried).and_then(|tile| kernels::plan(&choice.problem, tile, self.gpu.spec()).ok());
+        match plan {
+            Some(plan) => Ok(Choice { tried, plan, ..choice }),
+            None => {
+                let reasons = choice.plan.launches.iter().filter_map(|launch| {
+                    self.kernels
+                        .get(&(launch.kernel.clone(), launch.smem_bytes))
+                        .and_then(|kernel| kernel.clone().err())
+                });
+                let reason = reasons.collect::<Vec<_>>().join("; ");
+                Err(PrepareError::Unloadable { problem: choice.problem.to_string(), reason })
+            }
+        }
+    }
+
+    fn count(&mut self, choice: &Choice) {
+        let rung = match choice.how {
+            How::Exact => 0,
+            How::OtherBucket { .. } => 1,
+            How::Borrowed { .. } => 2,
+            How::Predicted => 3,
+            How::Default => 4,
+        };
+        self.report.by_rung[rung] += 1;
+        self.report.stale += usize::from(choice.stale.is_some());
+        self.report.replaced += usize::from(choice.tried > 0);
+    }
+}
