@@ -29,6 +29,7 @@ pub mod kernels;
 pub mod models;
 pub mod problem;
 pub mod quant;
+pub mod report;
 pub mod store;
 pub mod tuner;
 

@@ -111,6 +111,10 @@ pub enum EffortArg {
 pub enum Command {
     /// Shows problems, search spaces and winners
     Show(ShowArgs),
+    /// Measures winners beside floors, the stream ceiling and other engines
+    Bench(BenchArgs),
+    /// Prints a report of bench as tables, or writes it into a README
+    Report(ReportArgs),
     /// Owns the GPU for a parent process
     #[command(hide = true)]
     Worker(WorkerArgs),
@@ -142,6 +146,32 @@ pub enum ShowWhat {
     Records,
 }
 
+/// What is measured.
+#[derive(Debug, Args)]
+#[command(after_help = BENCH_EXAMPLES)]
+pub struct BenchArgs {
+    /// What is tuned first, where there is no winner yet.
+    #[command(flatten)]
+    pub tune: TuneArgs,
+    /// Times of other engines: their problems are measured and compared
+    #[arg(long, value_name = "FILE")]
+    pub peers: Option<PathBuf>,
+    /// Where the report is written, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// Which report, and where to.
+#[derive(Debug, Args)]
+#[command(after_help = REPORT_EXAMPLES)]
+pub struct ReportArgs {
+    /// A report that `autotune bench --out` wrote
+    pub results: PathBuf,
+    /// Rewrite the results of this README instead of printing
+    #[arg(long, value_name = "FILE")]
+    pub readme: Option<PathBuf>,
+}
+
 /// What a worker is told by its parent.
 #[derive(Debug, Args)]
 pub struct WorkerArgs {
@@ -165,3 +195,14 @@ Examples:
   autotune show space --problem \"nvfp4 4096x8192 m64\"
   autotune show records --model dsv4
   autotune show records --why --problem \"nvfp4 4096x8192 m3\"";
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  autotune bench --peers benches/peers/h100.json --out benches/results/h100.json
+  autotune bench --model dsv4 --only wq_b
+  autotune bench --problem \"nvfp4 4096x8192\" --m 1,64";
+
+const REPORT_EXAMPLES: &str = "\
+Examples:
+  autotune report benches/results/h100.json
+  autotune report benches/results/h100.json --readme README.md";

@@ -4,6 +4,7 @@
 //! Exit codes: 0 done, 1 failed, 2 usage, 3 done in part because the budget was spent or a signal came.
 
 mod args;
+mod bench;
 mod context;
 mod error;
 mod predict;
@@ -40,6 +41,8 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
     match cli.command {
         None => tune::run(&cli.common, &cli.tune, &paths),
         Some(Command::Show(show)) => show::run(&cli.common, &show, &paths),
+        Some(Command::Bench(args)) => bench::run(&cli.common, &args, &paths),
+        Some(Command::Report(args)) => bench::report(&cli.common, &args),
         Some(Command::Worker(worker)) => context::serve(&worker, &paths),
     }
 }

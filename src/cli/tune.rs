@@ -75,13 +75,43 @@ pub fn signals() -> Arc<AtomicU32> {
     count
 }
 
+/// A run on a live GPU, and what it leaves behind for whoever goes on measuring.
+pub struct Run {
+    /// What the shell is told.
+    pub exit: Exit,
+    /// Counts.
+    pub summary: Summary,
+    /// Winners in the order in which they were found.
+    pub records: Vec<Record>,
+    /// The worker.
+    pub bench_of: WorkerBench,
+    /// The database, still open.
+    pub database: Database,
+    /// What the run was told.
+    pub settings: Settings,
+}
+
 fn live(
     common: &CommonArgs,
     tune: &TuneArgs,
     paths: &Paths,
-    (worker, command, gpu): (Worker, WorkerCommand, GpuSpec),
+    target: (Worker, WorkerCommand, GpuSpec),
     jobs: &[Job],
 ) -> Result<Exit, CliError> {
+    let Run { exit, summary, records, settings, .. } = live_run(tune, paths, target, jobs)?;
+    if common.json {
+        print_json(&settings, &summary, &records)?;
+    }
+    Ok(exit)
+}
+
+/// Searches `jobs` on the GPU that the worker has open.
+pub fn live_run(
+    tune: &TuneArgs,
+    paths: &Paths,
+    (worker, command, gpu): (Worker, WorkerCommand, GpuSpec),
+    jobs: &[Job],
+) -> Result<Run, CliError> {
     let started = Instant::now();
     let database = open_database(paths)?;
     let jit = paths.jit();
@@ -90,7 +120,7 @@ fn live(
         EffortArg::Quick => vec![Routing::Uniform],
         EffortArg::Full | EffortArg::Exhaustive => vec![Routing::Uniform, Routing::Zipf(1.0)],
     };
-    let mut bench = WorkerBench::new(command, worker, routings, tune.seed);
+    let mut bench_of = WorkerBench::new(command, worker, routings, tune.seed);
     let of: usize = jobs.iter().map(|job| job.measured.len() + job.inherited.len()).sum();
     talk(&opening(&settings, jobs, of));
     let view = ProgressView::start(of);
@@ -99,7 +129,7 @@ fn live(
     let mut records = Vec::new();
     let mut on_progress = |progress: Progress<'_>| show(&view, &settings.gpu, progress, &mut records);
     let session = Session::new(&settings, &database, jit.clone(), &should_stop, &mut on_progress);
-    let summary = session.run(jobs, &mut bench);
+    let summary = session.run(jobs, &mut bench_of);
     drop(view);
     jit.cache().take_warnings().iter().for_each(|warning| talk(&format!("warning: {warning}")));
     database.write_snapshot()?;
@@ -109,11 +139,8 @@ fn live(
             CliError::failed(reason, Some("everything found so far is kept; the same command goes on".to_string()))
         }
     })?;
-    closing(&summary, bench.replacements(), paths, started);
-    if common.json {
-        print_json(&settings, &summary, &records)?;
-    }
-    Ok(exit(&summary))
+    closing(&summary, bench_of.replacements(), paths, started);
+    Ok(Run { exit: exit(&summary), summary, records, bench_of, database, settings })
 }
 
 /// What a run ends with.

@@ -61,6 +61,13 @@ pub(super) fn survivors(times: &[&Times]) -> Vec<bool> {
     times.iter().map(stays).collect()
 }
 
+/// Median of times and the half width of its 95 % confidence interval.
+pub fn median_and_half_width(us: &[f64]) -> (f64, f64) {
+    let mut times = Times::new(1);
+    us.iter().for_each(|&us| times.push(0, us));
+    (median(us), median(us) * times.relative_half_width())
+}
+
 pub(super) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

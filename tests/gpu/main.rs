@@ -6,6 +6,8 @@ mod bits;
 mod context;
 mod dense;
 mod moe;
+mod recovery;
+mod serving;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -13,10 +15,16 @@ use std::time::Instant;
 use context::{Case, Context};
 
 fn main() -> ExitCode {
+    if let Some(exit) = recovery::serve_if_asked() {
+        return exit;
+    }
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !HARNESS_FLAGS.contains(&word.as_str())).collect();
     let is_list = words.iter().any(|word| word == "--list");
     let filter = words.iter().find(|word| !word.starts_with("--")).cloned().unwrap_or_default();
-    let mut cases: Vec<Case> = [bits::cases(), dense::cases(), moe::cases()].into_iter().flatten().collect();
+    let mut cases: Vec<Case> = [bits::cases(), dense::cases(), moe::cases(), serving::cases(), recovery::cases()]
+        .into_iter()
+        .flatten()
+        .collect();
     cases.retain(|case| case.name.contains(&filter));
     if is_list {
         cases.iter().for_each(|case| println!("{}", case.name));

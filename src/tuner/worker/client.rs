@@ -266,9 +266,18 @@ impl WorkerBench {
         self.replacements
     }
 
-    /// Routings for the next op.
-    pub fn set_routings(&mut self, routings: Vec<Routing>) {
-        self.routings = routings;
+    /// Times a pure read of `bytes`: chained, and unchained. The data of the last op is gone afterwards.
+    ///
+    /// # Errors
+    /// [`WorkerError`].
+    pub fn ceiling(&mut self, bytes: u64) -> Result<(f64, f64), WorkerError> {
+        self.opened = None;
+        self.ids.clear();
+        match self.worker() {
+            Ok(worker) => worker.ceiling(bytes),
+            Err(Miss::Fatal(reason)) => Err(WorkerError::Start { reason, hint: None }),
+            Err(Miss::Candidate(outcome)) => Err(WorkerError::Failed { outcome, is_lost: true }),
+        }
     }
 
     /// The child, started anew if the last one is gone, with the data of the op.

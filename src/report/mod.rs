@@ -1,0 +1,11 @@
+//! Results as tables: what was measured beside floors, ceilings and other engines, and the block of the README.
+
+mod bench;
+mod markdown;
+mod peers;
+mod readme;
+
+pub use bench::{BenchMeta, BenchReport, BenchRow, PeerTime};
+pub use markdown::table;
+pub use peers::{PeerError, PeerRow, Peers};
+pub use readme::{ReadmeError, readme_block, replace_block};
