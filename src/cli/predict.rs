@@ -14,7 +14,9 @@ use crate::jit::{Jit, Resources};
 use crate::kernels::{self, Plan};
 use crate::problem::{Problem, Tile};
 use crate::store::Record;
-use crate::tuner::{CompileAhead, Job, Settings, Summary, calibration, predict_compiled, predicted_record, ranked};
+use crate::tuner::{
+    CompileAhead, Job, Settings, Summary, Urgency, calibration, predict_compiled, predicted_record, ranked,
+};
 
 /// A candidate that was compiled and counted.
 #[derive(serde::Serialize)]
@@ -53,7 +55,7 @@ pub fn run(common: &CommonArgs, tune: &TuneArgs, paths: &Paths, gpu: GpuSpec, jo
     let candidates: Vec<Vec<Tile>> = problems.iter().map(|(_, problem)| candidates(problem, &settings.gpu)).collect();
     for ((_, problem), tiles) in problems.iter().zip(&candidates) {
         let plans = tiles.iter().filter_map(|tile| kernels::plan(problem, tile, &settings.gpu).ok());
-        ahead.enqueue(plans.flat_map(|plan| plan.kernels().cloned().collect::<Vec<_>>()));
+        ahead.enqueue(Urgency::Planned, plans.flat_map(|plan| plan.kernels().cloned().collect::<Vec<_>>()));
     }
     let view = ProgressView::start(problems.len());
     let signals = signals();

@@ -14,8 +14,8 @@ use crate::arch::GpuSpec;
 use crate::problem::Routing;
 use crate::store::{Database, Put, Record, Toolchain};
 use crate::tuner::{
-    Effort, Job, Progress, Session, SessionError, Settings, Summary, Worker, WorkerBench, WorkerCommand, failure,
-    headline,
+    Effort, Job, Progress, Session, SessionError, Settings, Spent, Summary, Worker, WorkerBench, WorkerCommand,
+    failure, headline,
 };
 
 /// Runs the job that the words ask for.
@@ -139,7 +139,7 @@ pub fn live_run(
             CliError::failed(reason, Some("everything found so far is kept; the same command goes on".to_string()))
         }
     })?;
-    closing(&summary, bench_of.replacements(), paths, started);
+    closing(&summary, &bench_of, paths, started);
     Ok(Run { exit: exit(&summary), summary, records, bench_of, database, settings })
 }
 
@@ -197,12 +197,19 @@ fn show(view: &ProgressView, gpu: &GpuSpec, progress: Progress<'_>, records: &mu
     }
 }
 
-fn closing(summary: &Summary, replacements: u32, paths: &Paths, started: Instant) {
+fn closing(summary: &Summary, bench_of: &WorkerBench, paths: &Paths, started: Instant) {
     let Summary { searched, fresh, inherited, lost, left, tried, failed, compiled, .. } = summary;
     talk(&format!(
         "{searched} searched, {inherited} inherited, {fresh} fresh, {lost} without a winner, {left} left; {tried} candidates, \
-         {failed} failed, {compiled} kernels compiled, {replacements} workers replaced; {:.1} s",
+         {failed} failed, {compiled} kernels compiled, {} workers replaced; {:.1} s",
+        bench_of.replacements(),
         started.elapsed().as_secs_f64()
+    ));
+    let Spent { opening, loading, checking, timing } = bench_of.spent();
+    let [opening, loading, checking, timing] = [opening, loading, checking, timing].map(|spent| spent.as_secs_f64());
+    talk(&format!(
+        "of these, making data {opening:.1} s, waiting for kernels {loading:.1} s, checking {checking:.1} s, timing \
+         {timing:.1} s"
     ));
     talk(&format!(
         "winners are in {} and {}",

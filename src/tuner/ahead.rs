@@ -9,6 +9,17 @@ use crate::arch::GpuSpec;
 use crate::codegen::{self, Request};
 use crate::jit::{CameFrom, Jit};
 
+/// Whose turn comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// The GPU will wait for it: before all others, the latest call first.
+    Now,
+    /// It will be asked for.
+    Planned,
+    /// It may be asked for, and a core has nothing else to do.
+    Perhaps,
+}
+
 /// A pool of compile threads with a queue.
 pub struct CompileAhead {
     shared: Arc<Shared>,
@@ -25,8 +36,10 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Request>,
-    seen: HashSet<Request>,
+    /// By urgency. A kernel may wait in more than one.
+    waiting: [VecDeque<Request>; 3],
+    /// Taken from a queue, ever.
+    started: HashSet<Request>,
     at_work: usize,
     is_closed: bool,
 }
@@ -43,13 +56,15 @@ impl CompileAhead {
         Self { threads: threads.collect(), shared }
     }
 
-    /// Adds kernels to the end of the queue; each is compiled once.
-    pub fn enqueue(&self, requests: impl IntoIterator<Item = Request>) {
+    /// Adds kernels to what waits; each is compiled once, when its turn comes by the most urgent of its calls.
+    pub fn enqueue(&self, urgency: Urgency, requests: impl IntoIterator<Item = Request>) {
         let mut queue = self.shared.lock();
-        for request in requests {
-            if queue.seen.insert(request.clone()) {
-                queue.waiting.push_back(request);
-            }
+        let unstarted: Vec<Request> = requests.into_iter().filter(|request| !queue.started.contains(request)).collect();
+        let waiting = &mut queue.waiting[urgency as usize];
+        match urgency {
+            // What was asked for a moment ago may be of no use any more.
+            Urgency::Now => unstarted.into_iter().rev().for_each(|request| waiting.push_front(request)),
+            Urgency::Planned | Urgency::Perhaps => waiting.extend(unstarted),
         }
         self.shared.changed.notify_all();
     }
@@ -57,7 +72,8 @@ impl CompileAhead {
     /// Kernels that wait or are being compiled.
     pub fn n_left(&self) -> usize {
         let queue = self.shared.lock();
-        queue.waiting.len() + queue.at_work
+        let waiting: HashSet<&Request> = queue.waiting.iter().flatten().collect();
+        waiting.difference(&queue.started.iter().collect()).count() + queue.at_work
     }
 
     /// Kernels that were compiled, not taken from the cache.
@@ -69,7 +85,7 @@ impl CompileAhead {
 impl Drop for CompileAhead {
     fn drop(&mut self) {
         let mut queue = self.shared.lock();
-        queue.waiting.clear();
+        queue.waiting.iter_mut().for_each(VecDeque::clear);
         queue.is_closed = true;
         drop(queue);
         self.shared.changed.notify_all();
@@ -100,14 +116,49 @@ impl Shared {
     fn next(&self) -> Option<Request> {
         let mut queue = self.lock();
         loop {
-            if let Some(request) = queue.waiting.pop_front() {
-                queue.at_work += 1;
-                return Some(request);
+            while let Some(request) = queue.waiting.iter_mut().find_map(VecDeque::pop_front) {
+                if queue.started.insert(request.clone()) {
+                    queue.at_work += 1;
+                    return Some(request);
+                }
             }
             if queue.is_closed {
                 return None;
             }
             queue = self.changed.wait(queue).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(number: u32) -> Request {
+        let values = [("tile", [("number", number.into())].into())].into();
+        Request { template: "none", values, wgmma_tokens: None }
+    }
+
+    fn taken(shared: &Shared) -> Vec<Request> {
+        shared.lock().is_closed = true;
+        std::iter::from_fn(|| shared.next()).collect()
+    }
+
+    #[test]
+    fn the_urgent_go_first_and_nothing_goes_twice() {
+        let root = tempfile::tempdir().unwrap();
+        let jit = Jit::new(crate::jit::Search::from_environment(), crate::jit::KernelCache::new(root.path()));
+        let gpu = GpuSpec::named("h100").unwrap().clone();
+        let (queue, changed) = (Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { jit: jit.into(), gpu, queue, changed, compiled: AtomicU32::new(0) });
+        let ahead = CompileAhead { shared: shared.clone(), threads: Vec::new() };
+        ahead.enqueue(Urgency::Perhaps, [request(1), request(2)]);
+        ahead.enqueue(Urgency::Planned, [request(3), request(4), request(1)]);
+        ahead.enqueue(Urgency::Now, [request(5), request(6)]);
+        ahead.enqueue(Urgency::Now, [request(4), request(7)]);
+        assert_eq!(ahead.n_left(), 7);
+        assert_eq!(taken(&shared), [4, 7, 5, 6, 3, 1, 2].map(request));
+        ahead.enqueue(Urgency::Now, [request(3)]);
+        assert_eq!(taken(&shared), []);
     }
 }

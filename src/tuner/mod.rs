@@ -10,7 +10,7 @@ mod search;
 mod session;
 mod worker;
 
-pub use ahead::CompileAhead;
+pub use ahead::{CompileAhead, Urgency};
 pub use bench::{Bench, Miss, Predicted, Replay};
 pub use calibration::{Calibration, Correlation, calibration};
 pub use live::{Live, LiveError, Mode, Sample};
@@ -19,5 +19,5 @@ pub use race::median_and_half_width;
 pub use search::{Contender, Effort, Found, OnTrial, Search, SearchError, sentence};
 pub use session::{Job, Progress, Session, SessionError, Settings, Summary, failure, headline, predicted_record};
 pub use worker::{
-    GpuReport, Sabotage, ServeError, ServeOptions, Worker, WorkerBench, WorkerCommand, WorkerError, serve,
+    GpuReport, Sabotage, ServeError, ServeOptions, Spent, Worker, WorkerBench, WorkerCommand, WorkerError, serve,
 };

@@ -49,6 +49,8 @@ pub struct Search<'a> {
     pub known_bad: &'a HashSet<Tile>,
     /// Asked between measurements: whether to end with the best so far.
     pub should_stop: &'a dyn Fn() -> bool,
+    /// Told which tiles will be asked for next, so that somebody may compile them meanwhile.
+    pub expect: &'a dyn Fn(&[Tile]),
 }
 
 /// A candidate that was measured.
@@ -155,46 +157,67 @@ impl Search<'_> {
             first_failure: None,
             is_cut_short: false,
         };
-        for tile in self.first_field(&ranked, &default) {
+        let first_field = first_field(self.problem, self.gpu, self.effort, self.hints, &ranked);
+        (self.expect)(&first_field);
+        for tile in first_field {
+            let leader = field.leader();
             field.enter(&tile)?;
+            if field.leader() != leader {
+                (self.expect)(&field.near(&ranked));
+            }
         }
         field.race(SHORT_RACE)?;
         field.visit_neighbours(&ranked)?;
         field.finish(&default)
     }
+}
 
-    /// The default, the hints, the best of each family, then the best that differ from each other, then the best.
-    fn first_field(&self, ranked: &[(Tile, f64)], default: &Tile) -> Vec<Tile> {
-        let mut chosen = vec![default.clone()];
-        let add = |chosen: &mut Vec<Tile>, tile: &Tile| {
-            if !chosen.contains(tile) {
-                chosen.push(tile.clone());
-            }
-        };
-        let is_valid = |tile: &&Tile| kernels::plan(self.problem, tile, self.gpu).is_ok();
-        self.hints.iter().filter(is_valid).for_each(|tile| add(&mut chosen, tile));
-        let mut families = HashSet::new();
-        for (tile, us) in ranked {
-            // A family that is expected to be far behind gets no place of its own.
-            if families.insert(tile.family()) && *us < 2.0 * ranked[0].1 {
-                add(&mut chosen, tile);
-            }
+/// The default, the hints, the best of each family, then the best that differ from each other, then the best.
+pub(super) fn first_field(
+    problem: &Problem,
+    gpu: &GpuSpec,
+    effort: Effort,
+    hints: &[Tile],
+    ranked: &[(Tile, f64)],
+) -> Vec<Tile> {
+    let mut chosen: Vec<Tile> = kernels::default_tile(problem, gpu).into_iter().collect();
+    let add = |chosen: &mut Vec<Tile>, tile: &Tile| {
+        if !chosen.contains(tile) {
+            chosen.push(tile.clone());
         }
-        let differs = |a: &Tile, b: &Tile| {
-            a.family() != b.family() || a.numbers().filter(|&(name, value)| b.number(name) != Some(value)).count() > 1
-        };
-        let room = self.effort.first;
-        for (tile, _) in ranked {
-            if chosen.len() < room && chosen.iter().all(|other| differs(tile, other)) {
-                chosen.push(tile.clone());
-            }
+    };
+    let is_valid = |tile: &&Tile| kernels::plan(problem, tile, gpu).is_ok();
+    hints.iter().filter(is_valid).for_each(|tile| add(&mut chosen, tile));
+    let mut families = HashSet::new();
+    for (tile, us) in ranked {
+        // A family that is expected to be far behind gets no place of its own.
+        if families.insert(tile.family()) && *us < 2.0 * ranked[0].1 {
+            add(&mut chosen, tile);
         }
-        for (tile, _) in ranked {
-            if chosen.len() < room {
-                add(&mut chosen, tile);
-            }
+    }
+    for (tile, _) in ranked {
+        if chosen.len() < effort.first && chosen.iter().all(|other| steps_between(tile, other) > 1) {
+            chosen.push(tile.clone());
         }
-        chosen
+    }
+    for (tile, _) in ranked {
+        if chosen.len() < effort.first {
+            add(&mut chosen, tile);
+        }
+    }
+    chosen
+}
+
+/// Tiles of `ranked` one step away from `tile`, the best predicted first.
+pub(super) fn neighbours<'r>(tile: &'r Tile, ranked: &'r [(Tile, f64)]) -> impl Iterator<Item = &'r Tile> {
+    ranked.iter().map(|(tile, _)| tile).filter(move |other| steps_between(other, tile) == 1)
+}
+
+/// Parameters in which two tiles differ; between families they all do.
+fn steps_between(a: &Tile, b: &Tile) -> usize {
+    match a.family() == b.family() {
+        true => a.numbers().filter(|&(name, value)| b.number(name) != Some(value)).count(),
+        false => usize::MAX,
     }
 }
 
@@ -279,18 +302,8 @@ impl Field<'_, '_> {
     fn visit_neighbours(&mut self, ranked: &[(Tile, f64)]) -> Result<(), SearchError> {
         let mut left = self.search.effort.neighbours;
         while left > 0 && !self.stops() {
-            let Some(leader) = self.leader() else { return Ok(()) };
-            let is_near = |tile: &Tile| {
-                tile.family() == leader.family()
-                    && tile.numbers().filter(|&(name, value)| leader.number(name) != Some(value)).count() == 1
-            };
-            let near: Vec<Tile> = ranked
-                .iter()
-                .map(|(tile, _)| tile)
-                .filter(|tile| is_near(tile) && !self.tried.contains(*tile))
-                .take(left.min(NEIGHBOURS_AT_ONCE))
-                .cloned()
-                .collect();
+            let mut near = self.near(ranked);
+            near.truncate(left.min(NEIGHBOURS_AT_ONCE));
             if near.is_empty() {
                 return Ok(());
             }
@@ -301,6 +314,13 @@ impl Field<'_, '_> {
             self.race(SHORT_RACE)?;
         }
         Ok(())
+    }
+
+    /// Tiles one step away from the leader that were not tried, best predicted first: as many as a search may visit.
+    fn near(&self, ranked: &[(Tile, f64)]) -> Vec<Tile> {
+        let Some(leader) = self.leader() else { return Vec::new() };
+        let untried = neighbours(&leader, ranked).filter(|tile| !self.tried.contains(*tile));
+        untried.take(self.search.effort.neighbours).cloned().collect()
     }
 
     /// The final: the leaders and the default in the same rounds, then the rules for who is level.

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::ahead::CompileAhead;
+use super::ahead::{CompileAhead, Urgency};
 use super::bench::Bench;
-use super::search::{Contender, Effort, Found, Search, SearchError};
+use super::search::{Contender, Effort, Found, Search, SearchError, first_field, neighbours};
 use super::{predict, sentence};
 use crate::arch::GpuSpec;
 use crate::dispatch::kernels_hash;
@@ -210,16 +210,18 @@ impl<'a> Session<'a> {
             || record.toolchain.nvrtc != self.settings.toolchain.nvrtc
     }
 
-    /// Queues what the first fields of a job's searches will need.
+    /// Queues what the first fields of a job's searches will need, then what their neighbours may.
     fn compile_ahead(&self, job: &Job, todo: &[u32]) {
         for &m in todo {
             let problem = job.problem.with_m(m);
             let ranked = predict::ranked(&problem, &self.settings.gpu);
-            let first = self.settings.effort.first.min(ranked.len());
-            let default = kernels::default_tile(&problem, &self.settings.gpu);
-            let tiles = default.iter().chain(ranked[..first].iter().map(|(tile, _)| tile));
-            let plans = tiles.filter_map(|tile| kernels::plan(&problem, tile, &self.settings.gpu).ok());
-            self.ahead.enqueue(plans.flat_map(|plan| plan.kernels().cloned().collect::<Vec<_>>()));
+            let first = first_field(&problem, &self.settings.gpu, self.settings.effort, &[], &ranked);
+            enqueue(&self.ahead, self.settings, &problem, Urgency::Planned, &first);
+            let effort = self.settings.effort;
+            let near =
+                ranked.iter().take(GUESSES).flat_map(|(tile, _)| neighbours(tile, &ranked).take(effort.neighbours));
+            let near: Vec<Tile> = near.cloned().collect();
+            enqueue(&self.ahead, self.settings, &problem, Urgency::Perhaps, &near);
         }
     }
 
@@ -271,6 +273,7 @@ impl<'a> Session<'a> {
             hints,
             known_bad: &known_bad,
             should_stop: &should_stop,
+            expect: &|tiles: &[Tile]| enqueue(&self.ahead, settings, problem, Urgency::Now, tiles),
         };
         let routings = match problem {
             Problem::MoeBlock(_) => bench.routings().to_vec(),
@@ -359,6 +362,12 @@ impl<'a> Session<'a> {
     fn is_over(&self) -> bool {
         is_over(self.should_stop, self.settings.deadline)
     }
+}
+
+/// Queues the kernels of `tiles`.
+fn enqueue(ahead: &CompileAhead, settings: &Settings, problem: &Problem, urgency: Urgency, tiles: &[Tile]) {
+    let plans = tiles.iter().filter_map(|tile| kernels::plan(problem, tile, &settings.gpu).ok());
+    ahead.enqueue(urgency, plans.flat_map(|plan| plan.kernels().cloned().collect::<Vec<_>>()));
 }
 
 fn is_over(should_stop: &dyn Fn() -> bool, deadline: Option<Instant>) -> bool {
@@ -507,3 +516,6 @@ pub fn failure(tile: &Tile, outcome: &Outcome) -> Option<String> {
 const INCUMBENT_BAND: f64 = 0.02;
 
 const RUNNERS_UP: usize = 3;
+
+/// Best predicted tiles whose neighbours are compiled when there is nothing else to compile: one of them often leads.
+const GUESSES: usize = 2;

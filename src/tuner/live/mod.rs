@@ -14,6 +14,7 @@ mod weights;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::check::{Comparison, Path, Wrong, judge};
 use crate::codegen::{self, CodegenError};
@@ -81,6 +82,7 @@ pub struct Live {
     clocks: Option<Clocks>,
     subject: Subject,
     candidates: HashMap<u32, Candidate>,
+    last_loading: Duration,
 }
 
 /// Data, references and arguments for one kind of problem.
@@ -130,7 +132,7 @@ impl Live {
             Problem::MoeBlock(block) => Subject::Moe(MoeSubject::new(&mut tools, block, routings, seed)?),
             Problem::Convert(convert) => Subject::Convert(ConvertSubject::new(&mut tools, convert, seed)?),
         };
-        Ok(Self { tools, jit, clocks, subject, candidates: HashMap::new() })
+        Ok(Self { tools, jit, clocks, subject, candidates: HashMap::new(), last_loading: Duration::ZERO })
     }
 
     /// Whether weights come from L2 in part, because memory was short of copies.
@@ -147,7 +149,9 @@ impl Live {
     /// # Errors
     /// [`LiveError`]: what became of the candidate.
     pub fn prepare(&mut self, id: u32, problem: &Problem, tile: &Tile) -> Result<f64, LiveError> {
+        let started = Instant::now();
         let bound = self.bind(problem, tile)?;
+        self.last_loading = started.elapsed();
         let needed = bound.workspace_bytes() as usize;
         let lent = self.subject.lent_workspace_bytes();
         if lent.is_some_and(|lent| needed > lent) {
@@ -159,6 +163,11 @@ impl Live {
         candidate.estimate_us = self.estimate(&candidate)?;
         self.candidates.insert(id, candidate);
         Ok(relative_l2)
+    }
+
+    /// How long the kernels of the last candidate that was prepared took to be compiled, or waited for, and loaded.
+    pub fn last_loading(&self) -> Duration {
+        self.last_loading
     }
 
     /// Forgets candidate `id`.

@@ -232,6 +232,19 @@ fn unexpected(reply: Reply) -> WorkerError {
     WorkerError::Died { status: format!("unexpected answer {reply:?}") }
 }
 
+/// Where the time went while the child was waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Data and references.
+    pub opening: Duration,
+    /// Kernels: compiled, or waited for, and loaded.
+    pub loading: Duration,
+    /// Results against references.
+    pub checking: Duration,
+    /// Replays.
+    pub timing: Duration,
+}
+
 /// A bench in another process. A child that is lost is replaced, and its candidates are prepared again when asked for.
 pub struct WorkerBench {
     command: WorkerCommand,
@@ -243,6 +256,7 @@ pub struct WorkerBench {
     ids: HashMap<(Problem, Tile), u32>,
     next_id: u32,
     replacements: u32,
+    spent: Spent,
 }
 
 impl WorkerBench {
@@ -258,12 +272,18 @@ impl WorkerBench {
             ids: HashMap::new(),
             next_id: 0,
             replacements: 0,
+            spent: Spent::default(),
         }
     }
 
     /// How many children were lost and replaced.
     pub fn replacements(&self) -> u32 {
         self.replacements
+    }
+
+    /// Where the time went.
+    pub fn spent(&self) -> Spent {
+        self.spent
     }
 
     /// Times a pure read of `bytes`: chained, and unchained. The data of the last op is gone afterwards.
@@ -333,6 +353,7 @@ impl Bench for WorkerBench {
     fn open(&mut self, problem: &Problem) -> Result<(), String> {
         self.ids.clear();
         self.opened = None;
+        let started = Instant::now();
         let request = Request::Open { problem: problem.clone(), routings: self.routings.clone(), seed: self.seed };
         let reply = self.ask(&request, OPEN_LIMIT).map_err(|miss| match miss {
             Miss::Candidate(outcome) => crate::tuner::sentence(&outcome),
@@ -340,14 +361,18 @@ impl Bench for WorkerBench {
         })?;
         self.is_warm = matches!(reply, Reply::Opened { is_warm: true });
         self.opened = Some(problem.clone());
+        self.spent.opening += started.elapsed();
         Ok(())
     }
 
     fn prepare(&mut self, problem: &Problem, tile: &Tile) -> Result<f64, Miss> {
         let id = self.next_id;
+        let started = Instant::now();
         let request = Request::Prepare { id, problem: problem.clone(), tile: tile.clone() };
         match self.ask(&request, PREPARE_LIMIT)? {
-            Reply::Prepared { relative_l2 } => {
+            Reply::Prepared { relative_l2, loading } => {
+                self.spent.loading += loading;
+                self.spent.checking += started.elapsed().saturating_sub(loading);
                 self.next_id += 1;
                 self.ids.insert((problem.clone(), tile.clone()), id);
                 Ok(relative_l2)
@@ -358,8 +383,12 @@ impl Bench for WorkerBench {
 
     fn sample(&mut self, problem: &Problem, tile: &Tile, mode: Mode, routing_idx: usize) -> Result<Sample, Miss> {
         let id = self.prepared_id(problem, tile)?;
+        let started = Instant::now();
         match self.ask(&Request::Replay { id, mode, routing_idx }, REPLAY_LIMIT)? {
-            Reply::Sampled(sample) => Ok(sample),
+            Reply::Sampled(sample) => {
+                self.spent.timing += started.elapsed();
+                Ok(sample)
+            }
             other => Err(Miss::Fatal(unexpected(other).to_string())),
         }
     }

@@ -7,6 +7,6 @@ mod client;
 mod protocol;
 mod serve;
 
-pub use client::{Worker, WorkerBench, WorkerCommand, WorkerError};
+pub use client::{Spent, Worker, WorkerBench, WorkerCommand, WorkerError};
 pub use protocol::{GpuReport, Sabotage};
 pub use serve::{ServeError, ServeOptions, serve};

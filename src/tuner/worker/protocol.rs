@@ -1,6 +1,7 @@
 //! Frames between parent and child: `[length u32][version u16][JSON]`, little-endian.
 
 use std::io::{self, Read, Write};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -47,8 +48,8 @@ pub(super) enum Reply {
     NotReady { reason: String, hint: Option<String> },
     /// The data is there.
     Opened { is_warm: bool },
-    /// The candidate is right.
-    Prepared { relative_l2: f64 },
+    /// The candidate is right; so long it took until its kernels were compiled and loaded.
+    Prepared { relative_l2: f64, loading: Duration },
     /// One replay.
     Sampled(Sample),
     /// Times of a pure read, microseconds: chained and not.
@@ -102,7 +103,7 @@ pub(super) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T
 }
 
 /// Changes with any change to the messages: parent and child are the same binary, or should be.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// No message of ours comes near.
 const LONGEST: u32 = 1 << 20;
@@ -137,9 +138,9 @@ mod tests {
         send(&mut bytes, &Reply::Done).unwrap();
         bytes[4] = 9;
         let error = receive::<Reply>(&mut &bytes[..]).unwrap_err().to_string();
-        assert_eq!(error, "expected frames of version 1, found 9");
+        assert_eq!(error, "expected frames of version 2, found 9");
         bytes[3] = 0xFF;
-        bytes[4] = 1;
+        bytes[4] = 2;
         assert!(receive::<Reply>(&mut &bytes[..]).unwrap_err().to_string().starts_with("expected a frame of at most"));
     }
 }

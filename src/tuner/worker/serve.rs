@@ -98,8 +98,9 @@ impl Server {
                 Ok(Reply::Opened { is_warm })
             }
             Request::Prepare { id, problem, tile } => {
-                let relative_l2 = self.live()?.prepare(id, &problem, &tile)?;
-                Ok(Reply::Prepared { relative_l2 })
+                let live = self.live()?;
+                let relative_l2 = live.prepare(id, &problem, &tile)?;
+                Ok(Reply::Prepared { relative_l2, loading: live.last_loading() })
             }
             Request::Replay { id, mode, routing_idx } => {
                 Ok(Reply::Sampled(self.live()?.replay(id, mode, routing_idx)?))
