@@ -404,7 +404,8 @@ fn record(settings: &Settings, problem: &Problem, found: &Found, routings: &[Rou
     }
 }
 
-/// The nearest measured winner that is valid for `problem`, with the cost model's time scaled by what it got wrong there.
+/// The nearest measured winner that is valid for `problem`, with the cost model's time scaled by what it got wrong
+/// there.
 fn inherited(settings: &Settings, problem: &Problem, measured: &[Record]) -> Option<Record> {
     let mut candidates: Vec<&Record> = measured.iter().collect();
     let (m, distance) = (problem.m(), |record: &Record| record.problem.m().abs_diff(problem.m()));
