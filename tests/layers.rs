@@ -18,12 +18,28 @@ const FLOORS: [&[(&str, &[&str])]; 7] = [
         ("jit", &["codegen", "environment"]),
         ("kernels", &["arch", "codegen", "problem", "quant"]),
         ("models", &["arch", "problem", "quant"]),
+        ("report", &["problem", "quant"]),
         ("store", &["arch", "problem"]),
     ],
     &[("device", &["arch", "jit"])],
-    &[("dispatch", &["arch", "codegen", "device", "kernels", "problem", "quant"])],
+    &[("dispatch", &["arch", "codegen", "device", "environment", "jit", "kernels", "problem", "quant", "store"])],
     &[("tuner", &["arch", "check", "codegen", "device", "dispatch", "jit", "kernels", "problem", "quant", "store"])],
-    &[("cli", &["arch", "codegen", "device", "environment", "jit", "kernels", "models", "problem", "store", "tuner"])],
+    &[(
+        "cli",
+        &[
+            "arch",
+            "codegen",
+            "device",
+            "environment",
+            "jit",
+            "kernels",
+            "models",
+            "problem",
+            "report",
+            "store",
+            "tuner",
+        ],
+    )],
 ];
 
 #[test]

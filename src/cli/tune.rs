@@ -192,8 +192,8 @@ fn show(view: &ProgressView, gpu: &GpuSpec, progress: Progress<'_>, records: &mu
 fn closing(summary: &Summary, replacements: u32, paths: &Paths, started: Instant) {
     let Summary { searched, fresh, inherited, lost, left, tried, failed, compiled, .. } = summary;
     talk(&format!(
-        "{searched} searched, {inherited} inherited, {fresh} fresh, {lost} without a winner, {left} left; {tried} candidates, \
-         {failed} failed, {compiled} kernels compiled, {replacements} workers replaced; {:.1} s",
+        "{searched} searched, {inherited} inherited, {fresh} fresh, {lost} without a winner, {left} left; \
+         {tried} candidates, {failed} failed, {compiled} kernels compiled, {replacements} workers replaced; {:.1} s",
         started.elapsed().as_secs_f64()
     ));
     talk(&format!(
