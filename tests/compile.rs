@@ -1,4 +1,5 @@
-//! Every family compiles for every class of GPUs, or says that it does not serve it: no spills, the right tensor opcode.
+//! Every family compiles for every class of GPUs, or says that it does not serve it: no spills, the right tensor
+//! opcode.
 
 use tilekiln::arch::GpuSpec;
 use tilekiln::codegen::{self, Request};

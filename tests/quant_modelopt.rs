@@ -1,7 +1,8 @@
 //! `quantize_weights` against what NVIDIA ModelOpt 0.47.0 made of the same values, bit for bit.
 //!
 //! The fixture holds `x [64, 256]`: row 0 is all zero, 1 has one zero block, 2 is tiny, 3 huge, 4 has outliers, 5 and
-//! 6 are exact ties of both signs, 7 is a single value, the rest is normal. Each group is some of the rows, as a tensor.
+//! 6 are exact ties of both signs, 7 is a single value, the rest is normal. Each group is some of the rows, as a
+//! tensor.
 
 use std::ops::Range;
 

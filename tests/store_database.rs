@@ -85,22 +85,23 @@ fn a_later_trial_of_the_same_candidate_replaces_the_earlier() {
 #[test]
 fn an_incumbent_stays_unless_it_is_beaten_by_the_band() {
     let with = |origin: Origin, tile: u64, us: f64| Record { origin, ..record("nvfp4 64x64 m1", "h100", tile, us) };
-    let inherited = || Origin::Inherited { from_m: 4 };
-    let (measured, predicted) = (Origin::Measured, Origin::Predicted);
+    let measured = |tile, us| with(Origin::Measured, tile, us);
+    let predicted = |tile, us| with(Origin::Predicted, tile, us);
+    let inherited = |tile, us| with(Origin::Inherited { from_m: 4 }, tile, us);
     let stale = |_: &Record| true;
     #[rustfmt::skip]
     let cases: [(&str, Record, Record, bool, &str); 11] = [
-        ("slower",              with(measured.clone(), 1, 10.0), with(measured.clone(), 2, 10.5), false, "stays (1.050 times its time)"),
-        ("within the band",     with(measured.clone(), 1, 10.0), with(measured.clone(), 2, 9.81), false, "stays (0.981 times its time)"),
-        ("beyond the band",     with(measured.clone(), 1, 10.0), with(measured.clone(), 2, 9.79), false, "(0.979 times its time)"),
-        ("the same tile",       with(measured.clone(), 1, 10.0), with(measured.clone(), 1, 11.0), false, "the same tile won again"),
-        ("stale",               with(measured.clone(), 1, 10.0), with(measured.clone(), 2, 10.5), true,  "(it was stale)"),
-        ("stale, weaker",       with(measured.clone(), 1, 10.0), with(predicted.clone(), 2, 5.0), true,  "stays (better evidence)"),
-        ("predicted",           with(predicted.clone(), 1, 5.0), with(measured.clone(), 2, 10.0), false, "(better evidence)"),
-        ("inherited",           with(inherited(), 1, 5.0),       with(measured.clone(), 2, 10.0), false, "(better evidence)"),
-        ("inherited, weaker",   with(inherited(), 1, 10.0),      with(predicted.clone(), 2, 5.0), false, "stays (better evidence)"),
-        ("inherited anew",      with(inherited(), 1, 10.0),      with(inherited(), 2, 10.0),      false, "(1.000 times its time)"),
-        ("same tile, measured", with(inherited(), 1, 10.0),      with(measured.clone(), 1, 10.0), false, "the same tile won again"),
+        ("slower",              measured(1, 10.0),  measured(2, 10.5),  false, "stays (1.050 times its time)"),
+        ("within the band",     measured(1, 10.0),  measured(2, 9.81),  false, "stays (0.981 times its time)"),
+        ("beyond the band",     measured(1, 10.0),  measured(2, 9.79),  false, "(0.979 times its time)"),
+        ("the same tile",       measured(1, 10.0),  measured(1, 11.0),  false, "the same tile won again"),
+        ("stale",               measured(1, 10.0),  measured(2, 10.5),  true,  "(it was stale)"),
+        ("stale, weaker",       measured(1, 10.0),  predicted(2, 5.0),  true,  "stays (better evidence)"),
+        ("predicted",           predicted(1, 5.0),  measured(2, 10.0),  false, "(better evidence)"),
+        ("inherited",           inherited(1, 5.0),  measured(2, 10.0),  false, "(better evidence)"),
+        ("inherited, weaker",   inherited(1, 10.0), predicted(2, 5.0),  false, "stays (better evidence)"),
+        ("inherited anew",      inherited(1, 10.0), inherited(2, 10.0), false, "(1.000 times its time)"),
+        ("same tile, measured", inherited(1, 10.0), measured(1, 10.0),  false, "the same tile won again"),
     ];
     for (name, incumbent, newcomer, is_stale, sentence) in cases {
         let folder = folder();

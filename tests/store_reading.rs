@@ -93,23 +93,27 @@ fn find<'a>(lookup: &'a Lookup, asked: &str, default: &'a Tile) -> Found<'a> {
 #[test]
 fn the_ladder_is_climbed_down_rung_by_rung() {
     let of = |problem: &str, gpu: &str, origin: Origin| Record { origin, ..record(problem, gpu, 7, 1.0) };
-    let measured = |problem: &str, gpu: &str| of(problem, gpu, Origin::Measured);
-    let other_layout = Record { layout: "nvfp4@2".to_string(), ..measured("nvfp4 64x64 m16", "h100") };
+    let at = |gpu: &str, m: u32| of(&format!("nvfp4 64x64 m{m}"), gpu, Origin::Measured);
+    let (h100, h200) = (|m| at("h100", m), |m| at("h200-sxm", m));
+    let inherited = |gpu: &str| of("nvfp4 64x64 m16", gpu, Origin::Inherited { from_m: 4 });
+    let predicted = || of("nvfp4 64x64 m16", "h100", Origin::Predicted);
+    let other_op = |problem: &str| of(problem, "h100", Origin::Measured);
+    let other_layout = Record { layout: "nvfp4@2".to_string(), ..h100(16) };
     let borrowed = How::Borrowed { gpu: gpu("h200-sxm") };
     #[rustfmt::skip]
     let cases = [
-        ("exact",               vec![measured("nvfp4 64x64 m16", "h100"), measured("nvfp4 64x64 m32", "h100")], How::Exact),
-        ("inherited",           vec![of("nvfp4 64x64 m16", "h100", Origin::Inherited { from_m: 4 }), measured("nvfp4 64x64 m32", "h100")], How::OtherBucket { m: 4 }),
-        ("nearest above",       vec![measured("nvfp4 64x64 m8", "h100"), measured("nvfp4 64x64 m64", "h100"), measured("nvfp4 64x64 m32", "h100")], How::OtherBucket { m: 32 }),
-        ("nearest below",       vec![measured("nvfp4 64x64 m1", "h100"), measured("nvfp4 64x64 m8", "h100")], How::OtherBucket { m: 8 }),
-        ("bucket over loan",    vec![measured("nvfp4 64x64 m1", "h100"), measured("nvfp4 64x64 m16", "h200-sxm")], How::OtherBucket { m: 1 }),
-        ("borrowed",            vec![measured("nvfp4 64x64 m16", "h200-sxm"), of("nvfp4 64x64 m16", "h100", Origin::Predicted)], borrowed),
-        ("predicted",           vec![of("nvfp4 64x64 m16", "h100", Origin::Predicted)], How::Predicted),
-        ("other architecture",  vec![measured("nvfp4 64x64 m16", "b200"), measured("nvfp4 64x64 m16", "a100-sxm")], How::Default),
-        ("inherited elsewhere", vec![of("nvfp4 64x64 m16", "h200-sxm", Origin::Inherited { from_m: 4 })], How::Default),
-        ("other layout",        vec![other_layout], How::Default),
-        ("other op",            vec![measured("nvfp4 64x128 m16", "h100"), measured("mxfp4 64x64 m16", "h100")], How::Default),
-        ("nothing",             vec![], How::Default),
+        ("exact",               vec![h100(16), h100(32)],                 How::Exact),
+        ("inherited",           vec![inherited("h100"), h100(32)],        How::OtherBucket { m: 4 }),
+        ("nearest above",       vec![h100(8), h100(64), h100(32)],        How::OtherBucket { m: 32 }),
+        ("nearest below",       vec![h100(1), h100(8)],                   How::OtherBucket { m: 8 }),
+        ("bucket over loan",    vec![h100(1), h200(16)],                  How::OtherBucket { m: 1 }),
+        ("borrowed",            vec![h200(16), predicted()],              borrowed),
+        ("predicted",           vec![predicted()],                        How::Predicted),
+        ("other architecture",  vec![at("b200", 16), at("a100-sxm", 16)], How::Default),
+        ("inherited elsewhere", vec![inherited("h200-sxm")],              How::Default),
+        ("other layout",        vec![other_layout],                       How::Default),
+        ("other op",            vec![other_op("nvfp4 64x128 m16"), other_op("mxfp4 64x64 m16")], How::Default),
+        ("nothing",             vec![],                                   How::Default),
     ];
     let default = tile(0);
     for (name, records, how) in cases {

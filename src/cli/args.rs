@@ -82,7 +82,7 @@ pub struct TuneArgs {
     #[arg(long, value_enum, default_value_t = EffortArg::Quick)]
     pub effort: EffortArg,
     /// Wall-clock ceiling, such as 90s, 2m or 1h; the best so far is kept
-    #[arg(long, value_name = "TIME", value_parser = super::select::duration)]
+    #[arg(long, value_name = "TIME", value_parser = super::duration::duration)]
     pub budget: Option<std::time::Duration>,
     /// Search again what has a fresh record
     #[arg(long)]

@@ -215,6 +215,7 @@ const ROUNDS: usize = 7;
 /// Rows beyond this many times the best peer are named.
 const LIMIT: f64 = 1.5;
 
-const METHOD: &str = "CUDA graphs of launches over rotating copies of the weights, so that they come from device memory; medians \
-                      of 7 replays, chained (programmatic dependent launch, each launch reads what the one before wrote) and \
-                      unchained (no overlap) in turn; every element checked against f64 first; random data; clocks untouched.";
+const METHOD: &str = "\
+CUDA graphs of launches over rotating copies of the weights, so that they come from device memory; medians of 7 \
+replays, chained (programmatic dependent launch, each launch reads what the one before wrote) and unchained (no \
+overlap) in turn; every element checked against f64 first; random data; clocks untouched.";

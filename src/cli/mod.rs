@@ -6,6 +6,7 @@
 mod args;
 mod bench;
 mod context;
+mod duration;
 mod error;
 mod predict;
 mod progress;
@@ -18,8 +19,8 @@ pub use error::{CliError, Exit};
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use args::{Cli, Command};
-use context::Paths;
+use args::{Cli, Command, CommonArgs, TuneArgs};
+use context::{Paths, Target};
 
 /// Runs `autotune` with the words of a command line, the program's name first, and gives its exit code.
 pub fn autotune(words: impl IntoIterator<Item = String>) -> Exit {
@@ -39,11 +40,20 @@ pub fn autotune(words: impl IntoIterator<Item = String>) -> Exit {
 fn run(cli: Cli) -> Result<Exit, CliError> {
     let paths = Paths::of(&cli.common);
     match cli.command {
-        None => tune::run(&cli.common, &cli.tune, &paths),
+        None => main_job(&cli.common, &cli.tune, &paths),
         Some(Command::Show(show)) => show::run(&cli.common, &show, &paths),
         Some(Command::Bench(args)) => bench::run(&cli.common, &args, &paths),
         Some(Command::Report(args)) => bench::report(&cli.common, &args),
         Some(Command::Worker(worker)) => context::serve(&worker, &paths),
+    }
+}
+
+/// Tunes on the GPU at hand, or compiles and predicts for one that is not.
+fn main_job(common: &CommonArgs, tune: &TuneArgs, paths: &Paths) -> Result<Exit, CliError> {
+    let jobs = select::jobs(&tune.subject, tune.effort)?;
+    match context::target(common, paths)? {
+        Target::Live(worker, command, gpu) => tune::run(common, tune, paths, (*worker, command, gpu), &jobs),
+        Target::Facts(gpu) => predict::run(common, tune, paths, gpu, &jobs),
     }
 }
 

@@ -109,8 +109,8 @@ struct Best {
     nvrtc: String,
 }
 
-/// Compiles `tiles` and gives the one that is expected to be fastest with the registers it really has. A tile that spills
-/// or serialises comes after all that do not.
+/// Compiles `tiles` and gives the one that is expected to be fastest with the registers it really has. A tile that
+/// spills or serialises comes after all that do not.
 fn best_compiled(
     settings: &Settings,
     jit: &Jit,

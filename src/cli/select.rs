@@ -1,6 +1,4 @@
-//! From words to problems: which ops, which buckets, how long.
-
-use std::time::Duration;
+//! From words to problems: which ops, which buckets.
 
 use super::CliError;
 use super::args::{EffortArg, SubjectArgs};
@@ -104,23 +102,6 @@ fn bucket(m: u32) -> Result<u32, CliError> {
     })
 }
 
-/// `90s`, `2m`, `1h` or plain seconds.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = match text.find(|c: char| !c.is_ascii_digit() && c != '.') {
-        Some(at) => text.split_at(at),
-        None => (text, "s"),
-    };
-    let factor = match unit {
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(format!("expected a time such as 90s, 2m or 1h, found `{text}`")),
-    };
-    let seconds = number.parse::<f64>().ok().map(|number| number * factor);
-    let seconds = seconds.filter(|seconds| seconds.is_finite() && (0.0..1e9).contains(seconds));
-    seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("expected a time such as 90s, 2m or 1h, found `{text}`"))
-}
-
 /// What is tuned if nothing is said.
 pub const DEFAULT_MODEL: &str = "dsv4";
 
@@ -137,17 +118,6 @@ mod tests {
             problems: Vec::new(),
             tokens: Vec::new(),
             only: None,
-        }
-    }
-
-    #[test]
-    fn times_have_units() {
-        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        assert_eq!(duration("1.5h"), Ok(Duration::from_secs(5400)));
-        assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
-        for nonsense in ["", "m", "2 m", "2d", "-1s", "1e400s"] {
-            assert!(duration(nonsense).is_err(), "{nonsense}");
         }
     }
 

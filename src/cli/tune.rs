@@ -7,9 +7,9 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::args::{CommonArgs, EffortArg, TuneArgs};
-use super::context::{Paths, Target, talk, target};
+use super::context::{Paths, talk};
 use super::progress::ProgressView;
-use super::{CliError, Exit, predict, select};
+use super::{CliError, Exit};
 use crate::arch::GpuSpec;
 use crate::problem::Routing;
 use crate::store::{Database, Put, Record, Toolchain};
@@ -17,15 +17,6 @@ use crate::tuner::{
     Effort, Job, Progress, Session, SessionError, Settings, Spent, Summary, Worker, WorkerBench, WorkerCommand,
     failure, headline,
 };
-
-/// Runs the job that the words ask for.
-pub fn run(common: &CommonArgs, tune: &TuneArgs, paths: &Paths) -> Result<Exit, CliError> {
-    let jobs = select::jobs(&tune.subject, tune.effort)?;
-    match target(common, paths)? {
-        Target::Live(worker, command, gpu) => live(common, tune, paths, (*worker, command, gpu), &jobs),
-        Target::Facts(gpu) => predict::run(common, tune, paths, gpu, &jobs),
-    }
-}
 
 /// Settings of a run, with the versions that its records will name.
 pub fn settings(tune: &TuneArgs, gpu: GpuSpec, driver: &str, nvrtc: String) -> Settings {
@@ -91,7 +82,8 @@ pub struct Run {
     pub settings: Settings,
 }
 
-fn live(
+/// Searches `jobs` on the GPU that the worker has open, and prints what was asked for.
+pub fn run(
     common: &CommonArgs,
     tune: &TuneArgs,
     paths: &Paths,
@@ -200,8 +192,8 @@ fn show(view: &ProgressView, gpu: &GpuSpec, progress: Progress<'_>, records: &mu
 fn closing(summary: &Summary, bench_of: &WorkerBench, paths: &Paths, started: Instant) {
     let Summary { searched, fresh, inherited, lost, left, tried, failed, compiled, .. } = summary;
     talk(&format!(
-        "{searched} searched, {inherited} inherited, {fresh} fresh, {lost} without a winner, {left} left; {tried} candidates, \
-         {failed} failed, {compiled} kernels compiled, {} workers replaced; {:.1} s",
+        "{searched} searched, {inherited} inherited, {fresh} fresh, {lost} without a winner, {left} left; \
+         {tried} candidates, {failed} failed, {compiled} kernels compiled, {} workers replaced; {:.1} s",
         bench_of.replacements(),
         started.elapsed().as_secs_f64()
     ));

@@ -1,8 +1,9 @@
 //! Templates to source: one readable, self-contained `.cu` for each kernel, known by the hash of its text.
 //!
-//! A template is CUDA with a few `${ value }$` in its `Config`; `$` marks every generated thing. Includes are flattened,
-//! each once, with `#line` marks, so that NVRTC's messages point at `templates/` and the cache key is the hash of the
-//! text alone. `arch/` in an include stands for the folder of the target's class, or of the class that it inherits.
+//! A template is CUDA with a few `${ value }$` in its `Config`; `$` marks every generated thing. Includes are
+//! flattened, each once, with `#line` marks, so that NVRTC's messages point at `templates/` and the cache key is the
+//! hash of the text alone. `arch/` in an include stands for the folder of the target's class, or of the class that it
+//! inherits.
 
 mod flatten;
 mod render;

@@ -79,8 +79,8 @@ impl Kernel {
     /// Launches the kernel on `stream`, a raw CUstream of its context.
     ///
     /// # Safety
-    /// `params` points to one value for each parameter of the kernel, of its type, and every device address among them is
-    /// valid for what the kernel does with it until the launch has ended.
+    /// `params` points to one value for each parameter of the kernel, of its type, and every device address among them
+    /// is valid for what the kernel does with it until the launch has ended.
     ///
     /// # Errors
     /// [`DeviceError`] if the driver refuses the launch, or an earlier one has failed.

@@ -4,8 +4,8 @@ use crate::device::DevicePointer;
 use crate::kernels::{Operand, Param, Plan};
 use crate::problem::Problem;
 
-/// Row ranges of a weight with their own alpha: rows below `end[0]` have `alpha[0]`, and so on. Under SwiGLU gate and up
-/// rows alternate, and `alpha[0]` is gate's, `alpha[1]` up's.
+/// Row ranges of a weight with their own alpha: rows below `end[0]` have `alpha[0]`, and so on. Under SwiGLU gate and
+/// up rows alternate, and `alpha[0]` is gate's, `alpha[1]` up's.
 ///
 /// The same bytes as `Segments` in `templates/lib/epilogue.cuh`.
 #[repr(C)]

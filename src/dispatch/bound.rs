@@ -48,13 +48,14 @@ impl Bound {
         self.plan.workspace_bytes
     }
 
-    /// Launches everything on `stream`, a raw CUstream. May be called while the stream is captured into a graph: nothing
-    /// is allocated, compiled or waited for.
+    /// Launches everything on `stream`, a raw CUstream. May be called while the stream is captured into a graph:
+    /// nothing is allocated, compiled or waited for.
     ///
     /// Each launch may start before the one ahead of it has ended, and waits by itself for what that one writes.
     ///
     /// # Safety
-    /// The addresses in `args` are valid device memory of the sizes that the problem says, until the launches have ended.
+    /// The addresses in `args` are valid device memory of the sizes that the problem says, until the launches have
+    /// ended.
     ///
     /// # Errors
     /// [`LaunchError`]: arguments that would fault, or the driver's refusal.

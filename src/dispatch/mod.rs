@@ -1,7 +1,7 @@
 //! Problems to launches: what an inference runner calls.
 //!
-//! [`prepare`] loads, before the first request, every kernel that the given problems can launch: nothing is compiled while
-//! serving. After it a launch is [`Prepared::lookup`], one hash map without a lock or an allocation, and
+//! [`prepare`] loads, before the first request, every kernel that the given problems can launch: nothing is compiled
+//! while serving. After it a launch is [`Prepared::lookup`], one hash map without a lock or an allocation, and
 //! [`Loaded::launch`], which takes raw device addresses and a raw stream and may be captured into a CUDA graph.
 //!
 //! ```no_run

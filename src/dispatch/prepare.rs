@@ -142,9 +142,9 @@ impl std::fmt::Display for PrepareReport {
         let [exact, other, borrowed, predicted, default] = self.by_rung;
         write!(
             f,
-            "{} problems ready ({exact} measured here, {other} from another bucket, {borrowed} borrowed, {predicted} predicted, \
-             {default} default; {} stale, {} replaced); {} kernels, {} compiled, {:.1} MiB; choosing {:.2} s, compiling \
-             {:.2} s, loading {:.2} s",
+            "{} problems ready ({exact} measured here, {other} from another bucket, {borrowed} borrowed, \
+             {predicted} predicted, {default} default; {} stale, {} replaced); {} kernels, {} compiled, {:.1} MiB; \
+             choosing {:.2} s, compiling {:.2} s, loading {:.2} s",
             self.problems,
             self.stale,
             self.replaced,

@@ -1,8 +1,8 @@
 //! Cubins on disk, by the hash of the text: compiled once, by one process, and checked when they are read.
 //!
-//! A kernel is a folder `<hash>/` with `kernel.cu`, `kernel.ptx` and `kernel.cubin`, built beside and renamed into place.
-//! Any fault of the disk is a warning and a compilation: a cache never turns a working launch into a failing one. A
-//! planted cubin would run with the user's rights, so the folder is private to the user.
+//! A kernel is a folder `<hash>/` with `kernel.cu`, `kernel.ptx` and `kernel.cubin`, built beside and renamed into
+//! place. Any fault of the disk is a warning and a compilation: a cache never turns a working launch into a failing
+//! one. A planted cubin would run with the user's rights, so the folder is private to the user.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;

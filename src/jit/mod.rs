@@ -108,9 +108,9 @@ impl JitError {
     /// What to do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::NoNvrtc { .. } => Some(
-                "pass `--nvrtc PATH`, set TILEKILN_NVRTC, or run once with network and python3 so that it can be fetched",
-            ),
+            Self::NoNvrtc { .. } => {
+                Some("pass `--nvrtc PATH`, set TILEKILN_NVRTC, or run once with network and python3, which fetch it")
+            }
             Self::NotNvrtc { .. } => Some("give the path of libnvrtc.so, or of the folder that it lies in"),
             Self::TooOld { .. } => Some("leave `--nvrtc` and TILEKILN_NVRTC out to use the pinned version"),
             Self::Refused { .. } => Some("`autotune render` shows the text; report a tile that a rule should refuse"),

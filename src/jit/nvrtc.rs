@@ -1,7 +1,7 @@
 //! NVRTC itself, loaded from one path.
 //!
-//! cudarc loads NVRTC by bare name only, so a toolkit on the loader's path would win over the pinned version, and it has
-//! no `nvrtcSetFlowCallback`, which is how a compilation is stopped. So the dozen functions are looked up here.
+//! cudarc loads NVRTC by bare name only, so a toolkit on the loader's path would win over the pinned version, and it
+//! has no `nvrtcSetFlowCallback`, which is how a compilation is stopped. So the dozen functions are looked up here.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};

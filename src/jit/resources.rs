@@ -57,7 +57,8 @@ mod tests {
         let log = "ptxas info    : Compiling entry function 'dense_mma' for 'sm_90a'\n\
                    ptxas info    : Function properties for dense_mma\n\
                    \t8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n\
-                   ptxas info    : Used 56 registers, used 1 barriers, 8 bytes stack, 1040 bytes smem, 640 bytes cmem[0]\n\
+                   ptxas info    : Used 56 registers, used 1 barriers, 8 bytes stack, 1040 bytes smem, \
+                   640 bytes cmem[0]\n\
                    ptxas info (C7515) Potential Performance Loss: wgmma.mma_async instructions are serialized\n";
         let resources = Resources::from_log(log);
         assert_eq!(

@@ -1,7 +1,7 @@
 //! Blocks of experts on `mma.sync`: a walk over the slots of each token, or grouped GEMMs from a schedule.
 //!
-//! `moe_walk` needs no schedule and no combine: gate-up takes one slot a block, down one token a block with k running over
-//! all of its slots. Right for a few tokens, whose slots rarely share an expert. `moe_mma` sorts the slots first.
+//! `moe_walk` needs no schedule and no combine: gate-up takes one slot a block, down one token a block with k running
+//! over all of its slots. Right for a few tokens, whose slots rarely share an expert. `moe_mma` sorts the slots first.
 
 use std::collections::BTreeMap;
 

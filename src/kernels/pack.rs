@@ -1,4 +1,5 @@
-//! Checkpoint matrices to the packed layout, on the GPU; byte for byte what [`quant::pack`](crate::quant::pack()) makes.
+//! Checkpoint matrices to the packed layout, on the GPU; byte for byte what [`quant::pack`](crate::quant::pack())
+//! makes.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +9,8 @@ use crate::quant::WeightFormat;
 
 /// The kernel that packs `format`, 256 threads a block: `(codes, scales, in_use, packed, n, k, is_gate_up, shift)`.
 ///
-/// One thread writes the 16 bytes of a lane or one scale byte; [`PackedLayout`](crate::quant::PackedLayout) says how many
-/// there are.
+/// One thread writes the 16 bytes of a lane or one scale byte; [`PackedLayout`](crate::quant::PackedLayout) says how
+/// many there are.
 pub fn pack(format: WeightFormat) -> Request {
     request("pack", format)
 }
@@ -20,8 +21,8 @@ pub fn pack_scan(format: WeightFormat) -> Request {
     request("pack_scan", format)
 }
 
-/// What `range` of [`pack_scan`] must hold before the launch: largest and smallest exponent byte in use, number of faults,
-/// place of the first.
+/// What `range` of [`pack_scan`] must hold before the launch: largest and smallest exponent byte in use, number of
+/// faults, place of the first.
 pub const SCAN_RANGE_START: [i32; 4] = [-1, 256, 0, i32::MAX];
 
 fn request(template: &'static str, format: WeightFormat) -> Request {

@@ -8,7 +8,8 @@ use crate::quant::WeightFormat;
 pub struct Plan {
     /// One after the other on one stream.
     pub launches: Vec<Launch>,
-    /// Bytes that the caller provides, zeroed once, one for each stream. The launches leave them ready for the next time.
+    /// Bytes that the caller provides, zeroed once, one for each stream. The launches leave them ready for the next
+    /// time.
     pub workspace_bytes: u64,
 }
 

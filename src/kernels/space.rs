@@ -113,7 +113,8 @@ pub(super) fn number(tile: &Tile, name: &str) -> u32 {
     tile.number(name).expect("`check` has compared the tile's numbers with its family's axes")
 }
 
-/// The numbers called `names` for a template's `tile`, with an id of just these: tiles that differ in others share a text.
+/// The numbers called `names` for a template's `tile`, with an id of just these: tiles that differ in others share a
+/// text.
 pub(super) fn tile_values(tile: &Tile, names: &[&'static str]) -> BTreeMap<&'static str, Value> {
     let numbers = names.iter().map(|&name| (name, number(tile, name)));
     let id = Tile::new(tile.family(), numbers.clone()).to_string();

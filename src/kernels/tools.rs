@@ -28,8 +28,8 @@ pub fn fill() -> Request {
     Request { template: "fill", values: BTreeMap::new(), wgmma_tokens: None }
 }
 
-/// The f64 product of raw weights: `(codes, scales, a, row_of, tiles, r, lda, ldr, group_code_bytes, group_scale_bytes, m,
-/// n, k, half_rows, alphas, parts)`.
+/// The f64 product of raw weights: `(codes, scales, a, row_of, tiles, r, lda, ldr, group_code_bytes, group_scale_bytes,
+/// m, n, k, half_rows, alphas, parts)`.
 pub fn reference(format: WeightFormat) -> Request {
     let problem = BTreeMap::from([("weights", word_of(format).into())]);
     Request { template: "reference", values: BTreeMap::from([("problem", problem)]), wgmma_tokens: None }

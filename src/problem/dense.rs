@@ -41,7 +41,8 @@ pub enum Epilogue {
     /// Nothing but `alpha`.
     #[default]
     Plain,
-    /// `silu(min(gate, limit)) * clamp(up, -limit, limit)`: `n` counts gate and up rows, the result has `n / 2` columns.
+    /// `silu(min(gate, limit)) * clamp(up, -limit, limit)`: `n` counts gate and up rows, the result has `n / 2`
+    /// columns.
     SwiGlu,
 }
 

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{Activations, BF16_BYTES};
 use crate::quant::WeightFormat;
 
-/// `D[t] = sum_s weight[t, s] * W2[e] * swiglu(W13[e] * A[t])` with `e = expert[t, s]`, over the `top_k` slots of token `t`.
+/// `D[t] = sum_s weight[t, s] * W2[e] * swiglu(W13[e] * A[t])` with `e = expert[t, s]`, over the `top_k` slots of token
+/// `t`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MoeBlock {
     /// Format of the expert weights.

@@ -39,6 +39,7 @@ pub(super) fn line(row: &BenchRow) -> String {
 }
 
 pub(super) const HEAD: &str = "
-| problem | chained us | unchained us | floor us | stream ceiling us | of floor | of ceiling | best peer us | unchained / peer | relative L2 |
+| problem | chained us | unchained us | floor us | stream ceiling us | of floor | of ceiling | best peer us \
+| unchained / peer | relative L2 |
 |---|---|---|---|---|---|---|---|---|---|
 ";

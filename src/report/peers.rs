@@ -83,8 +83,8 @@ struct Meta {
 }
 
 impl Peers {
-    /// Reads the file at `path`. Rows that compute something else than we do (8-bit activations, one GEMM of a block) are
-    /// left out.
+    /// Reads the file at `path`. Rows that compute something else than we do (8-bit activations, one GEMM of a block)
+    /// are left out.
     ///
     /// # Errors
     /// [`PeerError`].

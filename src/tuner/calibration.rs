@@ -67,10 +67,8 @@ impl std::fmt::Display for Calibration {
         f.write_str("cost model: rank correlation with measured times")?;
         for Correlation { problem, gpu, candidates, rank_correlation, regret } in &self.problems {
             let regret = 100.0 * regret;
-            write!(
-                f,
-                "\n  {problem} on {gpu}: {rank_correlation:.2} over {candidates} tiles, first choice {regret:.0} % slower"
-            )?;
+            write!(f, "\n  {problem} on {gpu}: {rank_correlation:.2} over {candidates} tiles, ")?;
+            write!(f, "first choice {regret:.0} % slower")?;
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! What a tile should cost, without running it: bytes, FLOPs, issue slots, waves and latency.
 //!
-//! The order of visit on a GPU, and the whole answer where there is none. Each launch is bound by the slowest of memory,
-//! L2, instruction issue and tensor cores, and pays in part for the next slowest, because overlap is never whole.
+//! The order of visit on a GPU, and the whole answer where there is none. Each launch is bound by the slowest of
+//! memory, L2, instruction issue and tensor cores, and pays in part for the next slowest, because overlap is never
+//! whole.
 
 use crate::arch::GpuSpec;
 use crate::kernels::{Launch, Plan};
@@ -112,8 +113,8 @@ struct Model {
     whole_waves: f64,
 }
 
-/// Fitted to 693 measured candidates of 16 problems on one H100 (driver 580.159, NVRTC 13.2, 2026-11-22): least squares of
-/// log time, the fastest weighing most, and the regret of the six best predicted.
+/// Fitted to 693 measured candidates of 16 problems on one H100 (driver 580.159, NVRTC 13.2, 2026-11-22): least squares
+/// of log time, the fastest weighing most, and the regret of the six best predicted.
 const MODEL: Model = Model {
     bandwidth_factor: 1.47,
     latency_us: 1.48,

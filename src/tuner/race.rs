@@ -36,8 +36,8 @@ impl Times {
     /// Half width of the 95 % confidence interval of the score, relative to it.
     ///
     /// The error of a median is 1.2533 standard deviations over the root of the count; the deviation is taken from the
-    /// median absolute deviation, which an outlier does not move. Two events resolve about half a microsecond in a graph
-    /// of milliseconds, hence the floor.
+    /// median absolute deviation, which an outlier does not move. Two events resolve about half a microsecond in a
+    /// graph of milliseconds, hence the floor.
     pub fn relative_half_width(&self) -> f64 {
         let widths = self.lists.iter().map(|list| {
             let center = median(list);

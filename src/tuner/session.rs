@@ -279,20 +279,18 @@ impl<'a> Session<'a> {
             Problem::MoeBlock(_) => bench.routings().to_vec(),
             _ => Vec::new(),
         };
-        let mut tried = Vec::new();
+        let searched = Searched { settings, problem, routings: &routings };
         let mut refused = None;
         let (database, mut failed) = (self.database, 0);
         let on_progress = &mut *self.on_progress;
         let mut on_trial = |tile: &Tile, outcome: &Outcome, by_routing: &[f64]| {
             on_progress(Progress::Tried { problem, tile, outcome });
             failed += usize::from(!matches!(outcome, Outcome::Measured(_)));
-            let trials = trials(settings, problem, tile, outcome, &routings, by_routing);
-            for trial in trials {
+            for trial in searched.trials(tile, outcome, by_routing) {
                 if let Err(error) = database.append_trial(&trial) {
                     refused.get_or_insert(error);
                 }
             }
-            tried.push(tile.clone());
         };
         let found = search.run(bench, &mut on_trial);
         self.summary.failed += failed;
@@ -399,7 +397,7 @@ pub fn predicted_record(settings: &Settings, problem: &Problem, tile: &Tile, us:
         throttle_reasons: 0,
         relative_l2: 0.0,
     };
-    base_record(settings, problem, tile, Origin::Predicted, timing, default_us)
+    Record { default_us, ..base_record(settings, problem, tile, Origin::Predicted, timing) }
 }
 
 fn record(settings: &Settings, problem: &Problem, found: &Found, routings: &[Routing]) -> Record {
@@ -409,11 +407,13 @@ fn record(settings: &Settings, problem: &Problem, found: &Found, routings: &[Rou
         runners_up: found.others.iter().take(RUNNERS_UP).map(runner_up).collect(),
         routings: routings.to_vec(),
         tried: found.tried as u32,
-        ..base_record(settings, problem, &found.winner.tile, Origin::Measured, timing, found.default_us)
+        default_us: found.default_us,
+        ..base_record(settings, problem, &found.winner.tile, Origin::Measured, timing)
     }
 }
 
-/// The nearest measured winner that is valid for `problem`, with the cost model's time scaled by what it got wrong there.
+/// The nearest measured winner that is valid for `problem`, with the cost model's time scaled by what it got wrong
+/// there.
 fn inherited(settings: &Settings, problem: &Problem, measured: &[Record]) -> Option<Record> {
     let mut candidates: Vec<&Record> = measured.iter().collect();
     let (m, distance) = (problem.m(), |record: &Record| record.problem.m().abs_diff(problem.m()));
@@ -432,18 +432,10 @@ fn inherited(settings: &Settings, problem: &Problem, measured: &[Record]) -> Opt
         ..from.timing.clone()
     };
     let origin = Origin::Inherited { from_m: from.problem.m() };
-    let default_us = timing.chained_us;
-    Some(base_record(settings, problem, &from.tile, origin, timing, default_us))
+    Some(base_record(settings, problem, &from.tile, origin, timing))
 }
 
-fn base_record(
-    settings: &Settings,
-    problem: &Problem,
-    tile: &Tile,
-    origin: Origin,
-    timing: Timing,
-    default_us: f64,
-) -> Record {
+fn base_record(settings: &Settings, problem: &Problem, tile: &Tile, origin: Origin, timing: Timing) -> Record {
     let numerics = kernels::family(tile.family()).map(|family| family.numerics(problem, tile)).unwrap_or_default();
     Record {
         problem: problem.clone(),
@@ -452,8 +444,8 @@ fn base_record(
         tile: tile.clone(),
         numerics,
         origin,
+        default_us: timing.chained_us,
         timing,
-        default_us,
         runners_up: Vec::new(),
         routings: Vec::new(),
         tried: 0,
@@ -467,34 +459,36 @@ fn toolchain(settings: &Settings, problem: &Problem, tile: &Tile) -> Toolchain {
     Toolchain { kernels, ..settings.toolchain.clone() }
 }
 
-/// The trials of one candidate: one for each routing that it was measured under.
-fn trials(
-    settings: &Settings,
-    problem: &Problem,
-    tile: &Tile,
-    outcome: &Outcome,
-    routings: &[Routing],
-    by_routing: &[f64],
-) -> Vec<GpuTrial> {
-    let trial = |routing, outcome| GpuTrial {
-        gpu: settings.gpu.identity.clone(),
-        trial: Trial {
-            problem: problem.clone(),
-            tile: tile.clone(),
-            routing,
-            outcome,
-            seed: settings.seed,
-            toolchain: toolchain(settings, problem, tile),
-        },
-    };
-    match outcome {
-        Outcome::Measured(timing) if !routings.is_empty() => {
-            let of = |(routing, us): (&Routing, &f64)| {
-                trial(Some(*routing), Outcome::Measured(Timing { chained_us: *us, ..timing.clone() }))
-            };
-            routings.iter().zip(by_routing).map(of).collect()
+/// What the trials of one search have in common.
+struct Searched<'a> {
+    settings: &'a Settings,
+    problem: &'a Problem,
+    routings: &'a [Routing],
+}
+
+impl Searched<'_> {
+    /// The trials of one candidate: one for each routing that it was measured under.
+    fn trials(&self, tile: &Tile, outcome: &Outcome, by_routing_us: &[f64]) -> Vec<GpuTrial> {
+        let trial = |routing, outcome| GpuTrial {
+            gpu: self.settings.gpu.identity.clone(),
+            trial: Trial {
+                problem: self.problem.clone(),
+                tile: tile.clone(),
+                routing,
+                outcome,
+                seed: self.settings.seed,
+                toolchain: toolchain(self.settings, self.problem, tile),
+            },
+        };
+        match outcome {
+            Outcome::Measured(timing) if !self.routings.is_empty() => {
+                let of = |(routing, us): (&Routing, &f64)| {
+                    trial(Some(*routing), Outcome::Measured(Timing { chained_us: *us, ..timing.clone() }))
+                };
+                self.routings.iter().zip(by_routing_us).map(of).collect()
+            }
+            other => vec![trial(self.routings.first().copied(), other.clone())],
         }
-        other => vec![trial(routings.first().copied(), other.clone())],
     }
 }
 

@@ -8,13 +8,13 @@ $#-
 //   operand   shape           in memory              written / read
 //   D         [m, ldd]        BF16 or f32            read
 //   R         [m, ldr]        f32                    read
-//   report    [blocks][6]     f64                    written: sums over the block of (D - R)^2, R^2 and (bf16(R) - R)^2,
-//                                                    largest |D - R| beyond `slope * |R|`, elements not finite, checksum
+//   report    [blocks][6]     f64                    written: sums of (D - R)^2, R^2 and (bf16(R) - R)^2, largest
+//                                                    |D - R| beyond `slope * |R|`, elements not finite, checksum
 //
 //   block = 256 threads, grid-stride over the elements; shared memory 256 doubles; one barrier a step of the reduction
 //
 // The checksum adds a hash of each element's bits and place: equal for two runs with equal bits, whatever the order.
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 #include "arch/bf16.cuh"
 
 using Out = ${ problem.out }$;

@@ -25,7 +25,7 @@ $#-
 // Exactness: operands are exact in BF16; differs from quant's reference only by the order of the f32 sum.
 // After: the layout and the prefetch before the dependency follow sketches/decode_gemv.cu; last-arriver sums follow
 // stream-K as in Marlin and CUTLASS.
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 #include "arch/async_copy.cuh"
 #include "arch/bf16.cuh"
 #include "arch/bits.cuh"
@@ -77,7 +77,9 @@ struct RowBlock {
     __device__ __forceinline__ const bf16* row(int token) const { return a + token * lda; }
   };
 
-  __device__ __forceinline__ const uint8_t* slab(int i) const { return slabs + int64_t{i} * Slab<Config::Weights>::kBytes; }
+  __device__ __forceinline__ const uint8_t* slab(int i) const {
+    return slabs + int64_t{i} * Slab<Config::Weights>::kBytes;
+  }
   __device__ __forceinline__ Tokens tokens(int) const { return {a, lda, m - first_token}; }
   __device__ __forceinline__ int k(int i) const { return i * Config::Weights::kSlabK; }
   __device__ __forceinline__ void resolve() { m = actual_tokens(m_on_device, m); }
@@ -114,9 +116,9 @@ struct Results {
 };
 
 extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlocksPerSm)
-    dense_mma(const uint8_t* __restrict__ weights, const bf16* a, Config::Out* d, const int* m_on_device, float* partials,
-              unsigned* tickets, int64_t lda, int64_t ldd, int m, int n, int k, int groups, float limit,
-              const __grid_constant__ Segments segments) {
+    dense_mma(const uint8_t* __restrict__ weights, const bf16* a, Config::Out* d, const int* m_on_device,
+              float* partials, unsigned* tickets, int64_t lda, int64_t ldd, int m, int n, int k, int groups,
+              float limit, const __grid_constant__ Segments segments) {
   extern __shared__ __align__(128) uint8_t shared[];
   if constexpr (Config::kSignal == 0) launch_dependents();
   const int warp = threadIdx.x / 32;
@@ -131,7 +133,8 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlock
   const int first_token = blockIdx.y * Config::kTokens;
 
   RowBlock source;
-  source.slabs = weights + (int64_t{group} * row_blocks + first_row / kRowBlock) * n_slabs * Slab<Config::Weights>::kBytes;
+  const int64_t first_slab = (int64_t{group} * row_blocks + first_row / kRowBlock) * n_slabs;
+  source.slabs = weights + first_slab * Slab<Config::Weights>::kBytes;
   source.tile = first_row % kRowBlock / kRowTile;
   source.a = a + first_token * lda + int64_t{group} * k;
   source.m_on_device = m_on_device;

@@ -4,20 +4,20 @@ $#-
 // Generated from templates/dense_wgmma for ${ arch.name }$, ${ tile.id }$. Do not edit.
 //
 // dense_wgmma: D[m, g * n + r] = alpha[segment(r)] * sum_k A[m, g * k + k'] * W[g][r, k'], packed weights, BF16 tokens.
-// The tensor-core path: wgmma with the weights, decoded in registers, as its 64-row operand and the tokens as its columns.
+// The tensor-core path: wgmma with the weights, decoded in registers, as 64-row operand and the tokens as columns.
 //
-//   operand  shape               in memory                               read by
-//   W        [groups][n, k]      packed slabs (lib/format.cuh)           producer (bulk copy of contiguous slabs)
-//   A        [m, groups * k]     BF16, row-major, 16-byte rows           producer (tensor map [k, m, group], 128 B swizzle)
-//   D        [m, groups * n]     BF16 or f32, row-major                  written by the consumers
+//   operand  shape               in memory                          read by
+//   W        [groups][n, k]      packed slabs (lib/format.cuh)      producer (bulk copy of contiguous slabs)
+//   A        [m, groups * k]     BF16, row-major, 16-byte rows      producer (tensor map [k, m, group], 128 B swizzle)
+//   D        [m, groups * n]     BF16 or f32, row-major             written by the consumers
 //
-//   block = kConsumers warpgroups of 64 rows each + 1 producer warp      ring of kStages stages (lib/warpgroup_multiply.cuh)
-//   --------------------------------------------------------------      --------------------------------------------------
+//   block = kConsumers warpgroups of 64 rows + a producer warp   ring of kStages stages (lib/warpgroup_multiply.cuh)
+//   ----------------------------------------------------------   --------------------------------------------------
 //   last warp    producer    wait stage_free[s]   copy tokens and weights      -> stage_full[s]
 //   warpgroups   consumers   wait stage_full[s]   decode, kBlockK / 16 wgmma   -> stage_free[s]
 //
-//   producer  |W W W|wait for the grid ahead|A A A|W+A|W+A|         weights of the first kStages stages are fetched early
-//   consumer                                  |dec|mma ...|         decode runs under the wgmma before it
+//   producer  |W W W|wait for the grid ahead|A A A|W+A|W+A|      weights of the first kStages stages come early
+//   consumer                                  |dec|mma ...|      decode runs under the wgmma before it
 //
 //   barrier      arrivals              announces
 //   stage_full   1 + bytes             weights and tokens of the stage have landed
@@ -27,7 +27,7 @@ $#-
 // groups, A on 16 bytes, lda % 8 == 0; what lies beyond k or m comes as zeros from the tensor map.
 // Exactness: operands are exact in BF16; differs from quant's reference only by the order of the f32 sum.
 // After: PTX ISA "wgmma"; rows as the register operand follow Humming and CUTLASS example 55; the role split DeepGEMM.
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 #include "arch/barrier.cuh"
 #include "arch/bf16.cuh"
 #include "arch/bits.cuh"

@@ -5,7 +5,7 @@ $#-
 //
 // fill: random test data, the same for one seed on every GPU. Never zero where zeros would hide an error.
 //
-//   kind   element           values
+//   kind   in memory         values
 //   0      byte              every value: e2m1 codes
 //   1      byte              e4m3 codes of magnitude 2^-5 to 15, both signs
 //   2      byte              low to high, inclusive: block scales
@@ -15,7 +15,7 @@ $#-
 //   block = 256 threads, grid-stride over the elements; no shared memory, no barriers
 //
 // After: the mixing function is splitmix64 (Steele, Lea, Flood 2014).
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 #include "arch/bf16.cuh"
 
 __device__ __forceinline__ uint64_t mixed(uint64_t seed, uint64_t idx) {

@@ -40,8 +40,8 @@ struct BlockSum {
   }
 };
 
-// Calls store.each(sum_at, n_tokens), where sum_at(token, row) is the whole sum; only the last of the tile's blocks does.
-// `partials` holds [kSplitK][kTokens][kRows] floats for this tile; `split` is this block's place in the order of k.
+// Calls store.each(sum_at, n_tokens), where sum_at(token, row) is the whole sum; only the last of the tile's blocks
+// does. `partials` holds [kSplitK][kTokens][kRows] floats for this tile; `split` is this block's place along k.
 template <class Config, class Store>
 __device__ __forceinline__ void sum_block(const WarpSums<Config>& sums, uint8_t* shared, float* partials,
                                           unsigned* ticket, int split, int n_tokens, Store store) {

@@ -8,9 +8,9 @@
 // registers, so one layout serves both. a[0], a[2] belong to row g and a[1], a[3] to row g + 8; a[0], a[1] hold
 // k = 2c, 2c + 1 and a[2], a[3] k = 2c + 8, 2c + 9 of a step of 16 k. Definition: src/quant/pack.rs.
 //
-// Each format gives: kCodeBits of a weight, kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane and slab; kSteps of 16 k
-// in a chunk; Scales, what a lane needs for its two rows; and decode, the only code that knows the format (its `step`
-// is a constant once the loop around it is unrolled).
+// Each format gives: kCodeBits of a weight, kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane
+// and slab; kSteps of 16 k in a chunk; Scales, what a lane needs for its two rows; and decode, the only code that knows
+// the format (its `step` is a constant once the loop around it is unrolled).
 // Exactness: e2m1 * e4m3 needs 6 significant bits and e4m3 * 2^x four, BF16 has 8, and pack keeps every product normal.
 
 constexpr int kRowBlock = 64;  // rows that share a slab

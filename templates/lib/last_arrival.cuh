@@ -3,8 +3,8 @@
 // Whether this block is the last of `n_blocks`. Called by every thread that wrote, after its writes; `sync` joins them.
 // The ticket is back at zero afterwards, so nothing needs to be cleared between launches.
 template <class Sync>
-__device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blocks, unsigned* shared_flag, bool is_leader,
-                                                Sync sync) {
+__device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blocks, unsigned* shared_flag,
+                                                bool is_leader, Sync sync) {
   __threadfence();
   sync();
   if (is_leader) {

@@ -4,7 +4,7 @@
 // it will decode itself, so the ring is a deep FIFO without registers and without barriers between warps; scales and
 // tokens are shared among the lanes of the warp, which __syncwarp covers.
 //
-//   stage   codes [kSlabs][kRowTiles][chunk][lane][16 B] | scales [kSlabs][kRowTiles][..] | tokens [kSlabs][kTokens][row]
+//   stage   codes [kSlabs][kRowTiles][chunk][lane][16 B] | scales [kSlabs][kRowTiles][..] | tokens [kSlabs][kTokens][k]
 //
 //   weights  |0|1|2|3|4|5|      fetched kStages - 1 ahead, before the dependency is waited for
 //   tokens     ^ |0|1|2|3|4|    fetched after it
@@ -33,7 +33,8 @@ using WarpSums = float[Config::kRowTiles][WarpRing<Config>::kTokenTiles][4];
 // Starts the copies of one slab's codes and scales. `slab` is the slab of the block of 64 rows, `tile` the first of
 // this warp's row tiles in it.
 template <class Config>
-__device__ __forceinline__ void fetch_weights(uint32_t stage, int slab_in_stage, const uint8_t* slab, int tile, int lane) {
+__device__ __forceinline__ void fetch_weights(uint32_t stage, int slab_in_stage, const uint8_t* slab, int tile,
+                                              int lane) {
   using Format = typename Config::Weights;
   using Ring = WarpRing<Config>;
   const uint8_t* codes = slab + tile * Slab<Format>::kTileCodeBytes + lane * 16;
@@ -68,7 +69,8 @@ __device__ __forceinline__ void fetch_tokens(uint32_t stage, int slab_in_stage, 
 
 // Multiplies one slab that has landed.
 template <class Config>
-__device__ __forceinline__ void multiply_slab(WarpSums<Config>& sums, const uint8_t* stage, int slab_in_stage, int lane) {
+__device__ __forceinline__ void multiply_slab(WarpSums<Config>& sums, const uint8_t* stage, int slab_in_stage,
+                                              int lane) {
   using Format = typename Config::Weights;
   using Ring = WarpRing<Config>;
   const uint8_t* codes = stage + slab_in_stage * Ring::kCodeBytes + lane * 16;
@@ -125,12 +127,11 @@ __device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& sou
     }
   };
   const auto fetch_stage_tokens = [&](int stage_idx, int slot) {
+    const uint32_t to = ring_address + slot * Ring::kStageBytes;
 #pragma unroll
     for (int s = 0; s < Config::kSlabs; ++s) {
       const int i = begin + stage_idx * Config::kSlabs + s;
-      if (i < end) {
-        fetch_tokens<Config>(ring_address + slot * Ring::kStageBytes, s, source.tokens(i), source.k(i), source.k_end, lane);
-      }
+      if (i < end) fetch_tokens<Config>(to, s, source.tokens(i), source.k(i), source.k_end, lane);
     }
   };
 

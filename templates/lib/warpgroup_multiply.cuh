@@ -1,8 +1,8 @@
 // One warpgroup multiplies 64 rows of packed weights with kTokens tokens, stage by stage, on wgmma.
 //
 // The rows are decoded in registers and are the A operand; the tokens lie in shared memory, K-major and swizzled by 128
-// bytes, and are the B operand. While the tensor cores work on one block of 64 k the warps decode the next into a second
-// set of registers, so that decoding is hidden as long as it takes fewer issue slots than the multiplication cycles.
+// bytes, and are the B operand. While the tensor cores work on one block of 64 k the warps decode the next into a
+// second set of registers: decoding is hidden as long as it takes fewer issue slots than the multiplication cycles.
 //
 //   stage    weights [consumer][kSlabs slabs of 64 rows] | tokens [kBlockK / 64][kTokens][128 B]
 //
@@ -22,7 +22,7 @@ struct Stage {
   static constexpr int kBytes = round_up(kWeightOffset + Config::kConsumers * kWeightBytes, 1024);
 };
 
-// Sums of one thread: for each 8 tokens (row g, tokens 2c, 2c + 1), (row g + 8, the same), rows of its warp's tile of 16.
+// Sums of one thread, for each 8 tokens: (row g, tokens 2c, 2c + 1), (row g + 8, the same), in its warp's 16 rows.
 template <class Config>
 using GroupSums = float[Config::kTokens / 2];
 
@@ -64,8 +64,9 @@ __device__ __forceinline__ void multiply_block(GroupSums<Config>& sums, const Fr
 // Multiplies `n_stages` stages of the ring. One lane of each warp reports a stage free when its MMAs are done.
 // kTokensByThreads: the tokens were written by threads (cp.async), which the tensor cores must be told of.
 template <class Config, bool kTokensByThreads>
-__device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const uint8_t* stages, Ring<Config::kStages> ring,
-                                                int n_stages, int consumer, int warp, int lane) {
+__device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const uint8_t* stages,
+                                                Ring<Config::kStages> ring, int n_stages, int consumer, int warp,
+                                                int lane) {
   using Stage = Stage<Config>;
   constexpr int kBlocks = Config::kBlockK / 64;
   static_assert(kBlocks % 2 == 0, "two register sets take turns inside a stage");

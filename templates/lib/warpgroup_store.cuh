@@ -34,8 +34,8 @@ __device__ __forceinline__ bool sum_splits(GroupSums<Config>& sums, float4* part
   return true;
 }
 
-// Where a tile goes. `Rows` gives row(token), the address of column 0 for that token; factor(token), what its values are
-// multiplied by last; and count, the tokens there are.
+// Where a tile goes. `Rows` gives row(token), the address of column 0 for that token; factor(token), what its values
+// are multiplied by last; and count, the tokens there are.
 template <class Config, class Rows>
 struct TileStore {
   static constexpr int kColumns = Config::kSwiGlu ? kRowBlock / 2 : kRowBlock;  // of one consumer
@@ -75,7 +75,8 @@ struct TileStore {
 
   // BF16: through `staging`, kTokens x kStride bytes of this consumer. `join` joins its 128 threads.
   template <class Join>
-  __device__ __forceinline__ void pairs(const GroupSums<Config>& sums, uint8_t* staging, int warp, int lane, Join join) const {
+  __device__ __forceinline__ void pairs(const GroupSums<Config>& sums, uint8_t* staging, int warp, int lane,
+                                        Join join) const {
     const uint32_t to = smem_address(staging) + lane % 8 * kStride + warp * (kStride - 16) / 4;
 #pragma unroll
     for (int i = 0; i < Config::kTokens / 8; i += 2) {

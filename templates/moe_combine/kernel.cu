@@ -13,7 +13,7 @@ $#-
 //   block = kThreads threads, four columns each; grid = (column blocks, tokens); no shared memory, no barriers
 //
 // Exactness: f32 sums in slot order, one rounding to BF16. The order is the same whatever the launch.
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 #include "arch/bf16.cuh"
 #include "arch/dependent.cuh"
 #include "lib/bucket.cuh"

@@ -4,7 +4,7 @@ $#-
 // Generated from templates/moe_mma for ${ arch.name }$, ${ tile.id }$. Do not edit.
 //
 // moe_mma: one of the two grouped GEMMs of a block of experts, on mma.sync; the bandwidth path.
-//   gate-up   H[p, :] = swiglu(alpha * W13[e] * X[token of p])          for every position or slot p of a local expert e
+//   gate-up   H[p, :] = swiglu(alpha * W13[e] * X[token of p])          for every position or slot p of an expert e
 //   down      parts[slot, :] = weight[slot] * alpha * W2[e] * H[p]      from a list of tiles
 //             D[t, :] = sum over slots s of weight * alpha * W2[e] * H  walking the slots of a token: no second pass
 //
@@ -12,10 +12,10 @@ $#-
 //   W         [n_local][n, k]              packed slabs (lib/format.cuh)           every lane, its own 16 bytes
 //   X or H    [m or slots, k]              BF16, row-major, 16-byte rows           every warp, its own range of k
 //   tiles     [count] int4                 expert, position, count (moe_schedule)  every thread
-//   out       H BF16, parts f32 or D BF16  row-major                               all threads, after the sum over warps
+//   out       H BF16, parts f32 or D BF16  row-major                               all threads, after the sum
 //
 //   kWalk = false: grid = (row blocks, tiles), up to kTokens slots of one expert to a block
-//   kWalk = true:  grid = (row blocks, slots or tokens), one token to a block, no schedule; k runs over all slots in down
+//   kWalk = true:  grid = (row blocks, slots or tokens), one token to a block, no schedule; down's k runs over slots
 //   block = kWarps warps, all on the same kRowTiles x 16 rows; warp w takes the w-th range of slabs
 //
 //   warp   | wait for the grid ahead | fetch W, X | multiply, refilling the ring ... |
@@ -27,7 +27,7 @@ $#-
 // Tuned: row_tiles, tokens, warps, slabs, stages, signal (src/kernels/moe_mma.rs). Weights are not fetched before the
 // wait: which expert is needed is what the grid ahead has written.
 // Exactness: operands are exact in BF16; H is rounded to BF16 once; sums run in ascending slot and k.
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 #include "arch/async_copy.cuh"
 #include "arch/bf16.cuh"
 #include "arch/bits.cuh"
@@ -123,6 +123,7 @@ struct Results {
           parts[out_idx[token] * ld + row] = sum_at(token, column) * factor[token];
         }
       } else {
+        // Gate and up rows alternate by eights, so a block holds both halves of each of its columns.
         const int row = column / 8 * 16 + column % 8;
         if (first_row + row >= n) continue;
         const float gate = sum_at(token, row) * alpha_gate;
@@ -156,15 +157,18 @@ __device__ __forceinline__ void work_from_list(Work& work, const int4* tiles, co
   for (int i = threadIdx.x; i < Config::kTokens; i += Config::kWarps * 32) {
     const int position = tile.y + i;
     const int slot = i < tile.z ? slot_of[position] : 0;
+    // Beyond the count any row will do: its column of the product is not stored.
     work.row_idx[i] = i >= tile.z ? 0 : Config::kIsDown ? position : slot / top_k;
     work.out_idx[i] = Config::kIsDown ? slot : position;
     work.factor[i] = Config::kIsDown && i < tile.z ? routing[slot] * alpha[tile.x] : 1.0f;
   }
 }
 
-// Fills in `work` for one slot (gate-up) or all local slots of one token (down); one thread does it.
-__device__ __forceinline__ void work_from_slots(Work& work, const int* experts, const float* routing, const float* alpha,
-                                                int n_tokens, int top_k, int expert_offset, int n_local) {
+// Fills in `work` for one slot (gate-up) or all local slots of one token (down). One thread does it: a token has few
+// slots, and foreign ones must be left out without changing the order of the others.
+__device__ __forceinline__ void work_from_slots(Work& work, const int* experts, const float* routing,
+                                                const float* alpha, int n_tokens, int top_k, int expert_offset,
+                                                int n_local) {
   if (threadIdx.x != 0) return;
   const int first = Config::kIsDown ? blockIdx.y * top_k : blockIdx.y;
   const int last = Config::kIsDown ? first + top_k : first + 1;
@@ -184,6 +188,25 @@ __device__ __forceinline__ void work_from_slots(Work& work, const int* experts, 
   work.n_tokens = Config::kIsDown ? first < n_tokens * top_k : work.n_slots;
 }
 
+// The experts that the rows of this block are multiplied with, one after the other.
+__device__ __forceinline__ Experts experts_of_block(const Work& work, const uint8_t* weights, const bf16* from,
+                                                    int64_t ld_from, int n, int k) {
+  const int first_row = blockIdx.x * kRows;
+  Experts source;
+  source.n_slabs = ceil_divide(k, Config::Weights::kSlabK);
+  const int64_t block_bytes = int64_t{source.n_slabs} * Slab<Config::Weights>::kBytes;
+  source.expert_bytes = ceil_divide(n, kRowBlock) * block_bytes;
+  source.weights = weights + first_row / kRowBlock * block_bytes;
+  source.rows_from = from;
+  source.row_idx = work.row_idx;
+  source.expert_idx = work.expert_idx;
+  source.ld = ld_from;
+  source.tile = first_row % kRowBlock / kRowTile;
+  source.count = work.n_tokens;
+  source.k_end = k;
+  return source;
+}
+
 extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlocksPerSm)
     moe_mma(const uint8_t* __restrict__ weights, const bf16* from, bf16* h, float* parts, bf16* d, const int4* tiles,
             const int* tile_count, const int* slot_of, const int* experts, const float* routing, const float* alpha,
@@ -200,30 +223,20 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlock
     work_from_list(work, tiles, tile_count, slot_of, routing, alpha, top_k);
   }
   __syncthreads();
+  // Beyond the list, and for a slot of a foreign expert: the wait has been executed, so the block may leave.
   if (work.n_tokens == 0) return;
 
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int first_row = blockIdx.x * kRows;
-  Experts source;
-  source.n_slabs = ceil_divide(k, Config::Weights::kSlabK);
-  const int64_t block_bytes = int64_t{source.n_slabs} * Slab<Config::Weights>::kBytes;
-  source.expert_bytes = ceil_divide(n, kRowBlock) * block_bytes;
-  source.weights = weights + first_row / kRowBlock * block_bytes;
-  source.rows_from = from;
-  source.row_idx = work.row_idx;
-  source.expert_idx = work.expert_idx;
-  source.ld = ld_from;
-  source.tile = first_row % kRowBlock / kRowTile;
-  source.count = work.n_tokens;
-  source.k_end = k;
-
+  Experts source = experts_of_block(work, weights, from, ld_from, n, k);
   WarpSums<Config> sums = {};
   const int all_slabs = source.n_slabs * work.n_slots;
   const int begin = int64_t{all_slabs} * warp / Config::kWarps;
   const int end = int64_t{all_slabs} * (warp + 1) / Config::kWarps;
   uint8_t* ring = shared + warp * WarpRing<Config>::kBytes;
   if constexpr (Config::kWalk && Config::kIsDown) {
+    // A slot's sum is scaled when its last slab is done, or where this warp's range ends: both parts of a slot that two
+    // warps share have the same factor, so it does not matter where the ranges cut.
     WarpSums<Config> slot_sums = {};
     stream_slabs<Config>(slot_sums, source, begin, end, ring, lane, [&](int i) {
       if (i + 1 < end && (i + 1) % source.n_slabs != 0) return;
@@ -240,8 +253,12 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlock
   } else {
     stream_slabs<Config>(sums, source, begin, end, ring, lane, [](int) {});
   }
-  const int expert = work.expert_idx[0];
-  const Results results{h, parts, d + blockIdx.y * ld_out, work.out_idx, work.factor, ld_out, first_row, n,
-                        Config::kIsDown ? 1.0f : alpha[2 * expert], Config::kIsDown ? 1.0f : alpha[2 * expert + 1], limit};
+  // Down's alpha is in the factors.
+  const float* gate_up = alpha + 2 * work.expert_idx[0];
+  const float alpha_gate = Config::kIsDown ? 1.0f : gate_up[0];
+  const float alpha_up = Config::kIsDown ? 1.0f : gate_up[1];
+  const int first_row = blockIdx.x * kRows;
+  const Results results{h, parts, d + blockIdx.y * ld_out, work.out_idx, work.factor, ld_out, first_row,
+                        n, alpha_gate, alpha_up, limit};
   sum_block<Config>(sums, shared, nullptr, nullptr, 0, work.n_tokens, results);
 }

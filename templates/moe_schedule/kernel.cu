@@ -22,7 +22,7 @@ $#-
 //
 // The order is stable: slots of an expert stand in ascending order, whatever ran when.
 // After: the counting sort by warps follows CUB's stable radix rank in idea.
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 #include "arch/dependent.cuh"
 #include "lib/bucket.cuh"
 
@@ -77,7 +77,8 @@ __device__ __forceinline__ void write_tiles(int4* tiles, int first_tile, int exp
 
 extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, 1)
     moe_schedule(const int* experts, int* begin_out, int* slot_of, int4* up_tiles, int4* down_tiles, int* tile_counts,
-                 const int* m_on_device, int m, int top_k, int expert_offset, int n_local, int up_tokens, int down_tokens) {
+                 const int* m_on_device, int m, int top_k, int expert_offset, int n_local, int up_tokens,
+                 int down_tokens) {
   extern __shared__ __align__(16) uint8_t shared[];
   launch_dependents();
   const int warp = threadIdx.x / 32;

@@ -7,15 +7,15 @@ $#-
 //   gate-up   H[p, :] = swiglu(alpha * W13[e] * X[token of p])       rows of X are gathered by the producer's threads
 //   down      parts[slot of p, :] = weight * alpha * W2[e] * H[p]    rows of H stand in order: a tensor map brings them
 //
-//   operand   shape                   in memory                           read by
-//   W         [n_local][n, k]         packed slabs (lib/format.cuh)       producer (bulk copy of contiguous slabs)
-//   X         [m, k]                  BF16, row-major, 16-byte rows       producer threads (16-byte copies, swizzled by hand)
-//   H         [slots, k]              BF16, row-major                     producer (tensor map [k, position], 128 B swizzle)
-//   tiles     [count] int4            expert, position, count, 0          every thread
-//   out       H BF16, or parts f32    row-major                           written by the consumers
+//   operand   shape                   in memory                        read by
+//   W         [n_local][n, k]         packed slabs (lib/format.cuh)    producer (bulk copy of contiguous slabs)
+//   X         [m, k]                  BF16, row-major, 16-byte rows    producer threads (16-byte copies, own swizzle)
+//   H         [slots, k]              BF16, row-major                  producer (tensor map [k, position], swizzled)
+//   tiles     [count] int4            expert, position, count, 0       every thread
+//   out       H BF16, or parts f32    row-major                        written by the consumers
 //
-//   block = kConsumers warpgroups of 64 rows + producer warps      grid = (row blocks, tiles): blocks beyond the list leave
-//   ---------------------------------------------------------      ring of kStages stages (lib/warpgroup_multiply.cuh)
+//   block = kConsumers warpgroups of 64 rows + producer warps   grid = (row blocks, tiles); others leave at once
+//   ---------------------------------------------------------   ring of kStages stages (lib/warpgroup_multiply.cuh)
 //   last warps   producer    wait stage_free[s]   copy tokens and weights      -> stage_full[s]
 //   warpgroups   consumers   wait stage_full[s]   decode, kBlockK / 16 wgmma   -> stage_free[s]
 //
@@ -23,11 +23,11 @@ $#-
 //   stage_full   1 + bytes (+ kProducers when gathering)     weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers                              each consumer warp's wgmma have read the stage
 //
-// Tuned: consumers, tokens, block_k, stages, producers, signal (src/kernels/moe_wgmma.rs). Weights are not fetched before
-// the wait: which expert is needed is what the grid ahead has written.
+// Tuned: consumers, tokens, block_k, stages, producers, signal (src/kernels/moe_wgmma.rs). Weights are not fetched
+// before the wait: which expert is needed is what the grid ahead has written.
 // Exactness: operands are exact in BF16; H is rounded to BF16 once; parts are f32 and summed in slot order later.
 // After: gathering with 16-byte copies into the wgmma swizzle follows FlashAttention-3's paged loads in idea.
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 #include "arch/async_copy.cuh"
 #include "arch/barrier.cuh"
 #include "arch/bf16.cuh"
@@ -119,7 +119,8 @@ struct GatheredRows {
     }
   }
 
-  __device__ __forceinline__ void copy(const bf16* from, int64_t ld, int k, int k_end, uint32_t stage, int thread) const {
+  __device__ __forceinline__ void copy(const bf16* from, int64_t ld, int k, int k_end, uint32_t stage,
+                                       int thread) const {
     const int piece = thread % 8;
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
@@ -132,7 +133,8 @@ struct GatheredRows {
       for (int box = 0; box < Config::kBlockK / 64; ++box) {
         const int column = k + box * 64 + piece * 8;
         const bool is_there = column < k_end;
-        copy_async_16_or_zeros(to + box * Stage<Config>::kBoxBytes, row_from + (is_there ? column : 0), is_there ? 16 : 0);
+        const bf16* piece_from = row_from + (is_there ? column : 0);
+        copy_async_16_or_zeros(to + box * Stage<Config>::kBoxBytes, piece_from, is_there ? 16 : 0);
       }
     }
   }
@@ -243,7 +245,8 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPe
   } else {
     named_barrier_sync(1, kConsumerThreads);  // every stage has been read: the ring may be written over
     const HiddenRows rows{h + work.tile.y * ld_out, ld_out, work.tile.z};
-    const TileStore<Config, HiddenRows> store{rows, first_row, n, alpha[2 * work.tile.x], alpha[2 * work.tile.x + 1], limit};
+    const float* gate_up = alpha + 2 * work.tile.x;
+    const TileStore<Config, HiddenRows> store{rows, first_row, n, gate_up[0], gate_up[1], limit};
     const auto join_group = [consumer] { named_barrier_sync(2 + consumer, 128); };
     store.pairs(sums, shared + consumer * kStagingBytes, warp % 4, lane, join_group);
   }

@@ -3,7 +3,7 @@ $#-
 -#$
 // Generated from templates/pack for ${ arch.name }$. Do not edit.
 //
-// pack: a checkpoint matrix [n, k] to the packed layout that every kernel reads, byte for byte what src/quant/pack.rs makes.
+// pack: a checkpoint matrix [n, k] to the packed layout that every kernel reads, byte for byte as src/quant/pack.rs.
 //
 //   operand   shape                                  in memory                       written / read
 //   codes     [n, k]                                 lib/raw.cuh                     read
@@ -17,7 +17,7 @@ $#-
 //
 // Source rows: as they come, or gate [n / 2] above up [n / 2] interleaved by eights (is_gate_up).
 // `shift` is what is added to the exponent byte of a block in use (quant::rebase); NVFP4 needs none.
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 #include "arch/bf16.cuh"
 #include "arch/bits.cuh"
 #include "lib/format.cuh"
@@ -105,8 +105,8 @@ __device__ __forceinline__ uint4 lane_bytes(const Source& source, int first_row,
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    pack(const uint8_t* codes, const uint8_t* scales, const uint8_t* in_use, uint8_t* packed, int n, int k, int is_gate_up,
-         int shift) {
+    pack(const uint8_t* codes, const uint8_t* scales, const uint8_t* in_use, uint8_t* packed, int n, int k,
+         int is_gate_up, int shift) {
   constexpr int kLaneUnits = Format::kCodeBytes / 16;
   constexpr int kUnits = kLaneUnits + Format::kScaleBytes;
   constexpr int kChunkK = Format::kSlabK / Format::kChunks;

@@ -10,13 +10,14 @@ $#-
 //   codes     [n, k]                                 lib/raw.cuh      read
 //   scales    NVFP4, MXFP4 by row; FP8 by block      lib/raw.cuh      read
 //   in_use    FP8: [scale rows, ceil(k / 128)]       one byte each    written; unused by the other formats
-//   range     [4] int32                              see below        largest and smallest byte in use, faults, first fault
+//   range     [4] int32                              see below        written
 //
-//   block = 256 threads, one scale block each in turn (a warp's 32 lanes share one for FP8); grid-stride; no shared memory
+//   block = 256 threads, grid-stride over scale blocks (for FP8 the lanes of a warp share one); no shared memory
 //
-// Before the launch: range = {-1, 256, 0, INT_MAX}. A fault is a NaN scale, an E4M3 scale with a sign, or a weight that
-// is not finite; its place is counted in scale blocks (BF16: in values), row-major.
-#include "lib/types.cuh"
+// range = largest and smallest byte in use, faults, place of the first; before the launch it is {-1, 256, 0, INT_MAX}.
+// A fault is a NaN scale, an E4M3 scale with a sign, or a weight that is not finite; its place is counted in scale
+// blocks (BF16: in values), row-major.
+#include "lib/words.cuh"
 #include "arch/bf16.cuh"
 #include "arch/bits.cuh"
 #include "lib/format.cuh"

@@ -14,7 +14,7 @@ $#-
 //   out        [count]                      f32                          written (step 1)
 //
 //   block = 256 threads; grid-stride over row tiles and slabs, or elements; no shared memory, no barriers
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 #include "arch/bf16.cuh"
 #include "arch/bits.cuh"
 #include "lib/format.cuh"
@@ -23,7 +23,8 @@ $#-
 using Format = ${ problem.weights }$;
 
 // One row tile of one slab by one warp.
-__device__ __forceinline__ void show_operands(const uint8_t* packed, bf16* operands, int tile, int slab_idx, int n_slabs) {
+__device__ __forceinline__ void show_operands(const uint8_t* packed, bf16* operands, int tile, int slab_idx,
+                                              int n_slabs) {
   const int lane = threadIdx.x % 32;
   const int g = lane / 4, c = lane % 4;
   const uint8_t* slab = packed + (int64_t{tile / 4} * n_slabs + slab_idx) * Slab<Format>::kBytes;
@@ -45,8 +46,8 @@ __device__ __forceinline__ void show_operands(const uint8_t* packed, bf16* opera
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    probe(int step, const uint8_t* packed, bf16* operands, int row_tiles, int n_slabs, const float* gate, const float* up,
-          float* out, int count, float limit) {
+    probe(int step, const uint8_t* packed, bf16* operands, int row_tiles, int n_slabs, const float* gate,
+          const float* up, float* out, int count, float limit) {
   const int thread = blockIdx.x * 256 + threadIdx.x;
   const int n_threads = gridDim.x * 256;
   if (step == 0) {

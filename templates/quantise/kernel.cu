@@ -5,8 +5,8 @@ $#-
 //
 // quantise: BF16 tokens to NVFP4 or FP8, one f32 scale for each token, bit for bit what src/quant/activation.rs and
 // src/quant/fp8.rs make.
-//   NVFP4   scale = max(amax, 1e-30) / 2688;  block scale = e4m3(amax_16 / (6 * scale));  code = e2m1(x / (block * scale))
-//   FP8     scale = max(amax, 1e-30) / 448;   code = e4m3(x / scale)
+//   NVFP4   scale = max(amax, 1e-30) / 2688, block = e4m3(amax_16 / (6 * scale)), code = e2m1(x / (block * scale))
+//   FP8     scale = max(amax, 1e-30) / 448, code = e4m3(x / scale)
 //
 //   operand       shape            in memory                           written / read
 //   x             [m, k]           BF16, row-major                     read twice (the second time from L2)
@@ -20,7 +20,7 @@ $#-
 //
 // NaN and infinities take no part in an amax, their codes are 0, and they are counted: never hidden as a large number.
 // Bits: IEEE division and round-to-nearest only, compiled with --fmad=false.
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 #include "arch/dependent.cuh"
 #include "lib/bucket.cuh"
 
@@ -44,7 +44,8 @@ __device__ __forceinline__ uint32_t e4m3_of(float x) {
 }
 
 __device__ __forceinline__ float value_of_e4m3(uint32_t byte) {
-  return byte < 8 ? byte * 0.001953125f : __uint_as_float((byte << 20) + 0x3C000000u);  // no sign: block scales have none
+  // No sign: block scales have none.
+  return byte < 8 ? byte * 0.001953125f : __uint_as_float((byte << 20) + 0x3C000000u);
 }
 
 // Nearest E2M1, ties to the even code, saturating at 6; `x` is finite.
@@ -97,7 +98,8 @@ __device__ __forceinline__ float block_maximum(float value) {
 // Where the scale of block `column` of `row` stands: row-major, or in tiles of 128 rows x 4 columns.
 __device__ __forceinline__ int64_t scale_place(int row, int column, int columns, int is_tiled) {
   if (!is_tiled) return int64_t{row} * columns + column;
-  return (int64_t{row / 128} * ceil_divide(columns, 4) + column / 4) * 512 + row % 32 * 16 + row / 32 % 4 * 4 + column % 4;
+  const int64_t tile = int64_t{row / 128} * ceil_divide(columns, 4) + column / 4;
+  return tile * 512 + row % 32 * 16 + row / 32 % 4 * 4 + column % 4;
 }
 
 extern "C" __global__ void __launch_bounds__(Config::kThreads)

@@ -3,8 +3,8 @@ $#-
 -#$
 // Generated from templates/reference for ${ arch.name }$. Do not edit.
 //
-// reference: R[row, g * n + r] = alpha[g, part of r] * sum_k A[source row, g * k + k'] * W[g][r, k'], in f64 from raw weights. What
-// every candidate is compared with; it shares no code with them but the meaning of the formats.
+// reference: R[row, g * n + r] = alpha[g, part of r] * sum_k A[source row, g * k + k'] * W[g][r, k'], in f64 from raw
+// weights. What every candidate is compared with; it shares no code with them but the meaning of the formats.
 //
 //   operand   shape                   in memory                             written / read
 //   W         [groups][n, k]          raw checkpoint bytes (lib/raw.cuh)    read
@@ -18,7 +18,7 @@ $#-
 //   shared memory   64 x 16 doubles of A and of W; two barriers for each 16 k
 //
 // Exactness: products are exact in f64, sums lose nothing that f32 shows.
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 #include "lib/raw.cuh"
 #include "lib/raw_formats.cuh"
 
@@ -27,14 +27,14 @@ constexpr int kTile = 64;
 constexpr int kDepth = 16;
 
 extern "C" __global__ void __launch_bounds__(256)
-    reference(const uint8_t* codes, const uint8_t* scales, const bf16* a, const int* row_of, const int4* tiles, float* r,
-              int64_t lda, int64_t ldr, int64_t group_code_bytes, int64_t group_scale_bytes, int m, int n, int k,
-              int half_rows, const float* alphas, int parts) {
+    reference(const uint8_t* codes, const uint8_t* scales, const bf16* a, const int* row_of, const int4* tiles,
+              float* r, int64_t lda, int64_t ldr, int64_t group_code_bytes, int64_t group_scale_bytes, int m, int n,
+              int k, int half_rows, const float* alphas, int parts) {
   __shared__ double a_part[kTile][kDepth + 1];
   __shared__ double w_part[kTile][kDepth + 1];
   const bool is_listed = tiles != nullptr;
-  const int4 tile = is_listed ? tiles[blockIdx.y]
-                              : make_int4(blockIdx.z, blockIdx.y * kTile, smaller(kTile, m - int(blockIdx.y) * kTile), 0);
+  const int first = blockIdx.y * kTile;
+  const int4 tile = is_listed ? tiles[blockIdx.y] : make_int4(blockIdx.z, first, smaller(kTile, m - first), 0);
   const Raw raw{codes + tile.x * group_code_bytes, scales + tile.x * group_scale_bytes, k};
   const int first_column = blockIdx.x * kTile;
   const int a_column = is_listed ? 0 : tile.x * k;

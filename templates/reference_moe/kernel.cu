@@ -16,12 +16,12 @@ $#-
 //   result     [rows, columns]         f32                  written
 //
 //   block = 256 threads, grid-stride over the elements; no shared memory, no barriers
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 #include "arch/bf16.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)
-    reference_moe(int step, const float* sums, const int* row_of, const float* weight, bf16* hidden, float* result, int rows,
-                  int columns, int top_k, double limit) {
+    reference_moe(int step, const float* sums, const int* row_of, const float* weight, bf16* hidden, float* result,
+                  int rows, int columns, int top_k, double limit) {
   const int64_t count = int64_t{rows} * columns;
   for (int64_t i = int64_t{blockIdx.x} * 256 + threadIdx.x; i < count; i += int64_t{gridDim.x} * 256) {
     const int64_t row = i / columns;

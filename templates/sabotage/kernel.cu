@@ -11,7 +11,7 @@ $#-
 //   flag      [1]     int32       read until it is set, which it never is
 //
 //   one block of 32 threads; no shared memory, no barriers
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 
 extern "C" __global__ void __launch_bounds__(32) sabotage(volatile int* flag, int hangs) {
   if (hangs == 0) {

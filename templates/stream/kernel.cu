@@ -13,7 +13,7 @@ $#-
 //
 // The reads stand before the wait for the grid ahead, as a kernel's reads of weights may.
 // After: sketches/stream_ceiling.cu.
-#include "lib/types.cuh"
+#include "lib/words.cuh"
 #include "arch/dependent.cuh"
 #include "arch/load.cuh"
 

@@ -215,9 +215,8 @@ fn show_operands(
     Ok(())
 }
 
-/// Tokens with zeros, tiny and huge values, NaN and infinities; a k that fills no tile of scales; m below the bucket.
-fn quantise_bits(context: &mut Context, to: WeightFormat) -> Result<usize, Failure> {
-    let (rows, k, m) = (140, 208, 131);
+/// BF16 tokens with zeros, tiny and huge values, NaN and infinities.
+fn awkward_tokens(rows: usize, k: usize) -> Vec<u16> {
     let mut x: Vec<u16> = (0..rows * k).map(|idx| (idx as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) as u16).collect();
     for (row, values) in x.chunks_mut(k).enumerate() {
         match row {
@@ -228,6 +227,37 @@ fn quantise_bits(context: &mut Context, to: WeightFormat) -> Result<usize, Failu
             _ => values.iter_mut().for_each(|value| *value = 0x3C00 | *value & 0x83FF),
         }
     }
+    x
+}
+
+/// What a conversion must give.
+struct Converted {
+    codes: Vec<u8>,
+    block_scales: Vec<u8>,
+    row_scales: Vec<u8>,
+    non_finite: quant::NonFinite,
+}
+
+impl Converted {
+    fn of(values: &[f32], [m, k]: [usize; 2], to: WeightFormat, is_tiled: bool) -> Result<Self, String> {
+        let bytes = |scales: &[f32]| scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        if to == WeightFormat::Fp8 {
+            let made = fp8::quantize_activations(values, m, k).map_err(|error| error.to_string())?;
+            let (row_scales, non_finite) = (bytes(&made.row_scales), made.non_finite);
+            return Ok(Self { codes: made.codes, block_scales: Vec::new(), row_scales, non_finite });
+        }
+        let made =
+            quant::quantize_activations(values, m, k, ScalePolicy::PerToken).map_err(|error| error.to_string())?;
+        let block_scales = if is_tiled { made.swizzled_scales() } else { made.scales.clone() };
+        let (row_scales, non_finite) = (bytes(&made.row_scales), made.counters.non_finite);
+        Ok(Self { codes: made.codes, block_scales, row_scales, non_finite })
+    }
+}
+
+/// Awkward tokens, a k that fills no tile of scales, m below the bucket.
+fn quantise_bits(context: &mut Context, to: WeightFormat) -> Result<usize, Failure> {
+    let (rows, k, m) = (140, 208, 131);
+    let x = awkward_tokens(rows, k);
     let values: Vec<f32> = x.iter().map(|&bits| bf16::decode(bits)).collect();
     let values = &values[..m * k];
     let is_nvfp4 = to == WeightFormat::Nvfp4;
@@ -265,21 +295,11 @@ fn quantise_bits(context: &mut Context, to: WeightFormat) -> Result<usize, Failu
         let plan = family.plan(&problem, &tile, &spec);
         let blocks = if is_tiled { 256 } else { rows as u32 };
         context.run_tool(&plan.launches[0].kernel, blocks, &mut words)?;
-        let (expected_codes, expected_scales, expected_rows, non_finite) = if is_nvfp4 {
-            let expected =
-                quant::quantize_activations(values, m, k, ScalePolicy::PerToken).map_err(|e| e.to_string())?;
-            let scales = if is_tiled { expected.swizzled_scales() } else { expected.scales.clone() };
-            (expected.codes, scales, expected.row_scales, expected.counters.non_finite)
-        } else {
-            let expected = fp8::quantize_activations(values, m, k).map_err(|error| error.to_string())?;
-            (expected.codes, Vec::new(), expected.row_scales, expected.non_finite)
-        };
-        same("codes", &codes.download::<u8>(expected_codes.len())?, &expected_codes)?;
-        same("block scales", &block_scales.download::<u8>(expected_scales.len())?, &expected_scales)?;
-        let found_rows: Vec<u8> = row_scales.download::<f32>(m)?.iter().flat_map(|scale| scale.to_le_bytes()).collect();
-        let expected_rows: Vec<u8> = expected_rows.iter().flat_map(|scale| scale.to_le_bytes()).collect();
-        same("row scales", &found_rows, &expected_rows)?;
-        let found: Vec<u32> = counters.download(3)?;
+        let expected = Converted::of(values, [m, k], to, is_tiled)?;
+        same("codes", &codes.download::<u8>(expected.codes.len())?, &expected.codes)?;
+        same("block scales", &block_scales.download::<u8>(expected.block_scales.len())?, &expected.block_scales)?;
+        same("row scales", &row_scales.download::<u8>(4 * m)?, &expected.row_scales)?;
+        let (found, non_finite): (Vec<u32>, _) = (counters.download(3)?, expected.non_finite);
         let first = non_finite.first.map_or(0, |(row, column)| !((row * k + column) as u32));
         if u64::from(found[1]) != non_finite.count || found[2] != first {
             return Err(format!("counters are {found:?}, expected {non_finite:?}").into());
@@ -348,29 +368,35 @@ fn parameter_sizes(context: &mut Context) -> Result<usize, Failure> {
     Ok(checked)
 }
 
-/// A candidate that agrees with the GPU's reference also agrees with the CPU's: so the reference is right.
-fn reference_is_right(context: &mut Context, format: WeightFormat) -> Result<usize, Failure> {
-    let (groups, n, k, m) = (2, 48, 160, 5);
-    let count = groups * n * k;
-    let raw = Raw::new(format, groups * n, k, RowOrder::Plain);
-    // Two groups of 48 rows: FP8 needs a grid of scales for each.
+/// Scales of moderate size for `raw`, and its weights as f32: two groups of `n` rows, in FP8 with a grid each.
+fn moderate(format: WeightFormat, raw: &Raw, [n, k]: [usize; 2]) -> Result<(Vec<u8>, Vec<f32>), String> {
+    let words = |error: &dyn std::fmt::Display| error.to_string();
     let grids: Vec<u8> = match format {
-        WeightFormat::Fp8 => (0..groups * 2).map(|idx| 118 + idx as u8).collect(),
+        WeightFormat::Fp8 => (118..122).collect(),
         WeightFormat::Mxfp4 => raw.scales.iter().map(|scale| 110 + scale % 12).collect(),
         WeightFormat::Nvfp4 => raw.scales.iter().map(|scale| 0x28 + scale % 0x20).collect(),
         WeightFormat::Bf16 => Vec::new(),
     };
-    let weights: Vec<f32> = match format {
-        WeightFormat::Nvfp4 => nvfp4::decode(groups * n, k, &raw.codes, &grids, 1.0).map_err(|e| e.to_string())?,
-        WeightFormat::Mxfp4 => mxfp4::decode(groups * n, k, &raw.codes, &grids).map_err(|e| e.to_string())?,
+    let weights = match format {
+        WeightFormat::Nvfp4 => nvfp4::decode(2 * n, k, &raw.codes, &grids, 1.0).map_err(|error| words(&error))?,
+        WeightFormat::Mxfp4 => mxfp4::decode(2 * n, k, &raw.codes, &grids).map_err(|error| words(&error))?,
         WeightFormat::Fp8 => {
             let group = |g: usize| fp8::decode(n, k, &raw.codes[g * n * k..][..n * k], &grids[g * 2..][..2]);
-            [group(0).map_err(|e| e.to_string())?, group(1).map_err(|e| e.to_string())?].concat()
+            [group(0).map_err(|error| words(&error))?, group(1).map_err(|error| words(&error))?].concat()
         }
         WeightFormat::Bf16 => {
             raw.codes.chunks_exact(2).map(|b| bf16::decode(u16::from_le_bytes([b[0], b[1]]))).collect()
         }
     };
+    Ok((grids, weights))
+}
+
+/// A candidate that agrees with the GPU's reference also agrees with the CPU's: so the reference is right.
+fn reference_is_right(context: &mut Context, format: WeightFormat) -> Result<usize, Failure> {
+    let (groups, n, k, m) = (2, 48, 160, 5);
+    let count = groups * n * k;
+    let raw = Raw::new(format, groups * n, k, RowOrder::Plain);
+    let (grids, weights) = moderate(format, &raw, [n, k])?;
     let tokens: Vec<u16> =
         (0..m * groups * k).map(|idx| bf16::encode(((idx * 37) % 101) as f32 / 50.0 - 1.0)).collect();
     let alphas = [0.5f32, 0.25, 2.0, 1.0];

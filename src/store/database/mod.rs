@@ -18,6 +18,7 @@ mod maintain;
 mod open;
 mod owner;
 mod recover;
+mod start;
 mod table;
 mod winners;
 

@@ -11,8 +11,8 @@ use std::sync::atomic::Ordering;
 use super::super::files::{FileError, beside, unix_seconds};
 use super::super::{Record, Snapshot, SnapshotError, pack};
 use super::envelope::{Stored, scan};
-use super::open::{start, survey};
 use super::owner::{Contents, Owner};
+use super::start::{start, survey};
 use super::table::Table;
 use super::{Database, DatabaseError, GpuTrial};
 

@@ -32,47 +32,49 @@ impl Ceiling {
             let kernel = load(&gpu, &jit, &kernels::stream(in_flight))?;
             for blocks_per_sm in [1, 2, 3, 4, 6, 8] {
                 let blocks = gpu.spec().sm_count() * blocks_per_sm;
-                let time =
-                    |is_dependent| read_us(&gpu, &stream, &kernel, [blocks, u32::from(is_dependent)], &buffers, &sink);
-                best.chained_us = best.chained_us.min(time(true)?);
-                best.unchained_us = best.unchained_us.min(time(false)?);
+                let read = Read { gpu: &gpu, kernel: &kernel, blocks, buffers: &buffers, sink: &sink };
+                best.chained_us = best.chained_us.min(read.median_us(&stream, true)?);
+                best.unchained_us = best.unchained_us.min(read.median_us(&stream, false)?);
             }
         }
         Ok(best)
     }
 }
 
-/// Median time of one launch in a graph of many, `[blocks, is_dependent]`.
-fn read_us(
-    gpu: &Gpu,
-    stream: &Stream,
-    kernel: &Kernel,
-    [blocks, is_dependent]: [u32; 2],
-    buffers: &[Buffer],
-    sink: &Buffer,
-) -> Result<f64, LiveError> {
-    let can_overlap = gpu.spec().arch.capabilities.dependent_launch;
-    let geometry =
-        Geometry { grid: [blocks, 1, 1], threads: 256, smem_bytes: 0, is_dependent: is_dependent == 1 && can_overlap };
-    let graph = stream.capture(|| -> Result<(), LiveError> {
-        for launch in 0..LAUNCHES as usize {
-            let from = &buffers[launch % buffers.len()];
-            let mut words = [from.pointer(), (from.bytes() / 16) as u64, sink.pointer()];
-            let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| (word as *mut u64).cast()).collect();
-            // SAFETY: the values are those of `templates/stream`, and the buffers outlive the graph's replays below.
-            unsafe { kernel.launch(&geometry, &mut pointers, stream.raw())? };
+/// A read of one grid, from buffers in turn.
+struct Read<'a> {
+    gpu: &'a Gpu,
+    kernel: &'a Kernel,
+    blocks: u32,
+    buffers: &'a [Buffer],
+    sink: &'a Buffer,
+}
+
+impl Read<'_> {
+    /// Median time of one launch in a graph of many.
+    fn median_us(&self, stream: &Stream, overlaps: bool) -> Result<f64, LiveError> {
+        let is_dependent = overlaps && self.gpu.spec().arch.capabilities.dependent_launch;
+        let geometry = Geometry { grid: [self.blocks, 1, 1], threads: 256, smem_bytes: 0, is_dependent };
+        let graph = stream.capture(|| -> Result<(), LiveError> {
+            for launch in 0..LAUNCHES as usize {
+                let from = &self.buffers[launch % self.buffers.len()];
+                let mut words = [from.pointer(), (from.bytes() / 16) as u64, self.sink.pointer()];
+                let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| (word as *mut u64).cast()).collect();
+                // SAFETY: the values are those of `templates/stream`, and the buffers outlive the replays below.
+                unsafe { self.kernel.launch(&geometry, &mut pointers, stream.raw())? };
+            }
+            Ok(())
+        })?;
+        let (start, end) = (Event::new(self.gpu)?, Event::new(self.gpu)?);
+        let mut times = Vec::new();
+        for _ in 0..REPLAYS {
+            start.record(stream)?;
+            graph.launch(stream)?;
+            end.record(stream)?;
+            times.push(end.microseconds_since(&start)? / f64::from(LAUNCHES));
         }
-        Ok(())
-    })?;
-    let (start, end) = (Event::new(gpu)?, Event::new(gpu)?);
-    let mut times = Vec::new();
-    for _ in 0..REPLAYS {
-        start.record(stream)?;
-        graph.launch(stream)?;
-        end.record(stream)?;
-        times.push(end.microseconds_since(&start)? / f64::from(LAUNCHES));
+        Ok(crate::tuner::race::median(&times[1..]))
     }
-    Ok(crate::tuner::race::median(&times[1..]))
 }
 
 /// Runs a kernel that faults or never ends.

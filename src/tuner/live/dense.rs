@@ -29,8 +29,9 @@ impl DenseSubject {
         let is_gate_up = dense.epilogue == Epilogue::SwiGlu;
         let raw = RawWeights::random(tools, dense.weights, [groups, n, k], is_gate_up, seed)?;
         let (packed, packed_alpha) = raw.pack(tools)?;
-        // Two parts with alphas of their own, so that a kernel that takes the wrong one is found out. One keeps sums at the
-        // size of the tokens, so that a chain neither grows nor dies out; gate and up are larger, so that clamps are met.
+        // Two parts with alphas of their own, so that a kernel that takes the wrong one is found out. One keeps sums at
+        // the size of the tokens, so that a chain neither grows nor dies out; gate and up are larger, so that clamps
+        // are met.
         let size = if is_gate_up { 6.0 } else { 0.97 };
         let alpha = (size / (k as f64 * raw.mean_square()).sqrt()) as f32;
         let parts = if n.is_multiple_of(2) { vec![alpha, 0.9 * alpha] } else { vec![alpha] };
@@ -71,8 +72,8 @@ impl DenseSubject {
         self.dense.a_columns().max(self.dense.d_columns()).next_multiple_of(8)
     }
 
-    /// A BF16 result without SwiGLU can be the next launch's tokens. SwiGLU squares the size of what it is fed, and an f32
-    /// result is no operand: those launches only follow each other.
+    /// A BF16 result without SwiGLU can be the next launch's tokens. SwiGLU squares the size of what it is fed, and an
+    /// f32 result is no operand: those launches only follow each other.
     fn feeds_itself(&self) -> bool {
         self.dense.output == Output::Bf16 && self.dense.epilogue == Epilogue::Plain
     }

@@ -1,8 +1,9 @@
 //! Problems on a live GPU: random data, references, checks, and times of CUDA-graph replays.
 //!
-//! A [`Live`] holds the data of one op (a problem without its tokens) and any number of candidates for it. Weights rotate
-//! through copies so that every launch reads them from device memory. Times come in two kinds: *chained*, where launches
-//! may overlap the one ahead and each reads what that one wrote, and *unchained*, independent and without overlap.
+//! A [`Live`] holds the data of one op (a problem without its tokens) and any number of candidates for it. Weights
+//! rotate through copies so that every launch reads them from device memory. Times come in two kinds: *chained*, where
+//! launches may overlap the one ahead and each reads what that one wrote, and *unchained*, independent and without
+//! overlap.
 
 mod ceiling;
 mod convert;
@@ -175,8 +176,8 @@ impl Live {
         self.candidates.remove(&id);
     }
 
-    /// Replays candidate `id` once, under routing `routing_idx` of those that the data was made for, and gives the time of a
-    /// launch.
+    /// Replays candidate `id` once, under routing `routing_idx` of those that the data was made for, and gives the time
+    /// of a launch.
     ///
     /// # Errors
     /// [`LiveError`]: the launch failed.
@@ -214,8 +215,8 @@ impl Live {
         strays
     }
 
-    /// Checksum of the result after a sequence of launches in `mode`: a chain that overlaps must give the bits of one that
-    /// does not.
+    /// Checksum of the result after a sequence of launches in `mode`: a chain that overlaps must give the bits of one
+    /// that does not.
     ///
     /// # Errors
     /// [`LiveError`]: a launch failed.
@@ -387,8 +388,8 @@ fn launch_with(
         args.workspace = candidate.workspace.pointer();
     }
     // SAFETY: the subject's buffers hold as many tokens as it was opened for, no fewer than the candidate's problem has
-    // (`LaunchArgs` is validated against it), and live as long as the subject, which outlives every launch: each use ends
-    // with waiting for the stream.
+    // (`LaunchArgs` is validated against it), and live as long as the subject, which outlives every launch: each use
+    // ends with waiting for the stream.
     unsafe { candidate.bound.launch_as(&args, stream, mode == Mode::Chained)? };
     Ok(())
 }

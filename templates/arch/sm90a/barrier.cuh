@@ -6,7 +6,9 @@ __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
 }
 
 // fence.mbarrier_init: makes the initialisation visible to the copy engine.
-__device__ __forceinline__ void barrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ __forceinline__ void barrier_init_done() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 
 // mbarrier.arrive.
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {

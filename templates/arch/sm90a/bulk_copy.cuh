@@ -14,10 +14,11 @@ __device__ __forceinline__ void copy_bulk(uint32_t smem_to, const void* global_f
 }
 
 // cp.async.bulk.tensor.3d: one box at element coordinates (x, y, z); what lies outside the tensor comes as zeros.
-__device__ __forceinline__ void copy_box(uint32_t smem_to, const TensorMap* map, int x, int y, int z, uint32_t barrier) {
+__device__ __forceinline__ void copy_box(uint32_t smem_to, const TensorMap* map, int x, int y, int z,
+                                         uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::
-          "r"(smem_to),
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(smem_to),
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
       : "memory");
 }

@@ -27,7 +27,7 @@ __device__ __forceinline__ void take_registers() {
 }
 
 // Descriptor of a K-major operand whose rows are 128 bytes, swizzled by 128 bytes: 8 rows make 1,024 bytes.
-// Layout: PTX ISA, "matrix descriptor": address / 16 in bits 0-13, stride / 16 in bits 32-45, 128-byte swizzle in 62-63.
+// Layout: PTX ISA, "matrix descriptor": address / 16 in bits 0-13, stride / 16 in bits 32-45, swizzle in bits 62-63.
 __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem_address) {
   constexpr uint64_t kEightRows = 1024 / 16;
   constexpr uint64_t kSwizzle128 = 1;

@@ -1,4 +1,4 @@
-// Names that NVRTC does not bring along without headers.
+// Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
 
 using uint8_t = unsigned char;
 using uint16_t = unsigned short;
