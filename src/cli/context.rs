@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::args::{CommonArgs, WorkerArgs};
+use super::voice::talk;
 use super::{CliError, Exit};
 use crate::arch::GpuSpec;
 use crate::device::Gpu;
@@ -124,11 +125,6 @@ pub fn serve(worker: &WorkerArgs, paths: &Paths) -> Result<Exit, CliError> {
         Ok(()) => Ok(Exit::Done),
         Err(error) => Err(CliError::failed(error.to_string(), None)),
     }
-}
-
-/// Says something that is no data.
-pub fn talk(text: &str) {
-    eprintln!("{text}");
 }
 
 const DEFAULT_GPU: &str = "h100";

@@ -2,6 +2,7 @@
 
 use std::process::{ExitCode, Termination};
 
+use super::voice::talk;
 use crate::device::DeviceError;
 use crate::jit::JitError;
 use crate::store::{DatabaseError, FileError, PackError, SnapshotError, TrialLogError};
@@ -64,9 +65,9 @@ impl CliError {
 
     /// Writes sentence and hint to standard error.
     pub fn print(&self) {
-        eprintln!("error: {}", self.sentence);
+        talk(&format!("error: {}", self.sentence));
         if let Some(hint) = &self.hint {
-            eprintln!("\nhint: {hint}");
+            talk(&format!("\nhint: {hint}"));
         }
     }
 }

@@ -10,7 +10,9 @@ mod predict;
 mod progress;
 mod select;
 mod show;
+mod table;
 mod tune;
+mod voice;
 
 pub use error::{CliError, Exit};
 

@@ -4,9 +4,11 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::args::{CommonArgs, TuneArgs};
-use super::context::{Paths, talk};
+use super::context::Paths;
 use super::progress::ProgressView;
-use super::tune::{exit, json, open_database, settings, signals};
+use super::table::Table;
+use super::tune::{exit, open_database, settings, signals};
+use super::voice::{self, talk};
 use super::{CliError, Exit};
 use crate::arch::GpuSpec;
 use crate::codegen;
@@ -179,7 +181,7 @@ fn finish(
     started: Instant,
 ) -> Result<(), CliError> {
     if common.json {
-        json(&serde_json::json!({
+        voice::json(&serde_json::json!({
             "gpu": settings.gpu.name,
             "product": settings.gpu.identity.product,
             "target": settings.gpu.target,
@@ -191,7 +193,7 @@ fn finish(
             "records": records,
         }))?;
     } else {
-        print_table(rows);
+        voice::print(&table(rows).to_string())?;
     }
     talk(&format!(
         "{} problems predicted, {} without a candidate, {} left; {} candidates, {} kernels compiled; {:.1} s",
@@ -206,14 +208,21 @@ fn finish(
     Ok(())
 }
 
-fn print_table(rows: &[Compiled]) {
-    println!("{:<40} {:>5} {:>10} {:>10} {:>4} {:>6} {:>7}  tile", "op", "m", "us", "floor", "regs", "spills", "smem");
+fn table(rows: &[Compiled]) -> Table {
+    let mut table = Table::new(["op", ">m", ">us", ">floor", ">regs", ">spills", ">smem", "tile"]);
     for row in rows {
-        println!(
-            "{:<40} {:>5} {:>10.2} {:>10.2} {:>4} {:>6} {:>7}  {}",
-            row.op, row.m, row.predicted_us, row.floor_us, row.registers, row.spill_bytes, row.smem_bytes, row.tile
-        );
+        table.row([
+            row.op.clone(),
+            row.m.to_string(),
+            format!("{:.2}", row.predicted_us),
+            format!("{:.2}", row.floor_us),
+            row.registers.to_string(),
+            row.spill_bytes.to_string(),
+            row.smem_bytes.to_string(),
+            row.tile.clone(),
+        ]);
     }
+    table
 }
 
 /// Candidates of each problem that are compiled.

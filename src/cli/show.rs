@@ -2,7 +2,8 @@
 
 use super::args::{CommonArgs, ShowArgs, ShowWhat};
 use super::context::Paths;
-use super::tune::json;
+use super::table::Table;
+use super::voice;
 use super::{CliError, Exit, select};
 use crate::arch::GpuSpec;
 use crate::device::Gpu;
@@ -35,27 +36,28 @@ pub fn gpu(common: &CommonArgs) -> Result<GpuSpec, CliError> {
 fn problems(common: &CommonArgs, show: &ShowArgs, gpu: &GpuSpec) -> Result<Exit, CliError> {
     let rows: Vec<Row> = select::ops(&show.subject)?.iter().flat_map(|op| op.rows(gpu)).collect();
     if common.json {
-        json(&rows)?;
-        return Ok(Exit::Done);
+        return voice::json(&rows).map(|()| Exit::Done);
     }
-    println!(
-        "{:<40} {:>6} {:>6} {:>6} {:>5} {:>6} {:>5} {:>14} {:>14} {:>10}",
-        "name", "n", "k", "groups", "count", "format", "m", "weight bytes", "bytes", "floor us"
-    );
-    for row in rows {
-        println!(
-            "{:<40} {:>6} {:>6} {:>6} {:>5} {:>6} {:>5} {:>14} {:>14} {:>10.2}",
-            row.name,
-            row.n,
-            row.k,
-            row.groups,
-            row.count,
-            row.weights,
-            row.m,
-            row.weight_bytes,
-            row.bytes,
-            row.floor_us
-        );
-    }
+    voice::print(&table(&rows).to_string())?;
     Ok(Exit::Done)
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table =
+        Table::new(["name", ">n", ">k", ">groups", ">count", "format", ">m", ">weight bytes", ">bytes", ">floor us"]);
+    for row in rows {
+        table.row([
+            row.name.clone(),
+            row.n.to_string(),
+            row.k.to_string(),
+            row.groups.to_string(),
+            row.count.to_string(),
+            row.weights.to_string(),
+            row.m.to_string(),
+            row.weight_bytes.to_string(),
+            row.bytes.to_string(),
+            format!("{:.2}", row.floor_us),
+        ]);
+    }
+    table
 }

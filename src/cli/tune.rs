@@ -7,8 +7,9 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::args::{CommonArgs, EffortArg, TuneArgs};
-use super::context::{Paths, Target, talk, target};
+use super::context::{Paths, Target, target};
 use super::progress::ProgressView;
+use super::voice::{self, talk};
 use super::{CliError, Exit, predict, select};
 use crate::arch::GpuSpec;
 use crate::problem::Routing;
@@ -68,7 +69,7 @@ pub fn signals() -> Arc<AtomicU32> {
         if counted.fetch_add(1, Ordering::SeqCst) > 0 {
             std::process::exit(i32::from(Exit::InPart.code()));
         }
-        eprintln!("stopping; everything found so far is kept (again to stop at once)");
+        talk("stopping; everything found so far is kept (again to stop at once)");
     };
     // A second handler cannot be set; then the default one ends the run, and what was saved is saved.
     let _ = ctrlc::set_handler(handler);
@@ -212,13 +213,5 @@ pub fn print_json(settings: &Settings, summary: &Summary, records: &[Record]) ->
     let (gpu, product) = (settings.gpu.name.as_str(), settings.gpu.identity.product.as_str());
     let report =
         Report { gpu, product, driver, nvrtc, commit, searched, fresh, inherited, lost, left, tried, failed, records };
-    json(&report)
-}
-
-/// Prints a value as JSON.
-pub fn json<T: Serialize>(value: &T) -> Result<(), CliError> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| CliError::failed(format!("the result cannot be written as JSON ({error})"), None))?;
-    println!("{text}");
-    Ok(())
+    voice::json(&report)
 }
