@@ -9,8 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// On a GPU, candidates are checked against an f64 reference, then timed; the winners are kept. Without one, the best
 /// predicted candidates are compiled and counted. A run that is stopped goes on where it was.
 #[derive(Debug, Parser)]
-#[command(name = "autotune", version, args_conflicts_with_subcommands = false, subcommand_negates_reqs = true)]
-#[command(after_help = EXAMPLES)]
+#[command(name = "autotune", version, after_help = EXAMPLES)]
 pub struct Cli {
     /// What to do; tuning, if nothing is said.
     #[command(subcommand)]
@@ -62,7 +61,7 @@ pub struct SubjectArgs {
     #[arg(long, value_name = "RANKS", default_value_t = 1)]
     pub ep: u32,
     /// A problem instead of a model, such as "nvfp4 4096x8192" or "moe nvfp4 256 top6 4096x2048"; may be repeated
-    #[arg(long = "problem", value_name = "PROBLEM", conflicts_with = "model")]
+    #[arg(long = "problem", value_name = "PROBLEM", conflicts_with_all = ["model", "checkpoint", "tp", "ep", "only"])]
     pub problems: Vec<String>,
     /// Numbers of tokens, each rounded up to its bucket
     #[arg(long = "m", value_name = "M,M,...", value_delimiter = ',')]

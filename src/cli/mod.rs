@@ -12,29 +12,24 @@ mod select;
 mod show;
 mod table;
 mod tune;
+mod usage;
 mod voice;
 
 pub use error::{CliError, Exit};
 
-use clap::Parser;
-use clap::error::ErrorKind;
+use std::ffi::OsString;
 
 use args::{Cli, Command};
 use context::Paths;
 
 /// Runs `autotune` with the words of a command line, the program's name first, and gives its exit code.
-pub fn autotune(words: impl IntoIterator<Item = String>) -> Exit {
-    let cli = match Cli::try_parse_from(words) {
-        Ok(cli) => cli,
-        Err(error) => return usage(&error),
-    };
-    match run(cli) {
-        Ok(exit) => exit,
-        Err(error) => {
-            error.print();
-            error.exit()
-        }
-    }
+pub fn autotune(words: impl IntoIterator<Item = OsString>) -> Exit {
+    let words: Vec<OsString> = words.into_iter().collect();
+    let end = usage::parse(&words).map_or_else(|end| end, run);
+    end.unwrap_or_else(|error| {
+        error.print();
+        error.exit()
+    })
 }
 
 fn run(cli: Cli) -> Result<Exit, CliError> {
@@ -43,23 +38,5 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
         None => tune::run(&cli.common, &cli.tune, &paths),
         Some(Command::Show(show)) => show::run(&cli.common, &show, &paths),
         Some(Command::Worker(worker)) => context::serve(&worker, &paths),
-    }
-}
-
-/// clap's own words for `--help` and `--version`, ours for mistakes: one sentence, then the hint.
-fn usage(error: &clap::Error) -> Exit {
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            // A closed pipe is no failure of a help text.
-            let _ = error.print();
-            Exit::Done
-        }
-        _ => {
-            let text = error.to_string();
-            let sentence = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            let error = CliError::usage(sentence.to_string(), "`autotune --help` lists commands, flags and examples");
-            error.print();
-            error.exit()
-        }
     }
 }
