@@ -79,6 +79,7 @@ pub fn target(common: &CommonArgs, paths: &Paths) -> Result<Target, CliError> {
     };
     let count = Gpu::count();
     if count == 0 {
+        talk("no GPU at hand");
         return Ok(Target::Facts(named.unwrap_or(default_gpu()?).clone()));
     }
     if common.device >= count {

@@ -74,7 +74,8 @@ impl CliError {
 
 impl From<JitError> for CliError {
     fn from(error: JitError) -> Self {
-        Self::failed(error.to_string(), error.hint().map(str::to_string))
+        let exit = if matches!(error, JitError::Stopped(_)) { Exit::InPart } else { Exit::Failed };
+        Self { exit, ..Self::failed(error.to_string(), error.hint().map(str::to_string)) }
     }
 }
 

@@ -12,6 +12,7 @@ use super::progress::ProgressView;
 use super::voice::{self, talk};
 use super::{CliError, Exit, predict, select};
 use crate::arch::GpuSpec;
+use crate::jit::Stop;
 use crate::problem::Routing;
 use crate::store::{Database, Put, Record, Toolchain};
 use crate::tuner::{
@@ -61,14 +62,15 @@ pub fn open_database(paths: &Paths) -> Result<Database, CliError> {
     Ok(database)
 }
 
-/// Counts Ctrl-C: one ends the run with everything saved, a second ends it at once.
-pub fn signals() -> Arc<AtomicU32> {
+/// Counts Ctrl-C: one ends the run with everything saved, and `stop`s compilations; a second ends it at once.
+pub fn signals(stop: &Stop) -> Arc<AtomicU32> {
     let count = Arc::new(AtomicU32::new(0));
-    let counted = count.clone();
+    let (counted, stop) = (count.clone(), stop.clone());
     let handler = move || {
         if counted.fetch_add(1, Ordering::SeqCst) > 0 {
             std::process::exit(i32::from(Exit::InPart.code()));
         }
+        stop.now();
         talk("stopping; everything found so far is kept (again to stop at once)");
     };
     // A second handler cannot be set; then the default one ends the run, and what was saved is saved.
@@ -84,8 +86,9 @@ fn live(
     jobs: &[Job],
 ) -> Result<Exit, CliError> {
     let started = Instant::now();
-    let database = open_database(paths)?;
     let jit = paths.jit();
+    let signals = signals(jit.stop());
+    let database = open_database(paths)?;
     let settings = settings(tune, gpu, &worker.gpu().driver, jit.nvrtc()?.version());
     let routings = match tune.effort {
         EffortArg::Quick => vec![Routing::Uniform],
@@ -95,7 +98,6 @@ fn live(
     let of: usize = jobs.iter().map(|job| job.measured.len() + job.inherited.len()).sum();
     talk(&opening(&settings, jobs, of));
     let view = ProgressView::start(of);
-    let signals = signals();
     let should_stop = || signals.load(Ordering::SeqCst) > 0;
     let mut records = Vec::new();
     let mut on_progress = |progress: Progress<'_>| show(&view, &settings.gpu, progress, &mut records);
