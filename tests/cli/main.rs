@@ -1,0 +1,6 @@
+//! The command line as a user meets it: the real binary, what it prints, and how it ends.
+
+mod machine;
+mod mistakes;
+mod runs;
+mod voice;
