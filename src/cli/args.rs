@@ -110,6 +110,8 @@ pub enum EffortArg {
 pub enum Command {
     /// Shows problems, search spaces and winners
     Show(ShowArgs),
+    /// Explains which tiles a problem has, which is used, and why
+    Explain(ExplainArgs),
     /// Owns the GPU for a parent process
     #[command(hide = true)]
     Worker(WorkerArgs),
@@ -119,26 +121,57 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = SHOW_EXAMPLES)]
 pub struct ShowArgs {
-    /// What to show
-    #[arg(value_enum)]
-    pub what: ShowWhat,
-    /// Of what.
+    /// What is shown.
+    #[command(subcommand)]
+    pub what: ShowCommand,
+}
+
+/// What is shown.
+#[derive(Debug, Subcommand)]
+pub enum ShowCommand {
+    /// Every GEMM of a model with bytes, FLOPs and floor for each bucket
+    #[command(after_help = SHOW_EXAMPLES)]
+    Problems(SubjectArgs),
+    /// Axes, rules and sizes of the search spaces of problems
+    #[command(after_help = SHOW_EXAMPLES)]
+    Space(SubjectArgs),
+    /// Winners that are kept for a GPU
+    #[command(after_help = SHOW_EXAMPLES)]
+    Records(RecordsArgs),
+}
+
+/// Which winners are shown.
+#[derive(Debug, Args)]
+pub struct RecordsArgs {
+    /// Of what; of everything, if nothing is said.
     #[command(flatten)]
     pub subject: SubjectArgs,
-    /// Say which record is used, and by which rung of the ladder it was found
+    /// Say which record is used for each problem, and by which rung of the ladder it was found
     #[arg(long)]
     pub why: bool,
 }
 
-/// What is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ShowWhat {
-    /// Every GEMM of a model with bytes, FLOPs and floor for each bucket
-    Problems,
-    /// Axes, rules and sizes of the search spaces of a problem
-    Space,
-    /// Winners
-    Records,
+/// One problem, and buckets of it.
+#[derive(Debug, Args)]
+pub struct ProblemArgs {
+    /// The problem, such as nvfp4 4096x8192 m64
+    #[arg(value_name = "PROBLEM", required_unless_present = "problem")]
+    pub words: Vec<String>,
+    /// The problem in one word, such as "nvfp4 4096x8192 m64"
+    #[arg(long, value_name = "PROBLEM", conflicts_with = "words")]
+    pub problem: Option<String>,
+    /// Numbers of tokens, each rounded up to its bucket, in place of the problem's own
+    #[arg(long = "m", value_name = "M,M,...", value_delimiter = ',')]
+    pub tokens: Vec<u32>,
+}
+
+/// What is explained.
+#[derive(Debug, Args)]
+#[command(after_help = EXPLAIN_EXAMPLES)]
+pub struct ExplainArgs {
+    /// The problem.
+    #[command(flatten)]
+    pub problem: ProblemArgs,
 }
 
 /// What a worker is told by its parent.
@@ -163,4 +196,10 @@ Examples:
   autotune show problems --model dsv4-pro --tp 8 --ep 1 --checkpoint native --json
   autotune show space --problem \"nvfp4 4096x8192 m64\"
   autotune show records --model dsv4
-  autotune show records --why --problem \"nvfp4 4096x8192 m3\"";
+  autotune show records --why --problem \"nvfp4 4096x8192\" --m 3";
+
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  autotune explain nvfp4 4096x8192 m64
+  autotune explain --problem \"moe nvfp4 256 top6 4096x2048\" --m 1,16 --gpu b200
+  autotune explain fp8 8x1024x4096 m256 --json";

@@ -6,14 +6,18 @@
 mod args;
 mod context;
 mod error;
+mod explain;
 mod predict;
 mod progress;
+mod records;
 mod select;
 mod show;
+mod space;
 mod table;
 mod tune;
 mod usage;
 mod voice;
+mod winners;
 
 pub use error::{CliError, Exit};
 
@@ -37,6 +41,7 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
     match cli.command {
         None => tune::run(&cli.common, &cli.tune, &paths),
         Some(Command::Show(show)) => show::run(&cli.common, &show, &paths),
+        Some(Command::Explain(explain)) => explain::run(&cli.common, &explain, &paths),
         Some(Command::Worker(worker)) => context::serve(&worker, &paths),
     }
 }

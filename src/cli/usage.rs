@@ -51,7 +51,7 @@ fn sentence(error: &clap::Error, command: &Command) -> String {
             let named = context(ContextKind::InvalidSubcommand);
             format!("expected a command ({}), found `{named}`", commands(command).join(", "))
         }
-        ErrorKind::MissingSubcommand => {
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             format!("expected {} after `{}`, found nothing", either(&commands(command)), command.get_name())
         }
         ErrorKind::InvalidValue if found.is_empty() => format!("expected a value for `{name}`, found none"),

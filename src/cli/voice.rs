@@ -2,6 +2,7 @@
 //!
 //! A reader that has gone away (`| head -1`) is no failure and never a panic: what nobody reads is not written.
 
+use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
@@ -9,6 +10,14 @@ use serde::Serialize;
 
 use super::CliError;
 use crate::store::FileError;
+
+/// Writes `value` to standard output: as JSON for scripts, or else as its [`Display`] has it, for people.
+pub fn answer<T: Display + Serialize>(is_json: bool, value: &T) -> Result<(), CliError> {
+    match is_json {
+        true => json(value),
+        false => print(&value.to_string()),
+    }
+}
 
 /// Writes `value` to standard output as JSON.
 pub fn json<T: Serialize>(value: &T) -> Result<(), CliError> {

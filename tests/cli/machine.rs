@@ -6,7 +6,14 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use tilekiln::jit::Search;
+use tilekiln::arch::GpuSpec;
+use tilekiln::dispatch::kernels_hash;
+use tilekiln::jit::{Nvrtc, Search};
+use tilekiln::kernels;
+use tilekiln::store::{Database, Record};
+use tilekiln::tuner::layout_id;
+
+use crate::store_samples;
 
 /// Where one test's winners and kernels are.
 pub struct Machine {
@@ -49,6 +56,17 @@ impl Machine {
     /// The database that is used if nothing is said.
     pub fn database(&self) -> PathBuf {
         self.path("data/db")
+    }
+
+    /// Keeps `records` in its database and in the snapshot beside it.
+    pub fn keep(&self, records: &[Record]) {
+        let (database, recovery) = Database::open(&self.database()).unwrap();
+        assert_eq!(recovery, None);
+        for record in records {
+            database.put_winner(record, 0.0, &|_| false).unwrap();
+        }
+        database.write_snapshot().unwrap();
+        database.close().unwrap();
     }
 
     /// Folders of compiled kernels.
@@ -124,6 +142,17 @@ impl Said {
         let found = self.hint().unwrap_or_else(|| panic!("no hint: {self:?}"));
         assert!(found.contains(hint), "expected the hint `{hint}`: {self:?}");
     }
+}
+
+/// A measured winner whose kernels and NVRTC are those of today: the default tile of `problem` on an H100.
+pub fn current_record(problem: &str, us: f64) -> Record {
+    let gpu = GpuSpec::named("h100").unwrap();
+    let mut record = store_samples::record(problem, "h100", 1, us);
+    record.tile = kernels::default_tile(&record.problem, gpu).unwrap();
+    record.layout = layout_id(&record.problem);
+    record.toolchain.kernels = kernels_hash(&record.problem, &record.tile, gpu).unwrap();
+    record.toolchain.nvrtc = Nvrtc::load(&NVRTC).unwrap().version();
+    record
 }
 
 /// Waits for `child` to end, and gives what it said; kills it if it takes longer than `limit`.

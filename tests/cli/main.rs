@@ -3,4 +3,7 @@
 mod machine;
 mod mistakes;
 mod runs;
+mod shown;
+#[path = "../store_samples/mod.rs"]
+mod store_samples;
 mod voice;
