@@ -112,6 +112,8 @@ pub enum Command {
     Show(ShowArgs),
     /// Explains which tiles a problem has, which is used, and why
     Explain(ExplainArgs),
+    /// Prints the generated CUDA of a tile
+    Render(RenderArgs),
     /// Owns the GPU for a parent process
     #[command(hide = true)]
     Worker(WorkerArgs),
@@ -174,6 +176,30 @@ pub struct ExplainArgs {
     pub problem: ProblemArgs,
 }
 
+/// What is rendered.
+#[derive(Debug, Args)]
+#[command(after_help = RENDER_EXAMPLES)]
+pub struct RenderArgs {
+    /// The problem.
+    #[command(flatten)]
+    pub problem: ProblemArgs,
+    /// The tile, such as "dense_mma row_tiles=1 ..."; the winner or the default, if nothing is said
+    #[arg(long, value_name = "TILE")]
+    pub tile: Option<String>,
+    /// Only this launch of the tile, from 0
+    #[arg(long, value_name = "N")]
+    pub launch: Option<usize>,
+    /// Write a file for each kernel into this folder
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Compile, and print the PTX instead
+    #[arg(long, conflicts_with = "resources")]
+    pub ptx: bool,
+    /// Compile, and print registers, spills and shared memory instead
+    #[arg(long)]
+    pub resources: bool,
+}
+
 /// What a worker is told by its parent.
 #[derive(Debug, Args)]
 pub struct WorkerArgs {
@@ -203,3 +229,10 @@ Examples:
   autotune explain nvfp4 4096x8192 m64
   autotune explain --problem \"moe nvfp4 256 top6 4096x2048\" --m 1,16 --gpu b200
   autotune explain fp8 8x1024x4096 m256 --json";
+
+const RENDER_EXAMPLES: &str = "\
+Examples:
+  autotune render nvfp4 4096x8192 m1
+  autotune render nvfp4 4096x8192 m64 --gpu b200 --resources
+  autotune render moe nvfp4 256 top6 4096x2048 m16 --out kernels/
+  autotune render --problem \"quantise nvfp4 k4096\" --tile \"quantise threads=128\" --ptx";

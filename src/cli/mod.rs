@@ -10,6 +10,7 @@ mod explain;
 mod predict;
 mod progress;
 mod records;
+mod render;
 mod select;
 mod show;
 mod space;
@@ -42,6 +43,7 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
         None => tune::run(&cli.common, &cli.tune, &paths),
         Some(Command::Show(show)) => show::run(&cli.common, &show, &paths),
         Some(Command::Explain(explain)) => explain::run(&cli.common, &explain, &paths),
+        Some(Command::Render(render)) => render::run(&cli.common, &render, &paths),
         Some(Command::Worker(worker)) => context::serve(&worker, &paths),
     }
 }
