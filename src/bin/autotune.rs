@@ -3,5 +3,5 @@
 use tilekiln::cli::{self, Exit};
 
 fn main() -> Exit {
-    cli::autotune(std::env::args())
+    cli::autotune(std::env::args_os())
 }

@@ -9,8 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// On a GPU, candidates are checked against an f64 reference, then timed; the winners are kept. Without one, the best
 /// predicted candidates are compiled and counted. A run that is stopped goes on where it was.
 #[derive(Debug, Parser)]
-#[command(name = "autotune", version, args_conflicts_with_subcommands = false, subcommand_negates_reqs = true)]
-#[command(after_help = EXAMPLES)]
+#[command(name = "autotune", version, after_help = EXAMPLES)]
 pub struct Cli {
     /// What to do; tuning, if nothing is said.
     #[command(subcommand)]
@@ -62,7 +61,7 @@ pub struct SubjectArgs {
     #[arg(long, value_name = "RANKS", default_value_t = 1)]
     pub ep: u32,
     /// A problem instead of a model, such as "nvfp4 4096x8192" or "moe nvfp4 256 top6 4096x2048"; may be repeated
-    #[arg(long = "problem", value_name = "PROBLEM", conflicts_with = "model")]
+    #[arg(long = "problem", value_name = "PROBLEM", conflicts_with_all = ["model", "checkpoint", "tp", "ep", "only"])]
     pub problems: Vec<String>,
     /// Numbers of tokens, each rounded up to its bucket
     #[arg(long = "m", value_name = "M,M,...", value_delimiter = ',')]
@@ -115,6 +114,10 @@ pub enum Command {
     Bench(BenchArgs),
     /// Prints a report of bench as tables, or writes it into a README
     Report(ReportArgs),
+    /// Explains which tiles a problem has, which is used, and why
+    Explain(ExplainArgs),
+    /// Prints the generated CUDA of a tile
+    Render(RenderArgs),
     /// Owns the GPU for a parent process
     #[command(hide = true)]
     Worker(WorkerArgs),
@@ -124,26 +127,81 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = SHOW_EXAMPLES)]
 pub struct ShowArgs {
-    /// What to show
-    #[arg(value_enum)]
-    pub what: ShowWhat,
-    /// Of what.
+    /// What is shown.
+    #[command(subcommand)]
+    pub what: ShowCommand,
+}
+
+/// What is shown.
+#[derive(Debug, Subcommand)]
+pub enum ShowCommand {
+    /// Every GEMM of a model with bytes, FLOPs and floor for each bucket
+    #[command(after_help = SHOW_EXAMPLES)]
+    Problems(SubjectArgs),
+    /// Axes, rules and sizes of the search spaces of problems
+    #[command(after_help = SHOW_EXAMPLES)]
+    Space(SubjectArgs),
+    /// Winners that are kept for a GPU
+    #[command(after_help = SHOW_EXAMPLES)]
+    Records(RecordsArgs),
+}
+
+/// Which winners are shown.
+#[derive(Debug, Args)]
+pub struct RecordsArgs {
+    /// Of what; of everything, if nothing is said.
     #[command(flatten)]
     pub subject: SubjectArgs,
-    /// Say which record is used, and by which rung of the ladder it was found
+    /// Say which record is used for each problem, and by which rung of the ladder it was found
     #[arg(long)]
     pub why: bool,
 }
 
-/// What is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ShowWhat {
-    /// Every GEMM of a model with bytes, FLOPs and floor for each bucket
-    Problems,
-    /// Axes, rules and sizes of the search spaces of a problem
-    Space,
-    /// Winners
-    Records,
+/// One problem, and buckets of it.
+#[derive(Debug, Args)]
+pub struct ProblemArgs {
+    /// The problem, such as nvfp4 4096x8192 m64
+    #[arg(value_name = "PROBLEM", required_unless_present = "problem")]
+    pub words: Vec<String>,
+    /// The problem in one word, such as "nvfp4 4096x8192 m64"
+    #[arg(long, value_name = "PROBLEM", conflicts_with = "words")]
+    pub problem: Option<String>,
+    /// Numbers of tokens, each rounded up to its bucket, in place of the problem's own
+    #[arg(long = "m", value_name = "M,M,...", value_delimiter = ',')]
+    pub tokens: Vec<u32>,
+}
+
+/// What is explained.
+#[derive(Debug, Args)]
+#[command(after_help = EXPLAIN_EXAMPLES)]
+pub struct ExplainArgs {
+    /// The problem.
+    #[command(flatten)]
+    pub problem: ProblemArgs,
+}
+
+/// What is rendered.
+#[derive(Debug, Args)]
+#[command(after_help = RENDER_EXAMPLES)]
+pub struct RenderArgs {
+    /// The problem.
+    #[command(flatten)]
+    pub problem: ProblemArgs,
+    /// The tile, such as "dense_mma row_tiles=1 ..."; the winner or the default, if nothing is said
+    #[arg(long, value_name = "TILE")]
+    pub tile: Option<String>,
+    /// Only this launch of the tile, from 0
+    #[arg(long, value_name = "N")]
+    pub launch: Option<usize>,
+    /// Write a file for each kernel into this folder
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Compile, and print the PTX instead
+    #[arg(long, conflicts_with = "resources")]
+    pub ptx: bool,
+    /// Compile, and print registers, spills and shared memory instead
+    #[arg(long)]
+    pub resources: bool,
 }
 
 /// What is measured.
@@ -194,7 +252,7 @@ Examples:
   autotune show problems --model dsv4-pro --tp 8 --ep 1 --checkpoint native --json
   autotune show space --problem \"nvfp4 4096x8192 m64\"
   autotune show records --model dsv4
-  autotune show records --why --problem \"nvfp4 4096x8192 m3\"";
+  autotune show records --why --problem \"nvfp4 4096x8192\" --m 3";
 
 const BENCH_EXAMPLES: &str = "\
 Examples:
@@ -206,3 +264,16 @@ const REPORT_EXAMPLES: &str = "\
 Examples:
   autotune report benches/results/h100.json
   autotune report benches/results/h100.json --readme README.md";
+
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  autotune explain nvfp4 4096x8192 m64
+  autotune explain --problem \"moe nvfp4 256 top6 4096x2048\" --m 1,16 --gpu b200
+  autotune explain fp8 8x1024x4096 m256 --json";
+
+const RENDER_EXAMPLES: &str = "\
+Examples:
+  autotune render nvfp4 4096x8192 m1
+  autotune render nvfp4 4096x8192 m64 --gpu b200 --resources
+  autotune render moe nvfp4 256 top6 4096x2048 m16 --out kernels/
+  autotune render --problem \"quantise nvfp4 k4096\" --tile \"quantise threads=128\" --ptx";

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::args::{BenchArgs, CommonArgs, ReportArgs};
-use super::context::{Paths, Target, talk, target};
+use super::context::{Paths, Target, target};
 use super::tune::{self, Run};
+use super::voice::{self, talk};
 use super::{CliError, Exit, select};
 use crate::arch::GpuSpec;
 use crate::problem::Problem;
@@ -80,9 +81,9 @@ pub fn report(common: &CommonArgs, args: &ReportArgs) -> Result<Exit, CliError> 
         save(path, &rewritten)?;
         talk(&format!("rewrote the results in {}", path.display()));
     } else if common.json {
-        tune::json(&report)?;
+        voice::json(&report)?;
     } else {
-        print!("{}", table(&report));
+        voice::print(&table(&report))?;
     }
     Ok(Exit::Done)
 }
@@ -189,8 +190,8 @@ fn write(common: &CommonArgs, out: Option<&Path>, report: &BenchReport) -> Resul
         talk(&format!("wrote {}", path.display()));
     }
     match common.json {
-        true => tune::json(report)?,
-        false => print!("{}", table(report)),
+        true => voice::json(report)?,
+        false => voice::print(&table(report))?,
     }
     let behind = report.behind(LIMIT);
     let compared = report.rows.iter().filter(|row| row.ratio().is_some()).count();

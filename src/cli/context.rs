@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::args::{CommonArgs, WorkerArgs};
+use super::voice::talk;
 use super::{CliError, Exit};
-use crate::arch::GpuSpec;
+use crate::arch::{GpuSpec, UnknownGpu};
 use crate::device::Gpu;
 use crate::environment;
 use crate::jit::{Jit, KernelCache, Search};
@@ -67,17 +68,10 @@ pub enum Target {
 
 /// The GPU that was asked for: the one at hand if it is that, or else its facts.
 pub fn target(common: &CommonArgs, paths: &Paths) -> Result<Target, CliError> {
-    let named = match &common.gpu {
-        Some(name) => Some(GpuSpec::named(name).map_err(|error| {
-            CliError::usage(
-                error.to_string(),
-                "tuning_db/ has a folder for each known GPU; CONTRIBUTING.md says how to add one",
-            )
-        })?),
-        None => None,
-    };
+    let named = named(common)?;
     let count = Gpu::count();
     if count == 0 {
+        talk("no GPU at hand");
         return Ok(Target::Facts(named.unwrap_or(default_gpu()?).clone()));
     }
     if common.device >= count {
@@ -110,6 +104,31 @@ fn live_spec(worker: &Worker, paths: &Paths) -> Result<GpuSpec, CliError> {
     }
 }
 
+/// Facts about the GPU that is meant: the named one, the one at hand, or the default.
+pub fn spec(common: &CommonArgs) -> Result<GpuSpec, CliError> {
+    match named(common)? {
+        // The one at hand, if it is that, has winners under its own power limit and memory.
+        Some(named) => Ok(at_hand(common)?
+            .filter(|gpu| gpu.identity.product == named.identity.product)
+            .unwrap_or_else(|| named.clone())),
+        None => Ok(at_hand(common)?.map_or_else(|| default_gpu().cloned(), Ok)?),
+    }
+}
+
+fn named(common: &CommonArgs) -> Result<Option<&'static GpuSpec>, CliError> {
+    let hint = "tuning_db/ has a folder for each known GPU; CONTRIBUTING.md says how to add one";
+    let unknown = |error: UnknownGpu| CliError::usage(error.to_string(), hint);
+    common.gpu.as_deref().map(|name| GpuSpec::named(name).map_err(unknown)).transpose()
+}
+
+/// The GPU of this machine that `--device` means; `None` where there is none.
+fn at_hand(common: &CommonArgs) -> Result<Option<GpuSpec>, CliError> {
+    match Gpu::count() {
+        0 => Ok(None),
+        _ => Ok(Some(Gpu::open(common.device)?.spec().clone())),
+    }
+}
+
 /// What is assumed where there is no GPU.
 fn default_gpu() -> Result<&'static GpuSpec, CliError> {
     GpuSpec::named(DEFAULT_GPU).map_err(|error| CliError::failed(error.to_string(), None))
@@ -124,11 +143,6 @@ pub fn serve(worker: &WorkerArgs, paths: &Paths) -> Result<Exit, CliError> {
         Ok(()) => Ok(Exit::Done),
         Err(error) => Err(CliError::failed(error.to_string(), None)),
     }
-}
-
-/// Says something that is no data.
-pub fn talk(text: &str) {
-    eprintln!("{text}");
 }
 
 const DEFAULT_GPU: &str = "h100";

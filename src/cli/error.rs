@@ -2,6 +2,7 @@
 
 use std::process::{ExitCode, Termination};
 
+use super::voice::talk;
 use crate::device::DeviceError;
 use crate::jit::JitError;
 use crate::store::{DatabaseError, FileError, PackError, SnapshotError, TrialLogError};
@@ -64,16 +65,17 @@ impl CliError {
 
     /// Writes sentence and hint to standard error.
     pub fn print(&self) {
-        eprintln!("error: {}", self.sentence);
+        talk(&format!("error: {}", self.sentence));
         if let Some(hint) = &self.hint {
-            eprintln!("\nhint: {hint}");
+            talk(&format!("\nhint: {hint}"));
         }
     }
 }
 
 impl From<JitError> for CliError {
     fn from(error: JitError) -> Self {
-        Self::failed(error.to_string(), error.hint().map(str::to_string))
+        let exit = if matches!(error, JitError::Stopped(_)) { Exit::InPart } else { Exit::Failed };
+        Self { exit, ..Self::failed(error.to_string(), error.hint().map(str::to_string)) }
     }
 }
 

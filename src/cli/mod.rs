@@ -8,33 +8,35 @@ mod bench;
 mod context;
 mod duration;
 mod error;
+mod explain;
 mod predict;
 mod progress;
+mod records;
+mod render;
 mod select;
 mod show;
+mod space;
+mod table;
 mod tune;
+mod usage;
+mod voice;
+mod winners;
 
 pub use error::{CliError, Exit};
 
-use clap::Parser;
-use clap::error::ErrorKind;
+use std::ffi::OsString;
 
 use args::{Cli, Command, CommonArgs, TuneArgs};
 use context::{Paths, Target};
 
 /// Runs `autotune` with the words of a command line, the program's name first, and gives its exit code.
-pub fn autotune(words: impl IntoIterator<Item = String>) -> Exit {
-    let cli = match Cli::try_parse_from(words) {
-        Ok(cli) => cli,
-        Err(error) => return usage(&error),
-    };
-    match run(cli) {
-        Ok(exit) => exit,
-        Err(error) => {
-            error.print();
-            error.exit()
-        }
-    }
+pub fn autotune(words: impl IntoIterator<Item = OsString>) -> Exit {
+    let words: Vec<OsString> = words.into_iter().collect();
+    let end = usage::parse(&words).map_or_else(|end| end, run);
+    end.unwrap_or_else(|error| {
+        error.print();
+        error.exit()
+    })
 }
 
 fn run(cli: Cli) -> Result<Exit, CliError> {
@@ -42,6 +44,8 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
     match cli.command {
         None => main_job(&cli.common, &cli.tune, &paths),
         Some(Command::Show(show)) => show::run(&cli.common, &show, &paths),
+        Some(Command::Explain(explain)) => explain::run(&cli.common, &explain, &paths),
+        Some(Command::Render(render)) => render::run(&cli.common, &render, &paths),
         Some(Command::Bench(args)) => bench::run(&cli.common, &args, &paths),
         Some(Command::Report(args)) => bench::report(&cli.common, &args),
         Some(Command::Worker(worker)) => context::serve(&worker, &paths),
@@ -54,23 +58,5 @@ fn main_job(common: &CommonArgs, tune: &TuneArgs, paths: &Paths) -> Result<Exit,
     match context::target(common, paths)? {
         Target::Live(worker, command, gpu) => tune::run(common, tune, paths, (*worker, command, gpu), &jobs),
         Target::Facts(gpu) => predict::run(common, tune, paths, gpu, &jobs),
-    }
-}
-
-/// clap's own words for `--help` and `--version`, ours for mistakes: one sentence, then the hint.
-fn usage(error: &clap::Error) -> Exit {
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            // A closed pipe is no failure of a help text.
-            let _ = error.print();
-            Exit::Done
-        }
-        _ => {
-            let text = error.to_string();
-            let sentence = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            let error = CliError::usage(sentence.to_string(), "`autotune --help` lists commands, flags and examples");
-            error.print();
-            error.exit()
-        }
     }
 }

@@ -1,19 +1,22 @@
 //! The main job without a GPU: compile the best predicted candidates, count what they need, keep them marked predicted.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::args::{CommonArgs, TuneArgs};
-use super::context::{Paths, talk};
+use super::context::Paths;
 use super::progress::ProgressView;
-use super::tune::{exit, json, open_database, settings, signals};
+use super::table::Table;
+use super::tune::{exit, open_database, settings, signals};
+use super::voice::{self, talk};
 use super::{CliError, Exit};
 use crate::arch::GpuSpec;
 use crate::codegen;
-use crate::jit::{Jit, Resources};
+use crate::jit::{CameFrom, Jit, JitError, Resources};
 use crate::kernels::{self, Plan};
 use crate::problem::{Problem, Tile};
-use crate::store::Record;
+use crate::store::{Database, Record};
 use crate::tuner::{
     CompileAhead, Job, Settings, Summary, Urgency, calibration, predict_compiled, predicted_record, ranked,
 };
@@ -33,64 +36,83 @@ struct Compiled {
     kernels: usize,
 }
 
+/// What a run has come to so far.
+#[derive(Default)]
+struct Found {
+    summary: Summary,
+    rows: Vec<Compiled>,
+    records: Vec<Record>,
+}
+
 /// Works through `jobs` for a GPU that is not here.
 pub fn run(common: &CommonArgs, tune: &TuneArgs, paths: &Paths, gpu: GpuSpec, jobs: &[Job]) -> Result<Exit, CliError> {
     let started = Instant::now();
-    let database = open_database(paths)?;
     let jit = paths.jit();
+    let signals = signals(jit.stop());
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     // A warm cache needs no NVRTC: each record names the version that compiled its kernels.
     let settings =
         Settings { compile_threads: tune.compile_threads.unwrap_or(cores), ..settings(tune, gpu, "", String::new()) };
+    settings.deadline.into_iter().for_each(|deadline| jit.stop().at(deadline));
+    if common.nvrtc.is_some() {
+        // Who names an NVRTC hears that it is none, even if nothing has to be compiled.
+        jit.nvrtc()?;
+    }
+    let database = open_database(paths)?;
     talk(&format!(
-        "no GPU at hand: compiling and predicting for {} ({}); nothing is measured",
+        "compiling and predicting for {} ({}); nothing is measured",
         settings.gpu.identity.product, settings.gpu.target
     ));
     talk(&calibration(settings.gpu.arch).to_string());
-    let problems: Vec<(&Job, Problem)> = jobs
-        .iter()
-        .flat_map(|job| job.measured.iter().chain(&job.inherited).map(move |&m| (job, job.problem.with_m(m))))
-        .collect();
-    let ahead = CompileAhead::start(jit.clone(), settings.gpu.clone(), settings.compile_threads);
+    let found = predict(&settings, &database, &jit, jobs);
+    jit.cache().take_warnings().iter().for_each(|warning| talk(&format!("warning: {warning}")));
+    // What was found before a failure is kept for readers too.
+    database.write_snapshot()?;
+    let mut found = found?;
+    found.summary.is_interrupted = signals.load(Ordering::SeqCst) > 0;
+    finish(common, paths, &settings, &found, started)?;
+    Ok(exit(&found.summary))
+}
+
+/// Compiles the candidates of every bucket of `jobs` until there are no more, or it is time to stop.
+fn predict(settings: &Settings, database: &Database, jit: &Arc<Jit>, jobs: &[Job]) -> Result<Found, CliError> {
+    let buckets = |job: &'_ Job| job.measured.iter().chain(&job.inherited).copied().collect::<Vec<u32>>();
+    let problems: Vec<(&Job, Problem)> =
+        jobs.iter().flat_map(|job| buckets(job).into_iter().map(move |m| (job, job.problem.with_m(m)))).collect();
     let candidates: Vec<Vec<Tile>> = problems.iter().map(|(_, problem)| candidates(problem, &settings.gpu)).collect();
+    let ahead = CompileAhead::start(jit.clone(), settings.gpu.clone(), settings.compile_threads);
     for ((_, problem), tiles) in problems.iter().zip(&candidates) {
         let plans = tiles.iter().filter_map(|tile| kernels::plan(problem, tile, &settings.gpu).ok());
         ahead.enqueue(Urgency::Planned, plans.flat_map(|plan| plan.kernels().cloned().collect::<Vec<_>>()));
     }
     let view = ProgressView::start(problems.len());
-    let signals = signals();
-    let mut summary = Summary::default();
-    let (mut rows, mut records) = (Vec::new(), Vec::new());
+    let mut found = Found::default();
     for (done, ((job, problem), tiles)) in problems.iter().zip(&candidates).enumerate() {
         view.done(done);
         view.status(format!("{problem} ({} kernels left to compile)", ahead.n_left()));
-        let is_late = settings.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        if is_late || signals.load(Ordering::SeqCst) > 0 {
-            summary.left += 1;
+        if jit.stop().is_due() {
+            found.summary.left += 1;
             continue;
         }
-        match best_compiled(&settings, &jit, problem, tiles, &mut summary)? {
-            Some(best) => {
-                let mut record = predicted_record(&settings, problem, &best.tile, best.us, best.us);
+        match best_compiled(settings, jit, problem, tiles, &mut found.summary) {
+            Ok(Some(best)) => {
+                let mut record = predicted_record(settings, problem, &best.tile, best.us, best.us);
                 record.toolchain.nvrtc = best.nvrtc.clone();
-                rows.push(row(&job.name, problem, &best, &settings.gpu));
                 database.put_winner(&record, 0.0, &|_| false)?;
-                records.push(record);
-                summary.searched += 1;
+                found.rows.push(row(&job.name, problem, &best, &settings.gpu));
+                found.records.push(record);
+                found.summary.searched += 1;
             }
-            None => {
-                summary.lost += 1;
+            Ok(None) => {
+                found.summary.lost += 1;
                 view.line(&format!("error: {problem}: {}", lost(problem, &settings.gpu)));
             }
+            Err(_) if jit.stop().is_due() => found.summary.left += 1,
+            Err(error) => return Err(error),
         }
     }
-    summary.compiled = ahead.n_compiled();
-    summary.is_interrupted = signals.load(Ordering::SeqCst) > 0;
-    drop(view);
-    jit.cache().take_warnings().iter().for_each(|warning| talk(&format!("warning: {warning}")));
-    database.write_snapshot()?;
-    finish(common, paths, (&settings, &summary, &rows, &records), started)?;
-    Ok(exit(&summary))
+    found.summary.compiled += ahead.finish();
+    Ok(found)
 }
 
 /// The best predicted tiles, and the default, which is what is used if nothing else compiles.
@@ -128,11 +150,12 @@ fn best_compiled(
             let source = codegen::render(request, gpu.arch, &gpu.target)
                 .map_err(|error| CliError::failed(error.to_string(), None))?;
             match jit.compile(&source) {
-                Ok((cubin, _)) => {
+                Ok((cubin, came_from)) => {
+                    summary.compiled += u32::from(came_from == CameFrom::Compilation);
                     resources.push(cubin.resources);
                     nvrtc = cubin.nvrtc;
                 }
-                Err(error @ crate::jit::JitError::Refused { .. }) => {
+                Err(error @ (JitError::Refused { .. } | JitError::TimedOut { .. } | JitError::Empty { .. })) => {
                     talk(&format!("  {problem}: {tile}: {error}"));
                     summary.failed += 1;
                     break;
@@ -177,11 +200,12 @@ fn row(op: &str, problem: &Problem, best: &Best, gpu: &GpuSpec) -> Compiled {
 fn finish(
     common: &CommonArgs,
     paths: &Paths,
-    (settings, summary, rows, records): (&Settings, &Summary, &[Compiled], &[Record]),
+    settings: &Settings,
+    Found { summary, rows, records }: &Found,
     started: Instant,
 ) -> Result<(), CliError> {
     if common.json {
-        json(&serde_json::json!({
+        voice::json(&serde_json::json!({
             "gpu": settings.gpu.name,
             "product": settings.gpu.identity.product,
             "target": settings.gpu.target,
@@ -193,7 +217,7 @@ fn finish(
             "records": records,
         }))?;
     } else {
-        print_table(rows);
+        voice::print(&table(rows).to_string())?;
     }
     talk(&format!(
         "{} problems predicted, {} without a candidate, {} left; {} candidates, {} kernels compiled; {:.1} s",
@@ -205,17 +229,27 @@ fn finish(
         started.elapsed().as_secs_f64()
     ));
     talk(&format!("records, marked predicted, are in {}", paths.database.display()));
+    if summary.left > 0 {
+        talk("the same command goes on where this one stopped");
+    }
     Ok(())
 }
 
-fn print_table(rows: &[Compiled]) {
-    println!("{:<40} {:>5} {:>10} {:>10} {:>4} {:>6} {:>7}  tile", "op", "m", "us", "floor", "regs", "spills", "smem");
+fn table(rows: &[Compiled]) -> Table {
+    let mut table = Table::new(["op", ">m", ">us", ">floor", ">regs", ">spills", ">smem", "tile"]);
     for row in rows {
-        println!(
-            "{:<40} {:>5} {:>10.2} {:>10.2} {:>4} {:>6} {:>7}  {}",
-            row.op, row.m, row.predicted_us, row.floor_us, row.registers, row.spill_bytes, row.smem_bytes, row.tile
-        );
+        table.row([
+            row.op.clone(),
+            row.m.to_string(),
+            format!("{:.2}", row.predicted_us),
+            format!("{:.2}", row.floor_us),
+            row.registers.to_string(),
+            row.spill_bytes.to_string(),
+            row.smem_bytes.to_string(),
+            row.tile.clone(),
+        ]);
     }
+    table
 }
 
 /// Candidates of each problem that are compiled.

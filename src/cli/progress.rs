@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::voice::talk;
+
 /// Shows how far a run is. Everything goes to standard error.
 pub struct ProgressView {
     bar: Option<ProgressBar>,
@@ -65,9 +67,9 @@ impl ProgressView {
     /// A line that stays.
     pub fn line(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            Some(bar) => bar.suspend(|| talk(line)),
             None => {
-                eprintln!("{line}");
+                talk(line);
                 self.shared.lock().last_line = Instant::now();
             }
         }
@@ -104,7 +106,7 @@ impl Shared {
                 0 => String::new(),
                 done => format!(", about {:.0} s left", elapsed / done as f64 * (state.of - done.min(state.of)) as f64),
             };
-            eprintln!("[{elapsed:>5.0} s] {}/{}{eta}: {}", state.done, state.of, state.status);
+            talk(&format!("[{elapsed:>5.0} s] {}/{}{eta}: {}", state.done, state.of, state.status));
             state.last_line = Instant::now();
         }
     }

@@ -1,7 +1,7 @@
 //! From words to problems: which ops, which buckets.
 
 use super::CliError;
-use super::args::{EffortArg, SubjectArgs};
+use super::args::{EffortArg, ProblemArgs, SubjectArgs};
 use crate::models::{self, Checkpoint, Op, Shard};
 use crate::problem::{BUCKETS, Problem, bucket_of};
 use crate::tuner::Job;
@@ -30,9 +30,13 @@ pub fn ops(subject: &SubjectArgs) -> Result<Vec<Op>, CliError> {
 
 /// The problems that `--problem` names, at the buckets of `--m`, or of the problem itself.
 pub fn problems(subject: &SubjectArgs) -> Result<Vec<Problem>, CliError> {
-    let tokens = buckets(&subject.tokens)?;
+    parsed(&subject.problems, &subject.tokens)
+}
+
+fn parsed(texts: &[String], tokens: &[u32]) -> Result<Vec<Problem>, CliError> {
+    let tokens = buckets(tokens)?;
     let mut problems = Vec::new();
-    for text in &subject.problems {
+    for text in texts {
         let problem: Problem = text.parse().map_err(|error| {
             let hint = "`autotune show problems --model dsv4` lists the problems of a model";
             CliError::usage(format!("{error}"), hint)
@@ -42,6 +46,24 @@ pub fn problems(subject: &SubjectArgs) -> Result<Vec<Problem>, CliError> {
         problems.extend(wanted.iter().map(|&m| problem.with_m(m)));
     }
     Ok(problems)
+}
+
+/// The problems that `args` names: one, at its own bucket or at those of `--m`.
+pub fn problems_of(args: &ProblemArgs) -> Result<Vec<Problem>, CliError> {
+    let text = args.problem.clone().unwrap_or_else(|| args.words.join(" "));
+    parsed(&[text], &args.tokens)
+}
+
+/// Every bucket of every op that `subject` names, each problem once, with the names of its ops.
+pub fn buckets_of(subject: &SubjectArgs) -> Result<Vec<(String, Problem)>, CliError> {
+    let of = |job: Job| job.measured.into_iter().map(move |m| (job.name.clone(), job.problem.with_m(m)));
+    Ok(jobs(subject, EffortArg::Full)?.into_iter().flat_map(of).collect())
+}
+
+/// Whether `subject` leaves open what is meant.
+pub fn is_everything(subject: &SubjectArgs) -> bool {
+    let SubjectArgs { model, problems, tokens, only, .. } = subject;
+    model.is_none() && only.is_none() && problems.is_empty() && tokens.is_empty()
 }
 
 /// What a tuning run works through.
@@ -85,7 +107,7 @@ pub fn jobs(subject: &SubjectArgs, effort: EffortArg) -> Result<Vec<Job>, CliErr
 }
 
 /// Numbers of tokens as buckets, ascending, each once.
-fn buckets(tokens: &[u32]) -> Result<Vec<u32>, CliError> {
+pub fn buckets(tokens: &[u32]) -> Result<Vec<u32>, CliError> {
     let mut buckets = tokens.iter().map(|&m| bucket(m)).collect::<Result<Vec<u32>, CliError>>()?;
     buckets.sort_unstable();
     buckets.dedup();

@@ -1,61 +1,52 @@
 //! `autotune show`: problems, spaces, winners.
 
-use super::args::{CommonArgs, ShowArgs, ShowWhat};
-use super::context::Paths;
-use super::tune::json;
-use super::{CliError, Exit, select};
-use crate::arch::GpuSpec;
-use crate::device::Gpu;
+use super::args::{CommonArgs, ShowArgs, ShowCommand, SubjectArgs};
+use super::context::{self, Paths};
+use super::table::Table;
+use super::{CliError, Exit, records, select, space, voice};
 use crate::models::Row;
 
 /// Shows what the words ask for.
 pub fn run(common: &CommonArgs, show: &ShowArgs, paths: &Paths) -> Result<Exit, CliError> {
-    let gpu = gpu(common)?;
-    let _ = paths;
-    match show.what {
-        ShowWhat::Problems => problems(common, show, &gpu),
-        ShowWhat::Space | ShowWhat::Records => Ok(Exit::Done),
+    match &show.what {
+        ShowCommand::Problems(subject) => problems(common, subject),
+        ShowCommand::Space(subject) => space::run(common, subject),
+        ShowCommand::Records(args) => records::run(common, args, paths),
     }
 }
 
-/// Facts about the GPU that is meant: the named one, the one at hand, or the default.
-pub fn gpu(common: &CommonArgs) -> Result<GpuSpec, CliError> {
-    if let Some(name) = &common.gpu {
-        let unknown = |error: crate::arch::UnknownGpu| {
-            CliError::usage(error.to_string(), "tuning_db/ has a folder for each known GPU")
-        };
-        return Ok(GpuSpec::named(name).map_err(unknown)?.clone());
+fn problems(common: &CommonArgs, subject: &SubjectArgs) -> Result<Exit, CliError> {
+    if !subject.problems.is_empty() {
+        let sentence = "expected a model, found `--problem`";
+        return Err(CliError::usage(sentence, "`autotune explain PROBLEM` tells what one problem costs"));
     }
-    match Gpu::open(common.device) {
-        Ok(gpu) => Ok(gpu.spec().clone()),
-        Err(_) => Ok(GpuSpec::named("h100").map_err(|error| CliError::failed(error.to_string(), None))?.clone()),
-    }
-}
-
-fn problems(common: &CommonArgs, show: &ShowArgs, gpu: &GpuSpec) -> Result<Exit, CliError> {
-    let rows: Vec<Row> = select::ops(&show.subject)?.iter().flat_map(|op| op.rows(gpu)).collect();
+    let (gpu, wanted) = (context::spec(common)?, select::buckets(&subject.tokens)?);
+    let rows = select::ops(subject)?.into_iter().flat_map(|op| op.rows(&gpu));
+    let rows: Vec<Row> = rows.filter(|row| wanted.is_empty() || wanted.contains(&row.m)).collect();
     if common.json {
-        json(&rows)?;
-        return Ok(Exit::Done);
-    }
-    println!(
-        "{:<40} {:>6} {:>6} {:>6} {:>5} {:>6} {:>5} {:>14} {:>14} {:>10}",
-        "name", "n", "k", "groups", "count", "format", "m", "weight bytes", "bytes", "floor us"
-    );
-    for row in rows {
-        println!(
-            "{:<40} {:>6} {:>6} {:>6} {:>5} {:>6} {:>5} {:>14} {:>14} {:>10.2}",
-            row.name,
-            row.n,
-            row.k,
-            row.groups,
-            row.count,
-            row.weights,
-            row.m,
-            row.weight_bytes,
-            row.bytes,
-            row.floor_us
-        );
+        voice::json(&rows)?;
+    } else {
+        voice::print(&table(&rows).to_string())?;
     }
     Ok(Exit::Done)
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table =
+        Table::new(["name", ">n", ">k", ">groups", ">count", "format", ">m", ">weight bytes", ">bytes", ">floor us"]);
+    for row in rows {
+        table.row([
+            row.name.clone(),
+            row.n.to_string(),
+            row.k.to_string(),
+            row.groups.to_string(),
+            row.count.to_string(),
+            row.weights.to_string(),
+            row.m.to_string(),
+            row.weight_bytes.to_string(),
+            row.bytes.to_string(),
+            format!("{:.2}", row.floor_us),
+        ]);
+    }
+    table
 }

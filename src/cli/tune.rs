@@ -7,10 +7,12 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::args::{CommonArgs, EffortArg, TuneArgs};
-use super::context::{Paths, talk};
+use super::context::Paths;
 use super::progress::ProgressView;
+use super::voice::{self, talk};
 use super::{CliError, Exit};
 use crate::arch::GpuSpec;
+use crate::jit::Stop;
 use crate::problem::Routing;
 use crate::store::{Database, Put, Record, Toolchain};
 use crate::tuner::{
@@ -51,15 +53,16 @@ pub fn open_database(paths: &Paths) -> Result<Database, CliError> {
     Ok(database)
 }
 
-/// Counts Ctrl-C: one ends the run with everything saved, a second ends it at once.
-pub fn signals() -> Arc<AtomicU32> {
+/// Counts Ctrl-C: one ends the run with everything saved, and `stop`s compilations; a second ends it at once.
+pub fn signals(stop: &Stop) -> Arc<AtomicU32> {
     let count = Arc::new(AtomicU32::new(0));
-    let counted = count.clone();
+    let (counted, stop) = (count.clone(), stop.clone());
     let handler = move || {
         if counted.fetch_add(1, Ordering::SeqCst) > 0 {
             std::process::exit(i32::from(Exit::InPart.code()));
         }
-        eprintln!("stopping; everything found so far is kept (again to stop at once)");
+        stop.now();
+        talk("stopping; everything found so far is kept (again to stop at once)");
     };
     // A second handler cannot be set; then the default one ends the run, and what was saved is saved.
     let _ = ctrlc::set_handler(handler);
@@ -105,8 +108,9 @@ pub fn live_run(
     jobs: &[Job],
 ) -> Result<Run, CliError> {
     let started = Instant::now();
-    let database = open_database(paths)?;
     let jit = paths.jit();
+    let signals = signals(jit.stop());
+    let database = open_database(paths)?;
     let settings = settings(tune, gpu, &worker.gpu().driver, jit.nvrtc()?.version());
     let routings = match tune.effort {
         EffortArg::Quick => vec![Routing::Uniform],
@@ -116,7 +120,6 @@ pub fn live_run(
     let of: usize = jobs.iter().map(|job| job.measured.len() + job.inherited.len()).sum();
     talk(&opening(&settings, jobs, of));
     let view = ProgressView::start(of);
-    let signals = signals();
     let should_stop = || signals.load(Ordering::SeqCst) > 0;
     let mut records = Vec::new();
     let mut on_progress = |progress: Progress<'_>| show(&view, &settings.gpu, progress, &mut records);
@@ -238,13 +241,5 @@ pub fn print_json(settings: &Settings, summary: &Summary, records: &[Record]) ->
     let (gpu, product) = (settings.gpu.name.as_str(), settings.gpu.identity.product.as_str());
     let report =
         Report { gpu, product, driver, nvrtc, commit, searched, fresh, inherited, lost, left, tried, failed, records };
-    json(&report)
-}
-
-/// Prints a value as JSON.
-pub fn json<T: Serialize>(value: &T) -> Result<(), CliError> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| CliError::failed(format!("the result cannot be written as JSON ({error})"), None))?;
-    println!("{text}");
-    Ok(())
+    voice::json(&report)
 }

@@ -4,15 +4,16 @@
 //! place. Any fault of the disk is a warning and a compilation: a cache never turns a working launch into a failing
 //! one. A planted cubin would run with the user's rights, so the folder is private to the user.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cubin, Resources};
+use super::{Cubin, Resources, Stop};
 use crate::codegen::Source;
 
 /// A directory of compiled kernels.
@@ -71,13 +72,12 @@ impl KernelCache {
         }
     }
 
-    /// Waits until no other process compiles `source`. Without a lock two may compile the same, which does no harm.
-    pub fn lock(&self, source: &Source) -> Option<File> {
+    /// Waits until no other process compiles `source`, or until `stop` is due. Without a lock two may compile the same,
+    /// which does no harm.
+    pub fn lock(&self, source: &Source, stop: &Stop) -> Option<File> {
         let folder = self.root.join("locks");
         private_dir(&folder).ok()?;
-        let file = File::options().create(true).append(true).open(folder.join(&source.hash)).ok()?;
-        file.lock().ok()?;
-        Some(file)
+        lock_file(&folder.join(&source.hash), stop)
     }
 
     /// Takes the warnings since the last call.
@@ -127,6 +127,18 @@ impl KernelCache {
     }
 }
 
+/// The lock on the file at `path`, which is made if it is not there; `None` if it cannot be had before `stop` is due.
+pub(super) fn lock_file(path: &Path, stop: &Stop) -> Option<File> {
+    let file = File::options().create(true).append(true).open(path).ok()?;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Some(file),
+            Err(TryLockError::WouldBlock) if !stop.is_due() => std::thread::sleep(POLL),
+            Err(_) => return None,
+        }
+    }
+}
+
 fn parse(source: &Source, bytes: &[u8], ptx: impl FnOnce() -> Option<String>) -> Option<Cubin> {
     let end = bytes.iter().position(|&byte| byte == b'\n')?;
     let header: Header = serde_json::from_slice(&bytes[..end]).ok()?;
@@ -143,6 +155,9 @@ fn private_dir(path: &Path) -> io::Result<()> {
 
 const CUBIN_FILE: &str = "kernel.cubin";
 const PTX_FILE: &str = "kernel.ptx";
+
+/// Short beside a compilation, long beside a look at a lock.
+const POLL: Duration = Duration::from_millis(5);
 
 #[cfg(test)]
 mod tests {
@@ -206,7 +221,7 @@ mod tests {
         let cache = KernelCache::new(root.path().join("file").join("kernels"));
         let (source, cubin) = kernel();
         cache.store(&source, &cubin);
-        assert!(cache.lock(&source).is_none());
+        assert!(cache.lock(&source, &Stop::default()).is_none());
         assert_eq!(cache.load(&source), None);
         assert_eq!(cache.take_warnings().len(), 1);
     }

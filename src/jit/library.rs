@@ -1,10 +1,11 @@
 //! Where NVRTC is: named, fetched before, installed, or fetched now.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Instant;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use super::{JitError, Nvrtc};
+use super::cache::lock_file;
+use super::{JitError, Nvrtc, Stop};
 use crate::environment;
 
 /// The version that is fetched, and that committed packs were measured with.
@@ -23,6 +24,8 @@ pub struct Search {
     pub cache: PathBuf,
     /// Told about a fetch, which takes seconds.
     pub on_progress: Option<fn(&str)>,
+    /// Ends a fetch, and every compilation with what was found.
+    pub stop: Stop,
 }
 
 /// Which rung of the ladder NVRTC was found on.
@@ -49,24 +52,36 @@ impl Search {
     /// Finds NVRTC, fetching the pinned version if there is none and it may.
     ///
     /// # Errors
-    /// [`JitError::NoNvrtc`] says where was looked; [`JitError::NotNvrtc`] if a named path is something else.
+    /// [`JitError::NoNvrtc`] says where was looked; [`JitError::NotNvrtc`] if a named path is something else;
+    /// [`JitError::Stopped`].
     pub fn load(&self) -> Result<Nvrtc, JitError> {
-        if let Some(named) = &self.named {
-            return Nvrtc::load(&library_in(named).unwrap_or_else(|| named.clone()));
-        }
-        if let Some((nvrtc, _)) = self.find_installed() {
+        if let Some((nvrtc, _)) = self.find()? {
             return Ok(nvrtc);
         }
         if self.is_offline {
             let tried = "not in the cache, the loader's path, CUDA_HOME or Python, and `--offline` forbids to fetch it";
             return Err(JitError::NoNvrtc { tried: tried.to_string() });
         }
-        let library = self.fetch().map_err(|tried| JitError::NoNvrtc { tried })?;
-        Nvrtc::load(&library)
+        let library = self.fetch().map_err(|tried| match self.stop.is_due() {
+            true => JitError::Stopped(format!("NVRTC {PINNED_VERSION} was fetched")),
+            false => JitError::NoNvrtc { tried },
+        })?;
+        Ok(Nvrtc::load(&library)?.stopped_by(&self.stop))
     }
 
-    /// The first NVRTC that loads, without the network.
-    pub fn find_installed(&self) -> Option<(Nvrtc, FoundIn)> {
+    /// The NVRTC that is named, or the first that loads; nothing is fetched.
+    ///
+    /// # Errors
+    /// [`JitError::NotNvrtc`] if a named path is something else.
+    pub fn find(&self) -> Result<Option<(Nvrtc, FoundIn)>, JitError> {
+        let found = match &self.named {
+            Some(named) => Some((Nvrtc::load(&library_in(named).unwrap_or_else(|| named.clone()))?, FoundIn::Named)),
+            None => self.find_installed(),
+        };
+        Ok(found.map(|(nvrtc, found_in)| (nvrtc.stopped_by(&self.stop), found_in)))
+    }
+
+    fn find_installed(&self) -> Option<(Nvrtc, FoundIn)> {
         let candidates = [
             (library_in(&self.pinned_dir()), FoundIn::Cache),
             (Some(PathBuf::from("libnvrtc.so.13")), FoundIn::Loader),
@@ -90,22 +105,27 @@ impl Search {
             }
         };
         let started = Instant::now();
-        say(&format!("fetching NVRTC {PINNED_VERSION} (47 MB) with `python3 -m pip download nvidia-cuda-nvrtc`"));
         std::fs::create_dir_all(&self.cache).map_err(|error| format!("{}: {error}", self.cache.display()))?;
+        // One process fetches, the others wait for it and find its copy.
+        let _lock = lock_file(&self.cache.join(".lock"), &self.stop);
+        if let Some(library) = library_in(&self.pinned_dir()) {
+            return Ok(library);
+        }
+        say(&format!("fetching NVRTC {PINNED_VERSION} (47 MB) with `python3 -m pip download nvidia-cuda-nvrtc`"));
         let building = tempfile::Builder::new().prefix(".fetching-").tempdir_in(&self.cache);
         let building = building.map_err(|error| format!("{}: {error}", self.cache.display()))?;
         let requirement = format!("nvidia-cuda-nvrtc=={PINNED_VERSION}");
         let quiet =
             ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"];
-        python(building.path(), &[&quiet[..], &["--dest", ".", &requirement]].concat())?;
+        python(building.path(), &[&quiet[..], &["--dest", ".", &requirement]].concat(), &self.stop)?;
         let wheel = find_file(building.path(), |name| name.ends_with(".whl")).ok_or("pip downloaded no wheel")?;
-        python(building.path(), &["-m", "zipfile", "-e", &wheel.to_string_lossy(), "wheel"])?;
+        python(building.path(), &["-m", "zipfile", "-e", &wheel.to_string_lossy(), "wheel"], &self.stop)?;
         let libraries = building.path().join("wheel/nvidia/cu13/lib");
         if library_in(&libraries).is_none() {
             return Err(format!("{requirement} holds no nvidia/cu13/lib/libnvrtc.so"));
         }
         let to = self.pinned_dir();
-        // Another process may have been first; then its copy is used.
+        // Where files cannot be locked another process may have been first; then its copy is used.
         if let Err(error) = std::fs::rename(&libraries, &to)
             && library_in(&to).is_none()
         {
@@ -116,10 +136,19 @@ impl Search {
     }
 }
 
-/// Runs python3; its last words are the error.
-fn python(dir: &Path, arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new("python3").args(arguments).current_dir(dir).output();
-    let output = output.map_err(|error| format!("python3 could not be started ({error})"))?;
+/// Runs python3 until `stop` is due; its last words are the error.
+fn python(dir: &Path, arguments: &[&str], stop: &Stop) -> Result<String, String> {
+    let mut command = Command::new("python3");
+    command.args(arguments).current_dir(dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| format!("python3 could not be started ({error})"))?;
+    // What it says is a few lines, which the pipes hold until it has ended.
+    while child.try_wait().is_ok_and(|status| status.is_none()) {
+        if stop.is_due() {
+            let _ = child.kill();
+        }
+        std::thread::sleep(POLL);
+    }
+    let output = child.wait_with_output().map_err(|error| format!("python3 was lost ({error})"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).trim().to_string());
     }
@@ -130,7 +159,8 @@ fn python(dir: &Path, arguments: &[&str]) -> Result<String, String> {
 
 /// `nvidia/cu13/lib` of the running Python.
 fn python_library_dir() -> Option<PathBuf> {
-    let packages = python(Path::new("."), &["-c", "import sysconfig; print(sysconfig.get_paths()['platlib'])"]).ok()?;
+    let script = "import sysconfig; print(sysconfig.get_paths()['platlib'])";
+    let packages = python(Path::new("."), &["-c", script], &Stop::default()).ok()?;
     Some(PathBuf::from(packages).join("nvidia/cu13/lib"))
 }
 
@@ -147,3 +177,5 @@ fn find_file(dir: &Path, is_wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
     let entries = std::fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path());
     entries.filter(|path| path.file_name().is_some_and(|name| is_wanted(&name.to_string_lossy()))).min()
 }
+
+const POLL: Duration = Duration::from_millis(20);

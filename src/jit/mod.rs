@@ -7,11 +7,13 @@ mod cache;
 mod library;
 mod nvrtc;
 mod resources;
+mod stop;
 
 pub use cache::{CacheReport, KernelCache};
 pub use library::{FoundIn, PINNED_VERSION, Search};
 pub use nvrtc::Nvrtc;
 pub use resources::Resources;
+pub use stop::Stop;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,7 +42,7 @@ pub struct Cubin {
 }
 
 /// Why there is no cubin.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JitError {
     /// NVRTC is nowhere, and may not or could not be fetched.
     #[error("expected NVRTC ({PINNED_VERSION} is the pinned version), found none: {tried}")]
@@ -94,6 +96,9 @@ pub enum JitError {
         /// Size of the image.
         bytes: usize,
     },
+    /// [`Stop`] was asked for.
+    #[error("stopped before {0}")]
+    Stopped(String),
     /// A call of NVRTC failed that does not fail.
     #[error("NVRTC's {call} failed with code {code}")]
     Call {
@@ -115,6 +120,7 @@ impl JitError {
             Self::TooOld { .. } => Some("leave `--nvrtc` and TILEKILN_NVRTC out to use the pinned version"),
             Self::Refused { .. } => Some("`autotune render` shows the text; report a tile that a rule should refuse"),
             Self::TimedOut { .. } => Some("the candidate is recorded and left out; the run goes on"),
+            Self::Stopped(_) => Some("the same command goes on where this one stopped"),
             Self::Empty { .. } | Self::Call { .. } => Some("`autotune doctor` shows which NVRTC is in use"),
         }
     }
@@ -136,7 +142,7 @@ pub struct Jit {
 /// NVRTC is loaded when the first compilation needs it: a warm cache does not.
 struct NvrtcSource {
     search: Search,
-    loaded: std::sync::OnceLock<Result<Nvrtc, String>>,
+    loaded: std::sync::OnceLock<Result<Nvrtc, JitError>>,
 }
 
 /// Where a cubin came from.
@@ -159,15 +165,18 @@ impl Jit {
     /// Compiles `source`, or takes it from the cache.
     ///
     /// # Errors
-    /// [`JitError`] if there is no NVRTC, it does not know the target, or it refuses the text.
+    /// [`JitError`] if there is no NVRTC, it does not know the target, it refuses the text, or it was stopped.
     pub fn compile(&self, source: &Source) -> Result<(Cubin, CameFrom), JitError> {
         if let Some(cubin) = self.cache.load(source) {
             return Ok((cubin, CameFrom::Cache));
         }
         // One process compiles, the others wait for it and find the result.
-        let _lock = self.cache.lock(source);
+        let _lock = self.cache.lock(source, self.stop());
         if let Some(cubin) = self.cache.load(source) {
             return Ok((cubin, CameFrom::Cache));
+        }
+        if self.stop().is_due() {
+            return Err(JitError::Stopped(format!("`{}` was compiled", source.entry)));
         }
         let cubin = self.nvrtc()?.compile(source, self.limit)?;
         self.cache.store(source, &cubin);
@@ -177,10 +186,14 @@ impl Jit {
     /// NVRTC, loaded now if it was not before.
     ///
     /// # Errors
-    /// [`JitError::NoNvrtc`] and [`JitError::NotNvrtc`].
+    /// [`JitError::NoNvrtc`], [`JitError::NotNvrtc`], and [`JitError::Stopped`] while it was fetched.
     pub fn nvrtc(&self) -> Result<&Nvrtc, JitError> {
-        let loaded = self.nvrtc.loaded.get_or_init(|| self.nvrtc.search.load().map_err(|error| error.to_string()));
-        loaded.as_ref().map_err(|tried| JitError::NoNvrtc { tried: tried.clone() })
+        self.nvrtc.loaded.get_or_init(|| self.nvrtc.search.load()).as_ref().map_err(JitError::clone)
+    }
+
+    /// Stops every compilation and fetch of this compiler, or of all that share its [`Search::stop`].
+    pub fn stop(&self) -> &Stop {
+        &self.nvrtc.search.stop
     }
 
     /// The cache that cubins are kept in.

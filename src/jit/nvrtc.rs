@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-use super::{Cubin, JitError, Resources};
+use super::{Cubin, JitError, Resources, Stop};
 use crate::codegen::Source;
 
 /// A loaded NVRTC. Compilations may run in several threads at once.
@@ -18,6 +18,7 @@ pub struct Nvrtc {
     path: PathBuf,
     version: (u32, u32),
     architectures: Vec<u32>,
+    stop: Stop,
     // Dropped last: the functions live in it.
     _libraries: Vec<Library>,
 }
@@ -68,6 +69,11 @@ impl Nvrtc {
     /// [`JitError::NotNvrtc`] if it cannot be loaded or lacks a function.
     pub fn load(path: &Path) -> Result<Self, JitError> {
         let refuse = |found: String| JitError::NotNvrtc { path: path.to_path_buf(), found };
+        // A bare name is the loader's to find.
+        if path.components().count() > 1 && !path.is_file() {
+            let found = if path.is_dir() { "a folder without libnvrtc.so" } else { "nothing" };
+            return Err(refuse(found.to_string()));
+        }
         let mut libraries = Vec::new();
         // Before 13.1 the library has no RUNPATH and finds its builtins only if they are loaded already.
         for builtins in builtins_beside(path) {
@@ -76,8 +82,8 @@ impl Nvrtc {
         }
         // SAFETY: loading NVRTC runs its initialisers, which have no preconditions.
         let library =
-            unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.map_err(|error| refuse(error.to_string()))?;
-        let functions = Functions::find(&library).map_err(|error| refuse(error.to_string()))?;
+            unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.map_err(|error| refuse(said(&error, path)))?;
+        let functions = Functions::find(&library).map_err(|error| refuse(said(&error, path)))?;
         libraries.push(library);
         let (mut major, mut minor, mut n_archs) = (0, 0, 0);
         // SAFETY: the arguments are valid pointers to ints, as nvrtc.h asks.
@@ -93,6 +99,7 @@ impl Nvrtc {
             path: path.to_path_buf(),
             version: (major as u32, minor as u32),
             architectures: architectures.into_iter().map(|arch| arch as u32).collect(),
+            stop: Stop::default(),
             _libraries: libraries,
         })
     }
@@ -100,6 +107,16 @@ impl Nvrtc {
     /// `13.2`.
     pub fn version(&self) -> String {
         format!("{}.{}", self.version.0, self.version.1)
+    }
+
+    /// The same NVRTC, whose compilations end when `stop` is due.
+    pub(super) fn stopped_by(self, stop: &Stop) -> Self {
+        Self { stop: stop.clone(), ..self }
+    }
+
+    /// Whether it compiles for `target`, such as `sm_90a`.
+    pub fn knows(&self, target: &str) -> bool {
+        self.check_target(target).is_ok()
     }
 
     /// Where it was loaded from.
@@ -110,26 +127,29 @@ impl Nvrtc {
     /// Compiles `source` to a cubin, and stops after `limit`.
     ///
     /// # Errors
-    /// [`JitError`]: an unknown target, a refused text, a limit that passed.
+    /// [`JitError`]: an unknown target, a refused text, a limit that passed, a [`Stop`].
     pub fn compile(&self, source: &Source, limit: Duration) -> Result<Cubin, JitError> {
         self.check_target(&source.target)?;
         let program = ProgramHandle::create(self, source)?;
         let options = options(&source.target);
         let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
-        let mut deadline = Deadline { at: Instant::now() + limit, has_passed: false };
+        let mut end = End { at: Instant::now() + limit, stop: &self.stop, is_late: false, is_stopped: false };
         let started = Instant::now();
-        // SAFETY: program and option strings live through the call; the callback gets `deadline`, which outlives it
+        // SAFETY: program and option strings live through the call; the callback gets `end`, which outlives it
         // and which nothing else touches meanwhile.
         let code = unsafe {
-            let payload = (&raw mut deadline).cast();
+            let payload = (&raw mut end).cast();
             check(
                 "nvrtcSetFlowCallback",
-                (self.functions.set_flow_callback)(program.raw, Some(stop_when_late), payload),
+                (self.functions.set_flow_callback)(program.raw, Some(stop_in_time), payload),
             )?;
             (self.functions.compile)(program.raw, pointers.len() as c_int, pointers.as_ptr())
         };
         let compile_ms = started.elapsed().as_millis() as u32;
-        if deadline.has_passed {
+        if end.is_stopped {
+            return Err(JitError::Stopped(format!("`{}` was compiled", source.entry)));
+        }
+        if end.is_late {
             return Err(JitError::TimedOut { entry: source.entry.to_string(), limit });
         }
         let log = program.text("nvrtcGetProgramLog", self.functions.log_size, self.functions.log)?;
@@ -177,17 +197,27 @@ fn options(target: &str) -> Vec<CString> {
     .collect()
 }
 
-struct Deadline {
+/// When a compilation is to end, and why it has.
+struct End<'a> {
     at: Instant,
-    has_passed: bool,
+    stop: &'a Stop,
+    is_late: bool,
+    is_stopped: bool,
 }
 
 /// NVRTC calls this hundreds of times in a compilation; 1 stops it.
-unsafe extern "C" fn stop_when_late(payload: *mut c_void, _: *mut c_void) -> c_int {
-    // SAFETY: the payload is the `Deadline` of the one compilation that this callback was set for.
-    let deadline = unsafe { &mut *payload.cast::<Deadline>() };
-    deadline.has_passed |= Instant::now() > deadline.at;
-    c_int::from(deadline.has_passed)
+unsafe extern "C" fn stop_in_time(payload: *mut c_void, _: *mut c_void) -> c_int {
+    // SAFETY: the payload is the `End` of the one compilation that this callback was set for.
+    let end = unsafe { &mut *payload.cast::<End<'_>>() };
+    end.is_stopped |= end.stop.is_due();
+    end.is_late |= Instant::now() > end.at;
+    c_int::from(end.is_stopped || end.is_late)
+}
+
+/// The loader's reason, which libloading keeps one level down, without the path that our sentence has already.
+fn said(error: &libloading::Error, path: &Path) -> String {
+    let reason = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    reason.trim_start_matches(&format!("{}: ", path.display())).to_string()
 }
 
 /// A program, destroyed when it goes out of scope.

@@ -52,7 +52,7 @@ pub enum FileError {
 
 impl FileError {
     /// Says what `error` means for `path`.
-    pub(super) fn new(path: &Path, doing: &'static str, error: &io::Error) -> Self {
+    pub(crate) fn new(path: &Path, doing: &'static str, error: &io::Error) -> Self {
         use io::ErrorKind as Kind;
         let path = path.to_path_buf();
         match error.kind() {

@@ -176,7 +176,7 @@ impl Lookup {
                 }
             }
         };
-        Found { stale: entry.and_then(|entry| stale(entry, current)), entry, how, default }
+        Found { stale: entry.and_then(|entry| entry.stale(current)), entry, how, default }
     }
 
     /// The winner of the op's nearest measured bucket: above if there is one, since its tile holds every token.
@@ -250,14 +250,17 @@ impl std::fmt::Display for Stale {
     }
 }
 
-fn stale(entry: &Entry, current: &Current<'_>) -> Option<Stale> {
-    let kernels = entry.tile().ok().and_then(|tile| (current.kernels)(&tile));
-    if kernels.as_deref() != Some(&*entry.toolchain.kernels) {
-        return Some(Stale::Kernels);
+impl Entry {
+    /// Why this is to be measured again, if it is.
+    pub fn stale(&self, current: &Current<'_>) -> Option<Stale> {
+        let kernels = self.tile().ok().and_then(|tile| (current.kernels)(&tile));
+        if kernels.as_deref() != Some(&*self.toolchain.kernels) {
+            return Some(Stale::Kernels);
+        }
+        let then = minor_of(&self.toolchain.nvrtc);
+        let now = current.nvrtc.map(minor_of).filter(|now| *now != then)?;
+        Some(Stale::Nvrtc { then: then.to_string(), now: now.to_string() })
     }
-    let then = minor_of(&entry.toolchain.nvrtc);
-    let now = current.nvrtc.map(minor_of).filter(|now| *now != then)?;
-    Some(Stale::Nvrtc { then: then.to_string(), now: now.to_string() })
 }
 
 /// `13.2` of `13.2.51`: patch releases are not told apart.

@@ -76,6 +76,13 @@ impl CompileAhead {
         waiting.difference(&queue.started.iter().collect()).count() + queue.at_work
     }
 
+    /// Ends the threads, whatever still waits, and gives the number of kernels that were compiled.
+    pub fn finish(self) -> u32 {
+        let shared = self.shared.clone();
+        drop(self);
+        shared.compiled.load(Ordering::Relaxed)
+    }
+
     /// Kernels that were compiled, not taken from the cache.
     pub fn n_compiled(&self) -> u32 {
         self.shared.compiled.load(Ordering::Relaxed)

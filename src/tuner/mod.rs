@@ -14,7 +14,7 @@ pub use ahead::{CompileAhead, Urgency};
 pub use bench::{Bench, Miss, Predicted, Replay};
 pub use calibration::{Calibration, Correlation, calibration};
 pub use live::{Live, LiveError, Mode, Sample};
-pub use predict::{predict, predict_compiled, rank_correlation, ranked};
+pub use predict::{Bound, bound, predict, predict_compiled, rank_correlation, ranked};
 pub use race::median_and_half_width;
 pub use search::{Contender, Effort, Found, OnTrial, Search, SearchError, sentence};
 pub use session::{Job, Progress, Session, SessionError, Settings, Summary, failure, headline, predicted_record};

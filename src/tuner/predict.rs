@@ -4,6 +4,8 @@
 //! memory, L2, instruction issue and tensor cores, and pays in part for the next slowest, because overlap is never
 //! whole.
 
+use serde::Serialize;
+
 use crate::arch::GpuSpec;
 use crate::kernels::{Launch, Plan};
 use crate::problem::{Problem, Tile};
@@ -18,6 +20,45 @@ pub fn predict(plan: &Plan, gpu: &GpuSpec) -> f64 {
 pub fn predict_compiled(plan: &Plan, resources: &[Resources], gpu: &GpuSpec) -> f64 {
     let launches = plan.launches.iter().zip(resources);
     launches.map(|(launch, resources)| launch_us(launch, resources.registers, gpu)).sum()
+}
+
+/// What the time of a plan mostly goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    /// Bytes from and to device memory.
+    Memory,
+    /// Bytes between L2 and the SMs.
+    L2,
+    /// Instructions that decode and feed the tensor cores.
+    Issue,
+    /// The tensor cores.
+    Math,
+    /// Starting launches and waves, and ending blocks.
+    Latency,
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Memory => "memory",
+            Self::L2 => "L2",
+            Self::Issue => "issue",
+            Self::Math => "math",
+            Self::Latency => "latency",
+        })
+    }
+}
+
+/// The largest part of what [`predict`] gives for `plan`, all launches together.
+pub fn bound(plan: &Plan, gpu: &GpuSpec) -> Bound {
+    let mut sums = [Bound::Memory, Bound::L2, Bound::Issue, Bound::Math, Bound::Latency].map(|bound| (bound, 0.0));
+    for launch in &plan.launches {
+        let Parts { memory_us, l2_us, issue_us, math_us, latency_us } = parts(launch, launch.work.registers, gpu);
+        let parts = [memory_us, l2_us, issue_us, math_us, latency_us];
+        sums.iter_mut().zip(parts).for_each(|((_, sum), part)| *sum += part);
+    }
+    sums.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(Bound::Latency, |(bound, _)| bound)
 }
 
 /// The tiles of every family that serves `problem`, the expected fastest first, with their times.
@@ -68,6 +109,22 @@ fn ranks(values: &[f64]) -> Vec<f64> {
 }
 
 fn launch_us(launch: &Launch, registers: u32, gpu: &GpuSpec) -> f64 {
+    let Parts { memory_us, l2_us, issue_us, math_us, latency_us } = parts(launch, registers, gpu);
+    let mut bounds = [memory_us, l2_us, issue_us.max(math_us), issue_us.min(math_us)];
+    bounds.sort_by(|a, b| b.total_cmp(a));
+    latency_us + bounds[0] + MODEL.second * bounds[1] + MODEL.third * bounds[2]
+}
+
+/// What a launch would take if only one thing took time, microseconds.
+struct Parts {
+    memory_us: f64,
+    l2_us: f64,
+    issue_us: f64,
+    math_us: f64,
+    latency_us: f64,
+}
+
+fn parts(launch: &Launch, registers: u32, gpu: &GpuSpec) -> Parts {
     let (work, model) = (&launch.work, &MODEL);
     let sms = f64::from(gpu.sm_count());
     let per_sm = gpu.blocks_per_sm(launch.threads, registers, launch.smem_bytes).max(1);
@@ -87,12 +144,10 @@ fn launch_us(launch: &Launch, registers: u32, gpu: &GpuSpec) -> f64 {
     let efficiency = if work.is_wgmma { model.wgmma_efficiency } else { model.mma_efficiency };
     let flops_per_us = sms * f64::from(gpu.arch.bf16_flops_per_clock_per_sm) * clock_per_us * efficiency;
     let math_us = work.block_flops * blocks / flops_per_us * imbalance;
-    let mut bounds = [memory_us, l2_us, issue_us.max(math_us), issue_us.min(math_us)];
-    bounds.sort_by(|a, b| b.total_cmp(a));
     let launch_us = if work.is_prefetching { model.prefetching_us } else { model.waiting_us };
     let more_waves_us = model.wave_us * (waves - 1.0).max(0.0);
     let tail_us = model.tail_step_us * work.tail_steps;
-    launch_us + more_waves_us + tail_us + bounds[0] + model.second * bounds[1] + model.third * bounds[2]
+    Parts { memory_us, l2_us, issue_us, math_us, latency_us: launch_us + more_waves_us + tail_us }
 }
 
 /// What the model does not know from first principles.

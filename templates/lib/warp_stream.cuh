@@ -117,21 +117,22 @@ template <class Config, class Source, class Fold>
 __device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& source, int begin, int end, uint8_t* ring,
                                              int lane, Fold fold) {
   using Ring = WarpRing<Config>;
-  const uint32_t ring_address = smem_address(ring);
+  const uint32_t address = smem_address(ring);
   const int n_stages = ceil_divide(end - begin, Config::kSlabs);
   const auto fetch_stage_weights = [&](int stage_idx, int slot) {
 #pragma unroll
     for (int s = 0; s < Config::kSlabs; ++s) {
       const int i = begin + stage_idx * Config::kSlabs + s;
-      if (i < end) fetch_weights<Config>(ring_address + slot * Ring::kStageBytes, s, source.slab(i), source.tile, lane);
+      if (i < end) fetch_weights<Config>(address + slot * Ring::kStageBytes, s, source.slab(i), source.tile, lane);
     }
   };
   const auto fetch_stage_tokens = [&](int stage_idx, int slot) {
-    const uint32_t to = ring_address + slot * Ring::kStageBytes;
 #pragma unroll
     for (int s = 0; s < Config::kSlabs; ++s) {
       const int i = begin + stage_idx * Config::kSlabs + s;
-      if (i < end) fetch_tokens<Config>(to, s, source.tokens(i), source.k(i), source.k_end, lane);
+      if (i < end) {
+        fetch_tokens<Config>(address + slot * Ring::kStageBytes, s, source.tokens(i), source.k(i), source.k_end, lane);
+      }
     }
   };
 

@@ -1,0 +1,96 @@
+//! What is shown and explained: spaces with their rules, winners with their evidence, the ladder with its sentences.
+
+use crate::machine::{Machine, current_record};
+
+#[test]
+fn problems_have_the_numbers_that_scripts_read() {
+    let machine = Machine::new();
+    let rows = machine.json(&["show", "problems", "--model", "dsv4-pro", "--tp", "8", "--checkpoint", "native"]);
+    let row = &rows.as_array().unwrap()[0];
+    for name in ["name", "n", "k", "groups", "count", "weights", "activations", "weight_bytes"] {
+        assert!(!row[name].is_null(), "{name}");
+    }
+    for name in ["m", "flops", "bytes", "floor_us"] {
+        assert!(row[name].as_f64().is_some_and(|number| number > 0.0), "{name}");
+    }
+    let few = machine.json(&["show", "problems", "--m", "3"]);
+    assert!(few.as_array().unwrap().iter().all(|row| row["m"] == 4));
+}
+
+#[test]
+fn a_space_names_its_axes_rules_and_strangers() {
+    let machine = Machine::new();
+    let text = machine.data(&["show", "space", "--problem", "nvfp4 4096x8192 m64"]);
+    for words in ["dense_mma: ", " tiles pass", "row_tiles    1 2 4", "rule smem", "B of shared memory, h100-sxm has"] {
+        assert!(text.contains(words), "expected `{words}`: {text}");
+    }
+    assert!(text.contains("not served by\n  moe_walk: expected a block of experts"), "{text}");
+    let json = machine.json(&["show", "space", "--problem", "nvfp4 4096x8192 m64"]);
+    let family = &json["spaces"][0]["families"][0];
+    let refused: u64 = family["rules"].as_array().unwrap().iter().map(|rule| rule["tiles"].as_u64().unwrap()).sum();
+    assert_eq!(family["passing"].as_u64().unwrap() + refused, family["tiles"].as_u64().unwrap());
+    let model = machine.data(&["show", "space", "--model", "dsv4", "--m", "1", "--gpu", "b200"]);
+    assert!(model.starts_with("op ") && model.contains("experts") && !model.contains("wgmma"), "{model}");
+}
+
+#[test]
+fn records_say_how_good_and_how_old_they_are() {
+    let machine = Machine::new();
+    assert_eq!(machine.json(&["show", "records"]), serde_json::json!([]));
+    let current = current_record("nvfp4 4096x8192 m64", 10.0);
+    let mut stale = current_record("nvfp4 4096x8192 m256", 20.0);
+    stale.toolchain.kernels = "0123456789abcdef".to_string();
+    machine.keep(&[current.clone(), stale]);
+    let rows = machine.json(&["show", "records"]);
+    let [m64, m256] = &rows.as_array().unwrap()[..] else { panic!("{rows}") };
+    assert_eq!((&m64["stale"], m64["tile"].as_str().unwrap()), (&serde_json::Value::Null, &*current.tile.to_string()));
+    assert!((m64["gain"].as_f64().unwrap() - 1.15).abs() < 1e-9);
+    assert_eq!(m256["stale"], "its kernels have changed since, it is still used");
+    let table = machine.data(&["show", "records", "--problem", "nvfp4 4096x8192 m64"]);
+    assert_eq!(table.lines().count(), 2, "{table}");
+    assert!(table.contains("  67  1.15  measured  "), "{table}");
+    assert_eq!(machine.json(&["show", "records", "--model", "dsv4-pro"]), serde_json::json!([]));
+    assert_eq!(machine.json(&["show", "records", "--gpu", "b200"]), serde_json::json!([]));
+}
+
+#[test]
+fn why_tells_the_rung_of_the_ladder() {
+    let machine = Machine::new();
+    let mut inherited = current_record("nvfp4 4096x8192 m128", 10.0);
+    inherited.toolchain.nvrtc = "12.9".to_string();
+    machine.keep(&[current_record("nvfp4 4096x8192 m64", 10.0), inherited]);
+    let why = |words: &[&str]| machine.data(&[&["show", "records", "--why"], words].concat());
+    for (problem, m, sentence) in [
+        ("nvfp4 4096x8192", "33", "measured on this GPU\n"),
+        ("nvfp4 4096x8192", "128", "measured on this GPU; stale: it was measured with NVRTC 12.9, this is 13."),
+        ("nvfp4 4096x8192", "8", "inherited: it won m = 64 of the same op on this GPU"),
+        ("nvfp4 64x64", "1", "default: nothing is known about this problem"),
+    ] {
+        let text = why(&["--problem", problem, "--m", m]);
+        assert!(text.contains(&format!("  why        {sentence}")), "{problem} m{m}: {text}");
+        assert!(text.contains("\n  default    dense_"), "{text}");
+    }
+    let borrowed = why(&["--problem", "nvfp4 4096x8192 m64", "--gpu", "h200"]);
+    assert!(borrowed.contains("borrowed: it won on NVIDIA H100 80GB HBM3/"), "{borrowed}");
+    let text = why(&["--problem", "nvfp4 4096x8192 m64"]);
+    assert!(text.contains("(10.00 us, 67 % of the floor, 1.15x the default)") && text.contains("runner-up"), "{text}");
+}
+
+#[test]
+fn explain_ranks_and_says_what_is_used() {
+    let machine = Machine::new();
+    machine.keep(&[current_record("nvfp4 4096x8192 m64", 10.0)]);
+    let text = machine.data(&["explain", "nvfp4", "4096x8192", "m64"]);
+    for words in ["no kernel can be faster than 6.70 us", "rule smem", "best predicted of ", "(default)", "bound by"] {
+        assert!(text.contains(words), "expected `{words}`: {text}");
+    }
+    assert!(text.contains("used\n  why        measured on this GPU\n"), "{text}");
+    let json = machine.json(&["explain", "--problem", "moe nvfp4 256 top6 4096x2048", "--m", "1,16"]);
+    let [one, sixteen] = &json.as_array().unwrap()[..] else { panic!("{json}") };
+    for explained in [one, sixteen] {
+        let best = explained["best"].as_array().unwrap();
+        assert_eq!(best.len(), 10);
+        let us: Vec<f64> = best.iter().map(|ranked| ranked["predicted_us"].as_f64().unwrap()).collect();
+        assert!(us.is_sorted() && us[0] > 0.0, "{us:?}");
+    }
+}
