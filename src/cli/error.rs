@@ -2,7 +2,6 @@
 
 use std::process::{ExitCode, Termination};
 
-use super::voice::talk;
 use crate::device::DeviceError;
 use crate::jit::JitError;
 use crate::store::{DatabaseError, FileError, PackError, SnapshotError, TrialLogError};
@@ -63,12 +62,9 @@ impl CliError {
         self.exit
     }
 
-    /// Writes sentence and hint to standard error.
-    pub fn print(&self) {
-        talk(&format!("error: {}", self.sentence));
-        if let Some(hint) = &self.hint {
-            talk(&format!("\nhint: {hint}"));
-        }
+    /// The way out, where there is one.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
     }
 }
 

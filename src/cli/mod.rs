@@ -34,7 +34,7 @@ pub fn autotune(words: impl IntoIterator<Item = OsString>) -> Exit {
     let words: Vec<OsString> = words.into_iter().collect();
     let end = usage::parse(&words).map_or_else(|end| end, run);
     end.unwrap_or_else(|error| {
-        error.print();
+        voice::complain(&error);
         error.exit()
     })
 }
