@@ -1,5 +1,6 @@
 //! How a run ends.
 
+use std::path::Path;
 use std::process::{ExitCode, Termination};
 
 use crate::device::DeviceError;
@@ -55,6 +56,15 @@ impl CliError {
     /// Something that could not be done.
     pub fn failed(sentence: impl Into<String>, hint: Option<String>) -> Self {
         Self { sentence: sentence.into(), hint, exit: Exit::Failed }
+    }
+
+    /// A pack that cannot be used: it does not know its own path.
+    pub fn of_pack(path: &Path, error: &PackError) -> Self {
+        let sentence = match error {
+            PackError::File(error) => error.to_string(),
+            _ => format!("{}: {error}", path.display()),
+        };
+        Self::failed(sentence, Some(error.hint()))
     }
 
     /// What the shell is told.

@@ -9,6 +9,9 @@ mod context;
 mod duration;
 mod error;
 mod explain;
+mod export;
+mod import;
+mod place;
 mod predict;
 mod progress;
 mod records;
@@ -16,8 +19,11 @@ mod render;
 mod select;
 mod show;
 mod space;
+mod standing;
+mod subject_args;
 mod table;
 mod tune;
+mod upkeep_args;
 mod usage;
 mod voice;
 mod winners;
@@ -48,6 +54,8 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
         Some(Command::Render(render)) => render::run(&cli.common, &render, &paths),
         Some(Command::Bench(args)) => bench::run(&cli.common, &args, &paths),
         Some(Command::Report(args)) => bench::report(&cli.common, &args),
+        Some(Command::Export(args)) => export::run(&cli.common, &args, &paths),
+        Some(Command::Import(args)) => import::run(&cli.common, &args, &paths),
         Some(Command::Worker(worker)) => context::serve(&worker, &paths),
     }
 }

@@ -1,0 +1,46 @@
+//! Where packs lie: named one by one, or in folders such as `tuning_db/`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::CliError;
+use crate::store::FileError;
+
+/// The packs that `path` means: itself, or every pack below it, by name.
+///
+/// # Errors
+/// The sentence of a path that cannot be read, or of a folder without a pack.
+pub fn packs_at(path: &Path) -> Result<Vec<PathBuf>, CliError> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    let packs: Vec<PathBuf> = files_below(path)?.into_iter().filter(|path| is_pack(path)).collect();
+    if packs.is_empty() {
+        let sentence = format!("expected packs in `{}`, found none", path.display());
+        return Err(CliError::failed(
+            sentence,
+            Some("a pack is a .toml file that `autotune export` wrote".to_string()),
+        ));
+    }
+    Ok(packs)
+}
+
+/// Every file below `folder`, by path.
+pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
+    let fault = |error: std::io::Error| CliError::from(FileError::new(folder, "read", &error));
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(fault)? {
+        let path = entry.map_err(fault)?.path();
+        match path.is_dir() {
+            true => found.extend(files_below(&path)?),
+            false => found.push(path),
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// `gpu.toml` lies beside packs and is none.
+fn is_pack(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "toml") && !path.ends_with("gpu.toml")
+}
