@@ -12,7 +12,7 @@ use super::context::{self, Paths};
 use super::subject_args::{DEFAULT_CHECKPOINT, SubjectArgs};
 use super::table::Table;
 use super::voice::{answer, talk};
-use super::{CliError, Exit, args::CommonArgs, select, tune, upkeep_args::ExportArgs};
+use super::{CliError, Exit, args::CommonArgs, place::LOG_ENDING, select, tune, upkeep_args::ExportArgs};
 use crate::arch::GpuSpec;
 use crate::models::{self, Checkpoint, Shard};
 use crate::problem::{BUCKETS, Problem};
@@ -246,6 +246,3 @@ impl fmt::Display for Exported {
         })
     }
 }
-
-/// How the name of a log ends.
-const LOG_ENDING: &str = ".trials.gz";

@@ -25,6 +25,7 @@ mod table;
 mod tune;
 mod upkeep_args;
 mod usage;
+mod verify;
 mod voice;
 mod winners;
 
@@ -56,6 +57,7 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
         Some(Command::Report(args)) => bench::report(&cli.common, &args),
         Some(Command::Export(args)) => export::run(&cli.common, &args, &paths),
         Some(Command::Import(args)) => import::run(&cli.common, &args, &paths),
+        Some(Command::Verify(args)) => verify::run(&cli.common, &args, &paths),
         Some(Command::Worker(worker)) => context::serve(&worker, &paths),
     }
 }

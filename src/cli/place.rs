@@ -12,7 +12,7 @@ use crate::store::FileError;
 /// The sentence of a path that cannot be read, or of a folder without a pack.
 pub fn packs_at(path: &Path) -> Result<Vec<PathBuf>, CliError> {
     if !path.is_dir() {
-        return Ok(vec![path.to_path_buf()]);
+        return Ok(if is_log(path) { Vec::new() } else { vec![path.to_path_buf()] });
     }
     let packs: Vec<PathBuf> = files_below(path)?.into_iter().filter(|path| is_pack(path)).collect();
     if packs.is_empty() {
@@ -25,8 +25,14 @@ pub fn packs_at(path: &Path) -> Result<Vec<PathBuf>, CliError> {
     Ok(packs)
 }
 
+/// The trial logs that `path` means: itself, or every log below it, by name.
+pub fn logs_at(path: &Path) -> Result<Vec<PathBuf>, CliError> {
+    let files = if path.is_dir() { files_below(path)? } else { vec![path.to_path_buf()] };
+    Ok(files.into_iter().filter(|path| is_log(path)).collect())
+}
+
 /// Every file below `folder`, by path.
-pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
     let fault = |error: std::io::Error| CliError::from(FileError::new(folder, "read", &error));
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(fault)? {
@@ -44,3 +50,10 @@ pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
 fn is_pack(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "toml") && !path.ends_with("gpu.toml")
 }
+
+fn is_log(path: &Path) -> bool {
+    path.to_string_lossy().ends_with(LOG_ENDING)
+}
+
+/// How the name of a trial log ends.
+pub const LOG_ENDING: &str = ".trials.gz";

@@ -36,6 +36,15 @@ pub struct ImportArgs {
     pub accept_edited: bool,
 }
 
+/// What is verified.
+#[derive(Debug, Args)]
+#[command(after_help = VERIFY_EXAMPLES)]
+pub struct VerifyArgs {
+    /// Packs, trial logs, or folders of them; the embedded packs and the snapshot, if nothing is said
+    #[arg(value_name = "PACK")]
+    pub paths: Vec<PathBuf>,
+}
+
 const EXPORT_EXAMPLES: &str = "\
 A pack that is there already is brought up to date: of two winners of one problem the better evidence stands, and of
 equal evidence the later. Without a subject each winner goes into the pack of the first model that has its problem,
@@ -55,3 +64,12 @@ Examples:
   autotune import tuning_db/h100-sxm/dsv4-nvfp4.toml
   autotune import packs/ --db /tmp/db --json
   autotune import --accept-edited mine.toml";
+
+const VERIFY_EXAMPLES: &str = "\
+Checks schema and checksum, the evidence of each winner, and that its tile is still one for its GPU. Exit code 1 if
+anything is broken. A stale winner, whose kernels or NVRTC have changed since, is still used and breaks nothing.
+
+Examples:
+  autotune verify
+  autotune verify tuning_db
+  autotune verify tuning_db/h100-sxm/dsv4-nvfp4.toml --json";

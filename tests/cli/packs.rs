@@ -159,3 +159,54 @@ fn a_log_of_trials_is_the_same_bytes_each_time() {
     let none = machine.run(&["export", "--problem", "nvfp4 128x64", "--trials", "c.trials.gz"]);
     none.refuses(1, "expected measured winners of this on NVIDIA H100", "show records");
 }
+
+#[test]
+fn verify_tells_broken_from_stale() {
+    let machine = Machine::new();
+    let good = current_record("nvfp4 64x64 m1", 2.0);
+    let mut stale = current_record("nvfp4 64x64 m2", 2.0);
+    stale.toolchain.kernels = "0123456789abcdef".to_string();
+    pack_of(&machine, "good/a.toml", &[good.clone(), stale]);
+    machine.keep_trials(&[store_samples::trial("nvfp4 64x64 m1", 1, 1)]);
+    machine.data(&["export", "--problem", "nvfp4 64x64", "--trials", "good/a.trials.gz"]);
+    let rows = machine.json(&["verify", "good"]);
+    assert_eq!((&rows[0]["winners"], &rows[0]["stale"].as_array().unwrap().len()), (&2.into(), &1), "{rows}");
+    assert_eq!((&rows[1]["trials"], &rows[1]["broken"]), (&1.into(), &serde_json::json!([])), "{rows}");
+
+    let broken = |name: &str, words: &str| {
+        let said = machine.run(&["verify", name]);
+        assert_eq!(said.code(), 1, "{said:?}");
+        assert!(said.stdout.contains(&format!("broken: {name}: ")) && said.stdout.contains(words), "{said:?}");
+        assert!(said.sentence().starts_with("expected everything to be sound, found "), "{said:?}");
+    };
+    let no_tile = Record { tile: store_samples::tile(3), ..good.clone() };
+    pack_of(&machine, "tile.toml", &[no_tile]);
+    broken("tile.toml", "`nvfp4 64x64 m1`: expected a tile of h100-sxm, found `dense_mma k_slab=");
+    let mut no_rounds = good.clone();
+    no_rounds.timing.rounds = 0;
+    pack_of(&machine, "rounds.toml", &[no_rounds]);
+    broken("rounds.toml", "expected measured rounds, found none");
+    let text = fs::read_to_string(machine.path("good/a.toml")).unwrap();
+    fs::write(machine.path("edited.toml"), text.replace("chained_us = 2.0", "chained_us = 1.0")).unwrap();
+    broken("edited.toml", "the pack was edited by hand");
+    pack_of(&machine, "tuning_db/b200/a.toml", &[good]);
+    broken("tuning_db/b200/a.toml", "expected winners of NVIDIA B200");
+    let log = fs::read(machine.path("good/a.trials.gz")).unwrap();
+    fs::write(machine.path("cut.trials.gz"), &log[..log.len() / 2]).unwrap();
+    broken("cut.trials.gz", "expected a gzip'd trial log, found: ");
+}
+
+#[test]
+fn verify_without_words_reads_what_is_in_use() {
+    let machine = Machine::new();
+    let embedded = machine.json(&["verify"]).as_array().unwrap().len();
+    machine.keep(&[current_record("nvfp4 64x64 m1", 2.0)]);
+    let rows = machine.json(&["verify"]);
+    assert_eq!((rows.as_array().unwrap().len(), &rows[embedded]["winners"]), (embedded + 1, &1.into()), "{rows}");
+    let snapshot = tilekiln::store::Database::snapshot_path(&machine.database());
+    let bytes = fs::read(&snapshot).unwrap();
+    fs::write(&snapshot, &bytes[..bytes.len() - 1]).unwrap();
+    let said = machine.run(&["verify"]);
+    assert_eq!(said.code(), 1, "{said:?}");
+    assert!(said.stdout.contains("to be whole, found bytes that fail its checksum"), "{said:?}");
+}
