@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::subject_args::SubjectArgs;
-use super::upkeep_args::{ExportArgs, ImportArgs, VerifyArgs};
+use super::upkeep_args::{DiffArgs, ExportArgs, ImportArgs, MergeArgs, VerifyArgs};
 
 /// Tunes every GEMM of a model on the GPU at hand, or compiles and predicts for one that is not.
 ///
@@ -99,6 +99,10 @@ pub enum Command {
     Export(ExportArgs),
     /// Puts the winners of packs into the database
     Import(ImportArgs),
+    /// Makes one pack of two: for each problem the better evidence
+    Merge(MergeArgs),
+    /// Tells how the winners of two packs or databases differ
+    Diff(DiffArgs),
     /// Checks packs, trial logs and the snapshot
     Verify(VerifyArgs),
     /// Owns the GPU for a parent process

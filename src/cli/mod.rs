@@ -6,11 +6,13 @@
 mod args;
 mod bench;
 mod context;
+mod diff;
 mod duration;
 mod error;
 mod explain;
 mod export;
 mod import;
+mod merge;
 mod place;
 mod predict;
 mod progress;
@@ -57,6 +59,8 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
         Some(Command::Report(args)) => bench::report(&cli.common, &args),
         Some(Command::Export(args)) => export::run(&cli.common, &args, &paths),
         Some(Command::Import(args)) => import::run(&cli.common, &args, &paths),
+        Some(Command::Merge(args)) => merge::run(&cli.common, &args),
+        Some(Command::Diff(args)) => diff::run(&cli.common, &args),
         Some(Command::Verify(args)) => verify::run(&cli.common, &args, &paths),
         Some(Command::Worker(worker)) => context::serve(&worker, &paths),
     }

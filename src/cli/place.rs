@@ -1,10 +1,11 @@
-//! Where packs lie: named one by one, or in folders such as `tuning_db/`.
+//! Where winners lie: in packs, named one by one or in folders such as `tuning_db/`, in databases and snapshots.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::CliError;
-use crate::store::FileError;
+use crate::store::{Database, Edits, FileError, Pack, Record, Snapshot, WinnerKey};
 
 /// The packs that `path` means: itself, or every pack below it, by name.
 ///
@@ -23,6 +24,35 @@ pub fn packs_at(path: &Path) -> Result<Vec<PathBuf>, CliError> {
         ));
     }
     Ok(packs)
+}
+
+/// The winners that `path` means: a database's, a snapshot's, or those of packs; each key once, with its best evidence.
+///
+/// # Errors
+/// The sentence of whatever cannot be read.
+pub fn winners_at(path: &Path) -> Result<Vec<Record>, CliError> {
+    let records = if path.is_dir() && DATABASE_FILES.iter().all(|file| path.join(file).is_file()) {
+        Database::open_existing(path)?.0.winners()?
+    } else if path.extension().is_some_and(|extension| extension == "snapshot") {
+        let entries = Snapshot::load(path)?.into_entries();
+        entries.iter().filter_map(|entry| entry.record().ok()).collect()
+    } else {
+        let mut records = Vec::new();
+        for path in packs_at(path)? {
+            let pack = Pack::read(&path, Edits::Refuse).map_err(|error| CliError::of_pack(&path, &error))?;
+            records.extend(pack.into_records());
+        }
+        records
+    };
+    let mut best: BTreeMap<String, Record> = BTreeMap::new();
+    for record in records {
+        let worth = |record: &Record| (record.origin.strength(), record.written_at);
+        let key = WinnerKey::of(&record).to_string();
+        if best.get(&key).is_none_or(|known| worth(known) < worth(&record)) {
+            best.insert(key, record);
+        }
+    }
+    Ok(best.into_values().collect())
 }
 
 /// The trial logs that `path` means: itself, or every log below it, by name.
@@ -54,6 +84,9 @@ fn is_pack(path: &Path) -> bool {
 fn is_log(path: &Path) -> bool {
     path.to_string_lossy().ends_with(LOG_ENDING)
 }
+
+/// What a database's folder always holds.
+const DATABASE_FILES: [&str; 2] = ["conf", "db"];
 
 /// How the name of a trial log ends.
 pub const LOG_ENDING: &str = ".trials.gz";

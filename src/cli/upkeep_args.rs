@@ -36,6 +36,33 @@ pub struct ImportArgs {
     pub accept_edited: bool,
 }
 
+/// What is merged.
+#[derive(Debug, Args)]
+#[command(after_help = MERGE_EXAMPLES)]
+pub struct MergeArgs {
+    /// The first pack: its model and checkpoint are the merged pack's
+    #[arg(value_name = "PACK")]
+    pub here: PathBuf,
+    /// The second pack, of the same GPU
+    #[arg(value_name = "PACK")]
+    pub there: PathBuf,
+    /// Where the merged pack goes; it may be one of the two
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// What is compared.
+#[derive(Debug, Args)]
+#[command(after_help = DIFF_EXAMPLES)]
+pub struct DiffArgs {
+    /// A pack, a folder of packs, a database, or a snapshot
+    #[arg(value_name = "A")]
+    pub here: PathBuf,
+    /// What it is compared with
+    #[arg(value_name = "B")]
+    pub there: PathBuf,
+}
+
 /// What is verified.
 #[derive(Debug, Args)]
 #[command(after_help = VERIFY_EXAMPLES)]
@@ -73,3 +100,20 @@ Examples:
   autotune verify
   autotune verify tuning_db
   autotune verify tuning_db/h100-sxm/dsv4-nvfp4.toml --json";
+
+const MERGE_EXAMPLES: &str = "\
+Measured beats inherited beats predicted; of equal evidence the one written later stands, and of two of one moment the
+first pack's. Times of two runs are not compared: their clocks and drivers differed by more than two good tiles do.
+
+Examples:
+  autotune merge mine.toml theirs.toml --out tuning_db/h100-sxm/dsv4-nvfp4.toml
+  autotune merge a.toml b.toml --out a.toml --json";
+
+const DIFF_EXAMPLES: &str = "\
+Tells winners that were added, removed, changed to another tile, or timed anew. The exit code is 0 whether they differ
+or not: what differs is data.
+
+Examples:
+  autotune diff tuning_db/h100-sxm/dsv4-nvfp4.toml mine.toml
+  autotune diff tuning_db/h100-sxm ~/.local/share/tilekiln/db --json
+  autotune diff before.snapshot after.snapshot --gpu h100";

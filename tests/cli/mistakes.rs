@@ -64,6 +64,8 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("explain", "expected <PROBLEM>..., found nothing", "--help"),
     ("explain|nvfp4|64x40", "nvfp4 holds k in multiples of 16, found k = 40", "show problems"),
     ("explain|nvfp4 64x64|--m|0", "expected 1 to 8192 tokens, found 0", "chunks"),
+    ("merge|a.toml|b.toml", "expected --out <FILE>, found nothing", "--help"),
+    ("diff|a.toml", "expected <B>, found nothing", "--help"),
     ("import", "expected <PACK>..., found nothing", "--help"),
     ("export|--only|nonsense|--out|packs", "expected a part of an op's name (", "show problems"),
     ("export|--out|packs|--model|foo", "expected the name of a known model (dsv4, dsv4-flash,", "show problems"),

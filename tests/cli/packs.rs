@@ -210,3 +210,81 @@ fn verify_without_words_reads_what_is_in_use() {
     assert_eq!(said.code(), 1, "{said:?}");
     assert!(said.stdout.contains("to be whole, found bytes that fail its checksum"), "{said:?}");
 }
+
+#[test]
+fn a_merge_takes_the_better_evidence_and_says_from_where() {
+    let machine = Machine::new();
+    let at = |m: u32, written_at: u64, origin: Origin| Record {
+        written_at,
+        origin,
+        ..current_record(&format!("nvfp4 64x64 m{m}"), written_at as f64)
+    };
+    pack_of(&machine, "a.toml", &[at(1, 5, Origin::Measured), at(2, 5, Origin::Predicted), at(4, 9, Origin::Measured)]);
+    pack_of(&machine, "b.toml", &[at(1, 6, Origin::Measured), at(2, 4, Origin::Measured), at(8, 1, Origin::Measured)]);
+    let winners = machine.json(&["merge", "a.toml", "b.toml", "--out", "c.toml"]);
+    let said: Vec<[&str; 2]> = winners
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|winner| ["from", "why"].map(|name| winner[name].as_str().unwrap()))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            ["b.toml", "taken: written later"],
+            ["b.toml", "taken: better evidence"],
+            ["a.toml", "only here"],
+            ["b.toml", "added"]
+        ]
+    );
+    let merged = fs::read(machine.path("c.toml")).unwrap();
+    machine.data(&["merge", "a.toml", "b.toml", "--out", "a.toml"]);
+    assert_eq!(fs::read(machine.path("a.toml")).unwrap(), merged, "the same bytes, into one of the two");
+    let said = machine.run(&["merge", "c.toml", "b.toml", "--out", "/dev/full"]);
+    said.refuses(1, "expected room to write `/dev/full`, found a full disk", "make room");
+
+    let b200 = Pack::new(store_samples::gpu("b200"), "dsv4", "nvfp4", Vec::new()).unwrap();
+    b200.write(&machine.path("b200.toml")).unwrap();
+    let said = machine.run(&["merge", "a.toml", "b200.toml", "--out", "d.toml"]);
+    said.refuses(1, "b200.toml: expected winners of NVIDIA H100", "keep the packs of each GPU apart");
+    assert!(!machine.path("d.toml").exists());
+}
+
+#[test]
+fn a_diff_names_what_changed_with_its_times() {
+    let machine = Machine::new();
+    let [m1, m2, m4, m8, m16] = [1, 2, 4, 8, 16].map(|m| current_record(&format!("nvfp4 64x64 m{m}"), 10.0));
+    let faster = Record { timing: store_samples::timing(8.0), ..m4.clone() };
+    pack_of(&machine, "packs/a.toml", &[m1.clone(), m2, m4, m8.clone()]);
+    pack_of(&machine, "packs/gpu.toml", &[]);
+    machine.keep(&[m1, faster, other_tile(&m8, 5.0), m16]);
+    let kinds = |a: &str, b: &str| {
+        let changes = machine.json(&["diff", a, b]);
+        let kind = |change: &serde_json::Value| {
+            let text = |name: &str| change[name].as_str().unwrap().to_string();
+            (text("problem").split_once(" m").unwrap().1.to_string(), text("change"), change["ratio"].as_f64())
+        };
+        changes.as_array().unwrap().iter().map(kind).collect::<Vec<_>>()
+    };
+    let row = |m: &str, kind: &str, ratio: Option<f64>| (m.to_string(), kind.to_string(), ratio);
+    let expected = [
+        row("2", "removed", None),
+        row("4", "retimed", Some(0.8)),
+        row("8", "changed", Some(0.5)),
+        row("16", "added", None),
+    ];
+    let database = machine.database();
+    let snapshot = machine.path("now.snapshot");
+    fs::copy(tilekiln::store::Database::snapshot_path(&database), &snapshot).unwrap();
+    assert_eq!(kinds("packs/a.toml", text(&database)), expected);
+    assert_eq!(kinds("packs", text(&snapshot)), expected);
+    assert_eq!(kinds("packs", "packs/a.toml"), []);
+    assert_eq!(machine.json(&["diff", "packs", text(&database), "--gpu", "b200"]), serde_json::json!([]));
+    let text = machine.data(&["diff", "packs", "now.snapshot"]);
+    assert!(
+        text.starts_with("NVIDIA H100 80GB HBM3/132sm/50MiB/5120b/700W\nchange ")
+            && text.contains("timed anew  nvfp4 64x64 m4     10.00     8.00  0.800  "),
+        "{text}"
+    );
+    machine.run(&["diff", "packs", "nothing"]).refuses(1, "expected a file at `nothing`, found nothing", "path");
+}
