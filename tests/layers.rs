@@ -30,6 +30,7 @@ const FLOORS: [&[(&str, &[&str])]; 7] = [
             "arch",
             "codegen",
             "device",
+            "dispatch",
             "environment",
             "jit",
             "kernels",

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::subject_args::SubjectArgs;
+use super::upkeep_args::{DiffArgs, ExportArgs, ImportArgs, MergeArgs, VerifyArgs};
+
 /// Tunes every GEMM of a model on the GPU at hand, or compiles and predicts for one that is not.
 ///
 /// On a GPU, candidates are checked against an f64 reference, then timed; the winners are kept. Without one, the best
@@ -43,32 +46,6 @@ pub struct CommonArgs {
     /// Write results as JSON to standard output
     #[arg(long, global = true)]
     pub json: bool,
-}
-
-/// What is worked on: a model's ops, or problems.
-#[derive(Clone, Debug, Args)]
-pub struct SubjectArgs {
-    /// Model: dsv4 (alias dsv4-flash) or dsv4-pro
-    #[arg(long, value_name = "NAME")]
-    pub model: Option<String>,
-    /// Form of the model's checkpoint
-    #[arg(long, value_name = "FORM", default_value = "nvfp4")]
-    pub checkpoint: String,
-    /// Ranks that share every split matrix
-    #[arg(long, value_name = "RANKS", default_value_t = 1)]
-    pub tp: u32,
-    /// Ranks that share the routed experts
-    #[arg(long, value_name = "RANKS", default_value_t = 1)]
-    pub ep: u32,
-    /// A problem instead of a model, such as "nvfp4 4096x8192" or "moe nvfp4 256 top6 4096x2048"; may be repeated
-    #[arg(long = "problem", value_name = "PROBLEM", conflicts_with_all = ["model", "checkpoint", "tp", "ep", "only"])]
-    pub problems: Vec<String>,
-    /// Numbers of tokens, each rounded up to its bucket
-    #[arg(long = "m", value_name = "M,M,...", value_delimiter = ',')]
-    pub tokens: Vec<u32>,
-    /// Only ops whose name contains this
-    #[arg(long, value_name = "TEXT")]
-    pub only: Option<String>,
 }
 
 /// Flags of tuning.
@@ -118,6 +95,16 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Prints the generated CUDA of a tile
     Render(RenderArgs),
+    /// Writes winners into packs, which are reviewed like code, and trials into logs
+    Export(ExportArgs),
+    /// Puts the winners of packs into the database
+    Import(ImportArgs),
+    /// Makes one pack of two: for each problem the better evidence
+    Merge(MergeArgs),
+    /// Tells how the winners of two packs or databases differ
+    Diff(DiffArgs),
+    /// Checks packs, trial logs and the snapshot
+    Verify(VerifyArgs),
     /// Owns the GPU for a parent process
     #[command(hide = true)]
     Worker(WorkerArgs),

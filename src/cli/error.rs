@@ -1,8 +1,8 @@
 //! How a run ends.
 
+use std::path::Path;
 use std::process::{ExitCode, Termination};
 
-use super::voice::talk;
 use crate::device::DeviceError;
 use crate::jit::JitError;
 use crate::store::{DatabaseError, FileError, PackError, SnapshotError, TrialLogError};
@@ -58,17 +58,23 @@ impl CliError {
         Self { sentence: sentence.into(), hint, exit: Exit::Failed }
     }
 
+    /// A pack that cannot be used: it does not know its own path.
+    pub fn of_pack(path: &Path, error: &PackError) -> Self {
+        let sentence = match error {
+            PackError::File(error) => error.to_string(),
+            _ => format!("{}: {error}", path.display()),
+        };
+        Self::failed(sentence, Some(error.hint()))
+    }
+
     /// What the shell is told.
     pub fn exit(&self) -> Exit {
         self.exit
     }
 
-    /// Writes sentence and hint to standard error.
-    pub fn print(&self) {
-        talk(&format!("error: {}", self.sentence));
-        if let Some(hint) = &self.hint {
-            talk(&format!("\nhint: {hint}"));
-        }
+    /// The way out, where there is one.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
     }
 }
 

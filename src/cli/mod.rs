@@ -6,9 +6,14 @@
 mod args;
 mod bench;
 mod context;
+mod diff;
 mod duration;
 mod error;
 mod explain;
+mod export;
+mod import;
+mod merge;
+mod place;
 mod predict;
 mod progress;
 mod records;
@@ -16,9 +21,13 @@ mod render;
 mod select;
 mod show;
 mod space;
+mod standing;
+mod subject_args;
 mod table;
 mod tune;
+mod upkeep_args;
 mod usage;
+mod verify;
 mod voice;
 mod winners;
 
@@ -34,7 +43,7 @@ pub fn autotune(words: impl IntoIterator<Item = OsString>) -> Exit {
     let words: Vec<OsString> = words.into_iter().collect();
     let end = usage::parse(&words).map_or_else(|end| end, run);
     end.unwrap_or_else(|error| {
-        error.print();
+        voice::complain(&error);
         error.exit()
     })
 }
@@ -48,6 +57,11 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
         Some(Command::Render(render)) => render::run(&cli.common, &render, &paths),
         Some(Command::Bench(args)) => bench::run(&cli.common, &args, &paths),
         Some(Command::Report(args)) => bench::report(&cli.common, &args),
+        Some(Command::Export(args)) => export::run(&cli.common, &args, &paths),
+        Some(Command::Import(args)) => import::run(&cli.common, &args, &paths),
+        Some(Command::Merge(args)) => merge::run(&cli.common, &args),
+        Some(Command::Diff(args)) => diff::run(&cli.common, &args),
+        Some(Command::Verify(args)) => verify::run(&cli.common, &args, &paths),
         Some(Command::Worker(worker)) => context::serve(&worker, &paths),
     }
 }

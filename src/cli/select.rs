@@ -1,7 +1,8 @@
 //! From words to problems: which ops, which buckets.
 
 use super::CliError;
-use super::args::{EffortArg, ProblemArgs, SubjectArgs};
+use super::args::{EffortArg, ProblemArgs};
+use super::subject_args::{DEFAULT_CHECKPOINT, SubjectArgs};
 use crate::models::{self, Checkpoint, Op, Shard};
 use crate::problem::{BUCKETS, Problem, bucket_of};
 use crate::tuner::Job;
@@ -62,8 +63,9 @@ pub fn buckets_of(subject: &SubjectArgs) -> Result<Vec<(String, Problem)>, CliEr
 
 /// Whether `subject` leaves open what is meant.
 pub fn is_everything(subject: &SubjectArgs) -> bool {
-    let SubjectArgs { model, problems, tokens, only, .. } = subject;
-    model.is_none() && only.is_none() && problems.is_empty() && tokens.is_empty()
+    let SubjectArgs { model, checkpoint, tp, ep, problems, tokens, only } = subject;
+    let is_plain = (checkpoint.as_str(), *tp, *ep) == (DEFAULT_CHECKPOINT, 1, 1);
+    is_plain && model.is_none() && only.is_none() && problems.is_empty() && tokens.is_empty()
 }
 
 /// What a tuning run works through.

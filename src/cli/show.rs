@@ -1,7 +1,8 @@
 //! `autotune show`: problems, spaces, winners.
 
-use super::args::{CommonArgs, ShowArgs, ShowCommand, SubjectArgs};
+use super::args::{CommonArgs, ShowArgs, ShowCommand};
 use super::context::{self, Paths};
+use super::subject_args::SubjectArgs;
 use super::table::Table;
 use super::{CliError, Exit, records, select, space, voice};
 use crate::models::Row;

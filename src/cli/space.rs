@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::args::{CommonArgs, SubjectArgs};
+use super::args::CommonArgs;
+use super::subject_args::SubjectArgs;
 use super::table::Table;
 use super::voice::answer;
 use super::{CliError, Exit, context, select};

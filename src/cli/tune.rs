@@ -53,6 +53,13 @@ pub fn open_database(paths: &Paths) -> Result<Database, CliError> {
     Ok(database)
 }
 
+/// Opens the database, which must be there.
+pub fn open_existing_database(paths: &Paths) -> Result<Database, CliError> {
+    let (database, recovery) = Database::open_existing(&paths.database)?;
+    recovery.iter().for_each(|recovery| talk(&format!("warning: {recovery}")));
+    Ok(database)
+}
+
 /// Counts Ctrl-C: one ends the run with everything saved, and `stop`s compilations; a second ends it at once.
 pub fn signals(stop: &Stop) -> Arc<AtomicU32> {
     let count = Arc::new(AtomicU32::new(0));

@@ -40,6 +40,14 @@ pub fn print(text: &str) -> Result<(), CliError> {
     }
 }
 
+/// Says what went wrong and, where there is one, the way out.
+pub fn complain(error: &CliError) {
+    talk(&format!("error: {error}"));
+    if let Some(hint) = error.hint() {
+        talk(&format!("\nhint: {hint}"));
+    }
+}
+
 /// Says something that is no data.
 pub fn talk(text: &str) {
     // Who has closed standard error does not want to hear about it.

@@ -88,10 +88,13 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, FileError> {
 }
 
 /// Writes `bytes` beside `path`, makes them durable, and renames them into place: a reader sees the old file or the
-/// new one, never a part.
+/// new one, never a part. A device or a pipe is written to, not replaced.
 pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let directory = directory_of(path);
     let write = || -> io::Result<()> {
+        if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+            return File::options().write(true).open(path)?.write_all(bytes);
+        }
         fs::create_dir_all(directory)?;
         let mut builder = tempfile::Builder::new();
         #[cfg(unix)]
@@ -163,5 +166,13 @@ mod tests {
         write_atomically(&path, b"two").unwrap();
         assert_eq!(read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_device_is_written_to_and_stays_one() {
+        let error = write_atomically(Path::new("/dev/full"), b"one").unwrap_err();
+        assert_eq!(error.to_string(), "expected room to write `/dev/full`, found a full disk");
+        assert!(!fs::metadata("/dev/full").unwrap().is_file());
     }
 }

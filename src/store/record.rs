@@ -115,13 +115,6 @@ impl Origin {
     }
 }
 
-/// `measured`, `inherited from m16` or `predicted`.
-impl std::fmt::Display for Origin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&super::words::origin(self))
-    }
-}
-
 /// The winner of one problem on one GPU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {

@@ -19,15 +19,17 @@ pub(super) fn parse_routing(text: &str) -> Option<Routing> {
 }
 
 /// `measured`, `inherited from m16` or `predicted`.
-pub(super) fn origin(origin: &Origin) -> String {
-    match origin {
-        Origin::Measured => "measured".to_string(),
-        Origin::Inherited { from_m } => format!("{INHERITED}{from_m}"),
-        Origin::Predicted => "predicted".to_string(),
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Measured => f.write_str("measured"),
+            Self::Inherited { from_m } => write!(f, "{INHERITED}{from_m}"),
+            Self::Predicted => f.write_str("predicted"),
+        }
     }
 }
 
-/// The origin that [`origin`] writes as `text`.
+/// The origin whose text is `text`.
 pub(super) fn parse_origin(text: &str) -> Option<Origin> {
     match text {
         "measured" => Some(Origin::Measured),
@@ -53,7 +55,7 @@ mod tests {
             assert_eq!(parse_routing(&routing(&value)), Some(value));
         }
         for value in [Origin::Measured, Origin::Inherited { from_m: 16 }, Origin::Predicted] {
-            assert_eq!(parse_origin(&origin(&value)), Some(value));
+            assert_eq!(parse_origin(&value.to_string()), Some(value));
         }
         assert_eq!(parse_routing("zipf"), None);
         assert_eq!(parse_origin("inherited from 16"), None);

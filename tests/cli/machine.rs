@@ -10,7 +10,7 @@ use tilekiln::arch::GpuSpec;
 use tilekiln::dispatch::kernels_hash;
 use tilekiln::jit::{Nvrtc, Search};
 use tilekiln::kernels;
-use tilekiln::store::{Database, Record};
+use tilekiln::store::{Database, GpuTrial, Record};
 
 use crate::store_samples;
 
@@ -65,6 +65,13 @@ impl Machine {
             database.put_winner(record, 0.0, &|_| false).unwrap();
         }
         database.write_snapshot().unwrap();
+        database.close().unwrap();
+    }
+
+    /// Keeps `trials` in its database.
+    pub fn keep_trials(&self, trials: &[GpuTrial]) {
+        let (database, _) = Database::open(&self.database()).unwrap();
+        trials.iter().for_each(|trial| database.append_trial(trial).unwrap());
         database.close().unwrap();
     }
 
@@ -143,9 +150,14 @@ impl Said {
     }
 }
 
+/// The GPU that is meant where there is none.
+pub fn h100() -> &'static GpuSpec {
+    GpuSpec::named("h100").unwrap()
+}
+
 /// A measured winner whose kernels and NVRTC are those of today: the default tile of `problem` on an H100.
 pub fn current_record(problem: &str, us: f64) -> Record {
-    let gpu = GpuSpec::named("h100").unwrap();
+    let gpu = h100();
     let mut record = store_samples::record(problem, "h100", 1, us);
     record.tile = kernels::default_tile(&record.problem, gpu).unwrap();
     record.layout = record.problem.layout().into();

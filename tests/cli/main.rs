@@ -1,7 +1,9 @@
 //! The command line as a user meets it: the real binary, what it prints, and how it ends.
 
+mod databases;
 mod machine;
 mod mistakes;
+mod packs;
 mod runs;
 mod shown;
 #[path = "../store_samples/mod.rs"]

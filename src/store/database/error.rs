@@ -17,6 +17,12 @@ pub enum DatabaseError {
         /// The holder, if it left its card.
         pid: Option<u32>,
     },
+    /// Nothing is there.
+    #[error("expected a database at `{}`, found nothing", path.display())]
+    Missing {
+        /// What was asked for.
+        path: PathBuf,
+    },
     /// The path holds something else, which is left alone.
     #[error("expected a database or nothing at `{}`, found {found}", path.display())]
     NotADatabase {
@@ -67,6 +73,7 @@ impl DatabaseError {
     pub fn hint(&self) -> String {
         match self {
             Self::Held { .. } => "wait for it to end, or name another database with `--db`".to_string(),
+            Self::Missing { .. } => "`autotune` makes one; `--db` names another".to_string(),
             Self::NotADatabase { .. } => "name an empty or new directory with `--db`".to_string(),
             Self::OtherSchema { found, .. } if *found > SCHEMA => {
                 "it was written by a newer tilekiln: use that one, or name another database with `--db`".to_string()

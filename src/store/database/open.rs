@@ -35,6 +35,19 @@ impl Database {
             Err(other) => Err(other),
         }
     }
+
+    /// Opens the database at `path` as [`open`](Self::open) does, but makes none where none is.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Missing`], and as [`open`](Self::open).
+    pub fn open_existing(path: &Path) -> Result<(Self, Option<Recovery>), DatabaseError> {
+        match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(DatabaseError::Missing { path: path.to_path_buf() })
+            }
+            _ => Self::open(path),
+        }
+    }
 }
 
 /// A directory with anything but sled's files in it is somebody else's, and must never be moved aside.

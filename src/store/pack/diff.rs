@@ -11,16 +11,26 @@ pub enum Difference {
     OnlyHere {
         /// The problem.
         problem: Problem,
+        /// The winner, as text.
+        tile: String,
+        /// Its time, microseconds.
+        us: f64,
     },
     /// Only the second has a winner.
     OnlyThere {
         /// The problem.
         problem: Problem,
+        /// The winner, as text.
+        tile: String,
+        /// Its time, microseconds.
+        us: f64,
     },
     /// The same tile won.
     SameTile {
         /// The problem.
         problem: Problem,
+        /// The winner, as text.
+        tile: String,
         /// Its times here and there, microseconds.
         us: (f64, f64),
     },
@@ -48,9 +58,9 @@ impl Difference {
 impl std::fmt::Display for Difference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::OnlyHere { problem } => write!(f, "{problem}: only here"),
-            Self::OnlyThere { problem } => write!(f, "{problem}: only there"),
-            Self::SameTile { problem, us: (here, there) } => {
+            Self::OnlyHere { problem, .. } => write!(f, "{problem}: only here"),
+            Self::OnlyThere { problem, .. } => write!(f, "{problem}: only there"),
+            Self::SameTile { problem, us: (here, there), .. } => {
                 write!(f, "{problem}: same tile, {here:.2} us here, {there:.2} us there ({:.3})", there / here)
             }
             Self::OtherTile { problem, tiles, us: (here, there) } => write!(
@@ -70,16 +80,14 @@ pub fn diff(here: &[Record], there: &[Record]) -> Vec<Difference> {
 }
 
 fn compare(here: Option<&Record>, there: Option<&Record>) -> Option<Difference> {
-    Some(match (here, there) {
-        (Some(here), None) => Difference::OnlyHere { problem: here.problem.clone() },
-        (None, Some(there)) => Difference::OnlyThere { problem: there.problem.clone() },
-        (Some(here), Some(there)) => {
-            let (problem, us) = (here.problem.clone(), (here.timing.chained_us, there.timing.chained_us));
-            match here.tile == there.tile {
-                true => Difference::SameTile { problem, us },
-                false => Difference::OtherTile { problem, tiles: (here.tile.to_string(), there.tile.to_string()), us },
-            }
-        }
+    let facts = |record: &Record| (record.problem.clone(), record.tile.to_string(), record.timing.chained_us);
+    Some(match (here.map(facts), there.map(facts)) {
+        (Some((problem, tile, us)), None) => Difference::OnlyHere { problem, tile, us },
+        (None, Some((problem, tile, us))) => Difference::OnlyThere { problem, tile, us },
+        (Some((problem, tile, here)), Some((_, other, there))) => match tile == other {
+            true => Difference::SameTile { problem, tile, us: (here, there) },
+            false => Difference::OtherTile { problem, tiles: (tile, other), us: (here, there) },
+        },
         (None, None) => return None,
     })
 }

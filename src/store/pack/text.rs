@@ -178,7 +178,7 @@ impl Winner {
             layout: record.layout.clone(),
             tile: record.tile.to_string(),
             numerics: record.numerics.clone(),
-            origin: words::origin(&record.origin),
+            origin: record.origin.to_string(),
             chained_us,
             default_us: record.default_us,
             margin: (record.default_us / chained_us * 1e3).round() / 1e3,
