@@ -79,7 +79,7 @@ impl Database {
         Ok(())
     }
 
-    /// Every sound trial of `problem` on `gpu`, in the order of tiles: what a resumed run need not repeat.
+    /// Every sound trial of `problem` on `gpu`, in the order of tiles: which of them fail is not tried again.
     ///
     /// # Errors
     /// [`DatabaseError`] when sled cannot read its pages.
