@@ -72,6 +72,11 @@ pub struct VerifyArgs {
     pub paths: Vec<PathBuf>,
 }
 
+/// The doctor has no flags of its own.
+#[derive(Debug, Args)]
+#[command(after_help = DOCTOR_EXAMPLES)]
+pub struct DoctorArgs {}
+
 const EXPORT_EXAMPLES: &str = "\
 A pack that is there already is brought up to date: of two winners of one problem the better evidence stands, and of
 equal evidence the later. Without a subject each winner goes into the pack of the first model that has its problem,
@@ -117,3 +122,12 @@ Examples:
   autotune diff tuning_db/h100-sxm/dsv4-nvfp4.toml mine.toml
   autotune diff tuning_db/h100-sxm ~/.local/share/tilekiln/db --json
   autotune diff before.snapshot after.snapshot --gpu h100";
+
+const DOCTOR_EXAMPLES: &str = "\
+Looks at the GPU and its driver, NVRTC, Python, the cache, the database, the snapshot and the embedded packs. Nothing is
+made, mended, fetched or set. Exit code 1 if anything is an error; a warning says what works, but not as well.
+
+Examples:
+  autotune doctor
+  autotune doctor --gpu b200 --offline
+  autotune doctor --json";
