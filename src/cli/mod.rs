@@ -12,6 +12,7 @@ mod duration;
 mod error;
 mod explain;
 mod export;
+mod gc;
 mod import;
 mod merge;
 mod place;
@@ -63,6 +64,7 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
         Some(Command::Merge(args)) => merge::run(&cli.common, &args),
         Some(Command::Diff(args)) => diff::run(&cli.common, &args),
         Some(Command::Verify(args)) => verify::run(&cli.common, &args, &paths),
+        Some(Command::Gc(args)) => gc::run(&cli.common, &args, &paths),
         Some(Command::Doctor(_)) => doctor::run(&cli.common, &paths),
         Some(Command::Worker(worker)) => context::serve(&worker, &paths),
     }

@@ -72,6 +72,18 @@ pub struct VerifyArgs {
     pub paths: Vec<PathBuf>,
 }
 
+/// What is removed.
+#[derive(Debug, Args)]
+#[command(after_help = GC_EXAMPLES)]
+pub struct GcArgs {
+    /// Only kernels that were not used for so long, such as 12h or 30d
+    #[arg(long, value_name = "AGE", default_value = "30d", value_parser = super::duration::age)]
+    pub older_than: std::time::Duration,
+    /// Say what would be removed, and remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
 /// The doctor has no flags of its own.
 #[derive(Debug, Args)]
 #[command(after_help = DOCTOR_EXAMPLES)]
@@ -131,3 +143,13 @@ Examples:
   autotune doctor
   autotune doctor --gpu b200 --offline
   autotune doctor --json";
+
+const GC_EXAMPLES: &str = "\
+Removes compiled kernels that no winner and no runner-up uses and nobody has used for the time, trials of kernels that
+are no longer rendered, and what killed processes have left. Winners stay, stale ones too; what another process is
+compiling stays. The time of the last use is that of the file system: where it keeps none, the time of compilation.
+
+Examples:
+  autotune gc --dry-run
+  autotune gc
+  autotune gc --older-than 12h --json";

@@ -9,4 +9,5 @@ mod runs;
 mod shown;
 #[path = "../store_samples/mod.rs"]
 mod store_samples;
+mod sweeping;
 mod voice;
