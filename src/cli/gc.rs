@@ -62,6 +62,10 @@ fn collect(database: &Database, is_dry_run: bool) -> Result<Collected, DatabaseE
             .or_insert_with(|| kernels_hash(problem, tile, &gpu).unwrap_or_default());
         *now == found.trial.toolchain.kernels
     };
+    let (trials, _) = database.counts();
+    if trials > MANY_TRIALS {
+        talk(&format!("rendering the kernels of {trials} trials"));
+    }
     if !is_dry_run {
         return database.gc(&is_current);
     }
@@ -171,3 +175,6 @@ impl fmt::Display for Removed {
 
 /// A compilation has a minute and a fetch takes seconds: what is older was left behind.
 const LEFT_BEHIND: Duration = Duration::from_secs(3600);
+
+/// So many take a second or more to render.
+const MANY_TRIALS: u64 = 5_000;

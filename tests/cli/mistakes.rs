@@ -26,6 +26,11 @@ fn words_that_are_no_text_are_refused() {
 #[test]
 fn help_and_version_are_data() {
     let machine = Machine::new();
+    let commands = ["show", "bench", "report", "explain", "render", "export", "import", "merge", "diff", "verify"];
+    for command in commands.into_iter().chain(["gc", "doctor"]) {
+        let help = machine.data(&[command, "--help"]);
+        assert!(help.contains(&format!("Examples:\n  autotune {command}")), "{help}");
+    }
     assert!(machine.data(&["--help"]).contains("Examples:"));
     assert!(machine.data(&["--version"]).starts_with("autotune "));
 }
