@@ -1,4 +1,4 @@
-//! A database that is held, damaged, read-only, of another schema, or on a full disk: one sentence, and nothing is lost.
+//! A database that is held, damaged, read-only, of another schema, or on a full disk: one sentence, nothing is lost.
 
 use std::fs;
 use std::process::Command;
