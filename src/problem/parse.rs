@@ -38,6 +38,12 @@ pub enum ParseProblemError {
         /// What was asked.
         n: u32,
     },
+    /// Activations that no kernel takes yet.
+    #[error("{found} activations are unsupported so far, on FP4 tensor cores too, expected a16")]
+    Activations {
+        /// What was asked.
+        found: String,
+    },
     /// More slots or local experts than experts.
     #[error("expected at most {experts} of {experts} experts, found {what} = {value}")]
     Experts {
@@ -54,6 +60,9 @@ pub enum ParseProblemError {
 pub(super) fn problem(text: &str) -> Result<Problem, ParseProblemError> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let refuse = |word: &str| ParseProblemError::Word { text: text.to_string(), word: word.to_string() };
+    if let Some(found) = words.iter().find(|word| NOT_YET.contains(word)) {
+        return Err(ParseProblemError::Activations { found: found.to_string() });
+    }
     let problem = match words.first() {
         None => return Err(refuse("")),
         Some(&"moe") => moe(&words[1..], refuse)?,
@@ -161,6 +170,9 @@ fn convert(words: &[&str], refuse: impl Fn(&str) -> ParseProblemError) -> Result
         None => 1,
         Some(word) => prefixed(word, "m").ok_or_else(|| refuse(word))?,
     };
+    if let Some(word) = words.get(3) {
+        return Err(refuse(word));
+    }
     Ok(Problem::Convert(Convert { to, k, m }))
 }
 
@@ -173,6 +185,9 @@ fn prefixed(word: &str, prefix: &str) -> Option<u32> {
 }
 
 const MAX_SIZE: u32 = 1 << 20;
+
+/// Activations as FP8 and as NVFP4.
+const NOT_YET: [&str; 2] = ["a8", "a4"];
 
 #[cfg(test)]
 mod tests {
@@ -211,6 +226,11 @@ mod tests {
             ("nvfp4 0x64", "expected n, k and m from 1 to 1048576, found n = 0"),
             ("nvfp4 64x64 m0", "expected n, k and m from 1 to 1048576, found m = 0"),
             ("nvfp4 24x64 swiglu", "swiglu needs n in multiples of 16 (8 gate rows beside 8 up rows), found n = 24"),
+            ("nvfp4 64x64 a4 m1", "a4 activations are unsupported so far, on FP4 tensor cores too, expected a16"),
+            (
+                "quantise nvfp4 k64 m1 f32",
+                "expected a problem such as `nvfp4 4096x8192 m64`, found `quantise nvfp4 k64 m1 f32` (at `f32`)",
+            ),
             ("moe nvfp4 4 top6 64x64", "expected at most 4 of 4 experts, found top = 6"),
         ] {
             assert_eq!(text.parse::<Problem>().unwrap_err().to_string(), sentence, "{text}");

@@ -1,0 +1,864 @@
+#line 4 "templates/moe_mma/kernel.cu"
+// Generated from templates/moe_mma for sm120a, moe_mma row_tiles=2 signal=0 slabs=1 stages=6 tokens=8 warps=4. Do not edit.
+//
+// moe_mma: one of the two grouped GEMMs of a block of experts, on mma.sync; the bandwidth path.
+//   gate-up   H[p, :] = swiglu(alpha * W13[e] * X[token of p])          for every position or slot p of an expert e
+//   down      parts[slot, :] = weight[slot] * alpha * W2[e] * H[p]      from a list of tiles
+//             D[t, :] = sum over slots s of weight * alpha * W2[e] * H  walking the slots of a token: no second pass
+//
+//   operand   shape                        in memory                               read by
+//   W         [n_local][n, k]              packed slabs (lib/format.cuh)           every lane, its own 16 bytes
+//   X or H    [m or slots, k]              BF16, row-major, 16-byte rows           every warp, its own range of k
+//   tiles     [count] int4                 expert, position, count (moe_schedule)  every thread
+//   out       H BF16, parts f32 or D BF16  row-major                               all threads, after the sum
+//
+//   kWalk = false: grid = (row blocks, tiles), up to kTokens slots of one expert to a block
+//   kWalk = true:  grid = (row blocks, slots or tokens), one token to a block, no schedule; down's k runs over slots
+//   block = kWarps warps, all on the same kRowTiles x 16 rows; warp w takes the w-th range of slabs
+//
+//   warp   | wait for the grid ahead | fetch W, X | multiply, refilling the ring ... |
+//   block                                                                           | sum over warps | out
+//
+//   shared memory   kWarps rings (lib/warp_stream.cuh), then reused for the sums (lib/block_sum.cuh); row indices
+//   barriers        none between warps until the sum
+//
+// Tuned: row_tiles, tokens, warps, slabs, stages, signal (src/kernels/moe_mma.rs). Weights are not fetched before the
+// wait: which expert is needed is what the grid ahead has written.
+// Exactness: operands are exact in BF16; H is rounded to BF16 once; sums run in ascending slot and k.
+#line 1 "templates/lib/words.cuh"
+// Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
+
+using uint8_t = unsigned char;
+using uint16_t = unsigned short;
+using int32_t = int;
+using uint32_t = unsigned int;
+using int64_t = long long;
+using uint64_t = unsigned long long;
+
+// The bits of a BF16 value.
+using bf16 = uint16_t;
+
+__device__ __forceinline__ float float_of(bf16 value) { return __uint_as_float(uint32_t{value} << 16); }
+
+// Address of shared memory as the 32-bit number that PTX takes.
+__device__ __forceinline__ uint32_t smem_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
+__host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
+#line 31 "templates/moe_mma/kernel.cu"
+#line 1 "templates/arch/sm80/async_copy.cuh"
+// Copies from global to shared memory that run while the thread goes on.
+
+// cp.async.cg.shared.global 16: 16 bytes past L1; the L2 is asked for the 256 bytes around them.
+__device__ __forceinline__ void copy_async_16(uint32_t smem_to, const void* global_from) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(smem_to), "l"(global_from) : "memory");
+}
+
+// The same, reading only `bytes` (0 to 16) and filling the rest with zeros; nothing is read when it is 0.
+__device__ __forceinline__ void copy_async_16_or_zeros(uint32_t smem_to, const void* global_from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_to), "l"(global_from), "r"(bytes) : "memory");
+}
+
+// cp.async.commit_group: closes the group of all copies since the last one.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// cp.async.wait_group: waits until at most kPending groups of this thread are under way.
+template <int kPending>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+#line 32 "templates/moe_mma/kernel.cu"
+#line 1 "templates/arch/sm90a/bf16.cuh"
+// BF16 arithmetic and conversion, each with one rounding.
+
+// mul.rn.bf16x2: the product of two pairs; subnormal operands are not flushed.
+__device__ __forceinline__ uint32_t multiply_pairs(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
+// cvt.rn.bf16x2.f32: two floats to one pair, `low` in the low half.
+__device__ __forceinline__ uint32_t pair_from_floats(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+// cvt.rn.bf16.f32: one float to the bits of a BF16.
+__device__ __forceinline__ uint16_t bf16_from_float(float value) {
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+#line 33 "templates/moe_mma/kernel.cu"
+#line 1 "templates/arch/sm80/bits.cuh"
+// Bit selection in one instruction.
+
+// lop3: (a & mask) | b.
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t mask, uint32_t b) {
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(out) : "r"(a), "r"(mask), "r"(b));
+  return out;
+}
+#line 34 "templates/moe_mma/kernel.cu"
+#line 1 "templates/arch/sm90a/dependent.cuh"
+// Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
+
+constexpr bool kHasDependentLaunch = true;
+
+// griddepcontrol.launch_dependents: this block no longer holds back the start of the next grid.
+__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+// griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
+// only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
+__device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+#line 35 "templates/moe_mma/kernel.cu"
+#line 1 "templates/arch/sm80/matrix.cuh"
+// Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
+
+// ldmatrix.x4: four 8x8 matrices of 16-bit values; lane i gives the address of row i % 8 of matrix i / 8.
+__device__ __forceinline__ void load_matrix_x4(uint32_t (&to)[4], uint32_t smem_from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(smem_from)
+               : "memory");
+}
+
+// mma.sync m16n8k16: d += a (16 x 16, BF16) * b (16 x 8, BF16), f32 sums.
+__device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+#line 36 "templates/moe_mma/kernel.cu"
+#line 1 "templates/lib/format.cuh"
+// Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
+//
+// A matrix is stored in blocks of 64 rows, a block in slabs of kSlabK along k, a slab as codes and then scales:
+//
+//   codes   [4 row tiles of 16][chunk][lane][16 bytes]      scales  [4 row tiles][g][scale group][row g, row g + 8]
+//
+// Lane 4 * g + c holds rows g and g + 8 of its tile: the A fragment of mma.sync m16n8k16 and of wgmma with A in
+// registers, so one layout serves both. a[0], a[2] belong to row g and a[1], a[3] to row g + 8; a[0], a[1] hold
+// k = 2c, 2c + 1 and a[2], a[3] k = 2c + 8, 2c + 9 of a step of 16 k. Definition: src/quant/pack.rs.
+//
+// Each format gives: kCodeBits of a weight, kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane
+// and slab; kSteps of 16 k in a chunk; Scales, what a lane needs for its two rows; and decode, the only code that knows
+// the format (its `step` is a constant once the loop around it is unrolled).
+// Exactness: e2m1 * e4m3 needs 6 significant bits and e4m3 * 2^x four, BF16 has 8, and pack keeps every product normal.
+
+constexpr int kRowBlock = 64;  // rows that share a slab
+constexpr int kRowTile = 16;   // rows of one fragment
+
+// e2m1 codes of one pair to BF16 * 2^-126: sign to bit 15, the other three bits to 8..6.
+__device__ __forceinline__ uint32_t pair_of_e2m1(uint32_t word) {
+  return and_or(word, 0x80008000u, (word >> 6) & 0x01C001C0u);
+}
+
+// Byte `byte` of `word` into the low byte of each half.
+__device__ __forceinline__ uint32_t spread_byte(uint32_t word, int byte) {
+  return __byte_perm(word, 0, 0x4040u + 0x0101u * byte);
+}
+
+// Word `step` of a lane's four.
+__device__ __forceinline__ uint32_t word_of(const uint4& words, int step) {
+  return step == 0 ? words.x : step == 1 ? words.y : step == 2 ? words.z : words.w;
+}
+
+struct Nvfp4 {
+  static constexpr int kCodeBits = 4;
+  static constexpr bool kScaleIsE4m3 = true;
+  static constexpr int kSlabK = 64;
+  static constexpr int kCodeBytes = 2048;
+  static constexpr int kScaleBytes = 256;
+  static constexpr int kChunks = 1;
+  static constexpr int kSteps = 4;
+
+  // Scale bytes of rows g and g + 8, in turn, for the 4 groups of 16 k.
+  struct Scales {
+    uint2 bytes;
+  };
+
+  static __device__ __forceinline__ Scales load_scales(const uint8_t* tile_scales, int g) {
+    return {*reinterpret_cast<const uint2*>(tile_scales + 8 * g)};
+  }
+
+  // A byte is E5M3 with 22 added to the exponent; moved up by 224 - 127 more it undoes the 2^-126 of the codes but 2^7.
+  static __device__ __forceinline__ uint32_t scale_pair(uint32_t word, int byte) {
+    return (spread_byte(word, byte) << 4) + 0x70007000u;
+  }
+
+  static __device__ __forceinline__ void decode(uint32_t (&a)[4], const uint4& codes, const Scales& scales, int step) {
+    const uint32_t word = word_of(codes, step);
+    const uint32_t bytes = step < 2 ? scales.bytes.x : scales.bytes.y;
+    const uint32_t upper = scale_pair(bytes, 2 * (step % 2));
+    const uint32_t lower = scale_pair(bytes, 2 * (step % 2) + 1);
+    a[0] = multiply_pairs(pair_of_e2m1(word), upper);
+    a[1] = multiply_pairs(pair_of_e2m1(word << 4), lower);
+    a[2] = multiply_pairs(pair_of_e2m1(word << 8), upper);
+    a[3] = multiply_pairs(pair_of_e2m1(word << 12), lower);
+  }
+};
+
+struct Mxfp4 {
+  static constexpr int kCodeBits = 4;
+  static constexpr bool kScaleIsE4m3 = false;
+  static constexpr int kSlabK = 64;
+  static constexpr int kCodeBytes = 2048;
+  static constexpr int kScaleBytes = 128;
+  static constexpr int kChunks = 1;
+  static constexpr int kSteps = 4;
+
+  // Exponent bytes of rows g and g + 8, in turn, for the 2 groups of 32 k.
+  struct Scales {
+    uint32_t bytes;
+  };
+
+  static __device__ __forceinline__ Scales load_scales(const uint8_t* tile_scales, int g) {
+    return {*reinterpret_cast<const uint32_t*>(tile_scales + 4 * g)};
+  }
+
+  static __device__ __forceinline__ void decode(uint32_t (&a)[4], const uint4& codes, const Scales& scales, int step) {
+    const uint32_t word = word_of(codes, step);
+    const uint32_t upper = spread_byte(scales.bytes, 2 * (step / 2)) << 7;
+    const uint32_t lower = spread_byte(scales.bytes, 2 * (step / 2) + 1) << 7;
+    a[0] = multiply_pairs(pair_of_e2m1(word), upper);
+    a[1] = multiply_pairs(pair_of_e2m1(word << 4), lower);
+    a[2] = multiply_pairs(pair_of_e2m1(word << 8), upper);
+    a[3] = multiply_pairs(pair_of_e2m1(word << 12), lower);
+  }
+};
+
+struct Fp8 {
+  static constexpr int kCodeBits = 8;
+  static constexpr bool kScaleIsE4m3 = false;
+  static constexpr int kSlabK = 128;
+  static constexpr int kCodeBytes = 8192;
+  static constexpr int kScaleBytes = 64;
+  static constexpr int kChunks = 4;
+  static constexpr int kSteps = 2;
+
+  // Exponent bytes of rows g and g + 8, for all 128 k.
+  struct Scales {
+    uint32_t bytes;
+  };
+
+  static __device__ __forceinline__ Scales load_scales(const uint8_t* tile_scales, int g) {
+    return {*reinterpret_cast<const uint16_t*>(tile_scales + 2 * g)};
+  }
+
+  // e4m3 codes in bytes 1 and 3 to BF16 * 2^-120.
+  static __device__ __forceinline__ uint32_t pair_of_e4m3(uint32_t word) {
+    return and_or(word, 0x80008000u, (word >> 4) & 0x07F007F0u);
+  }
+
+  static __device__ __forceinline__ void decode(uint32_t (&a)[4], const uint4& codes, const Scales& scales, int step) {
+    const uint32_t first = word_of(codes, 2 * step);
+    const uint32_t second = word_of(codes, 2 * step + 1);
+    const uint32_t upper = spread_byte(scales.bytes, 0) << 7;
+    const uint32_t lower = spread_byte(scales.bytes, 1) << 7;
+    a[0] = multiply_pairs(pair_of_e4m3(first), upper);
+    a[1] = multiply_pairs(pair_of_e4m3(first << 8), lower);
+    a[2] = multiply_pairs(pair_of_e4m3(second), upper);
+    a[3] = multiply_pairs(pair_of_e4m3(second << 8), lower);
+  }
+};
+
+struct Bf16 {
+  static constexpr int kCodeBits = 16;
+  static constexpr bool kScaleIsE4m3 = false;
+  static constexpr int kSlabK = 64;
+  static constexpr int kCodeBytes = 8192;
+  static constexpr int kScaleBytes = 0;
+  static constexpr int kChunks = 4;
+  static constexpr int kSteps = 1;
+
+  struct Scales {};
+
+  static __device__ __forceinline__ Scales load_scales(const uint8_t*, int) { return {}; }
+
+  static __device__ __forceinline__ void decode(uint32_t (&a)[4], const uint4& codes, const Scales&, int) {
+    a[0] = codes.x;
+    a[1] = codes.y;
+    a[2] = codes.z;
+    a[3] = codes.w;
+  }
+};
+
+// Bytes of one slab of a block of 64 rows, and of one row tile's share of it.
+template <class Format>
+struct Slab {
+  static constexpr int kBytes = Format::kCodeBytes + Format::kScaleBytes;
+  static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
+  static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
+};
+#line 37 "templates/moe_mma/kernel.cu"
+#line 1 "templates/lib/math.cuh"
+// Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
+// same operations in the same order and gives the same bits on the CPU.
+
+// 2^exponent for -126 to 127.
+__device__ __forceinline__ float power_of_two(int exponent) { return __int_as_float((exponent + 127) << 23); }
+
+// 2^x within 1.1e-7: the fraction by a polynomial, the integer part as two exact factors.
+__device__ __forceinline__ float exp2_defined(float x) {
+  x = x < -150.0f ? -150.0f : x;
+  x = x > 128.5f ? 128.5f : x;
+  const float rounded = rintf(x);
+  const float f = x - rounded;
+  float p = __int_as_float(0x3926093E);
+  p = __fmaf_rn(p, f, __int_as_float(0x3AAFDFD1));
+  p = __fmaf_rn(p, f, __int_as_float(0x3C1D90E4));
+  p = __fmaf_rn(p, f, __int_as_float(0x3D6356D4));
+  p = __fmaf_rn(p, f, __int_as_float(0x3E75FDF3));
+  p = __fmaf_rn(p, f, __int_as_float(0x3F317219));
+  p = __fmaf_rn(p, f, 1.0f);
+  const int n = __float2int_rn(rounded);
+  const int low = n >> 1;
+  return p * power_of_two(low) * power_of_two(n - low);
+}
+
+// x * sigmoid(x).
+__device__ __forceinline__ float silu(float x) {
+  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
+  return x / (1.0f + exp2_defined(-x * kLog2E));
+}
+
+// silu(min(gate, limit)) * clamp(up, -limit, limit). The comparisons keep a NaN in either operand, as fminf would not.
+__device__ __forceinline__ float swiglu(float gate, float up, float limit) {
+  gate = gate > limit ? limit : gate;
+  up = up > limit ? limit : up;
+  up = up < -limit ? -limit : up;
+  return silu(gate) * up;
+}
+#line 38 "templates/moe_mma/kernel.cu"
+#line 1 "templates/lib/bucket.cuh"
+// Grids are built for a bucket of tokens; how many there really are is data.
+
+// Tokens of this launch: what the device says, never more than the grid was built for.
+__device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
+  return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
+}
+#line 39 "templates/moe_mma/kernel.cu"
+#line 1 "templates/lib/epilogue.cuh"
+// From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
+
+// Row ranges of a weight with their own alpha (query and key-value parts of a fused projection): rows up to end[0] have
+// alpha[0], and so on. The last end covers all rows. Gate and up rows alternate: gate has alpha[0], up alpha[1].
+struct Segments {
+  int end[4];
+  float alpha[4];
+};
+
+__device__ __forceinline__ float alpha_of_row(const Segments& segments, int row) {
+  if (row < segments.end[0]) return segments.alpha[0];
+  if (row < segments.end[1]) return segments.alpha[1];
+  if (row < segments.end[2]) return segments.alpha[2];
+  return segments.alpha[3];
+}
+
+__device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
+__device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
+#line 40 "templates/moe_mma/kernel.cu"
+#line 1 "templates/lib/warp_stream.cuh"
+// One warp multiplies kRowTiles x 16 rows of packed weights with up to kTokens tokens over its own range of slabs.
+//
+// Everything goes through a ring in shared memory that belongs to this warp alone. A lane copies exactly the codes that
+// it will decode itself, so the ring is a deep FIFO without registers and without barriers between warps; scales and
+// tokens are shared among the lanes of the warp, which __syncwarp covers.
+//
+//   stage   codes [kSlabs][kRowTiles][chunk][lane][16 B] | scales [kSlabs][kRowTiles][..] | tokens [kSlabs][kTokens][k]
+//
+//   weights  |0|1|2|3|4|5|      fetched kStages - 1 ahead, before the dependency is waited for
+//   tokens     ^ |0|1|2|3|4|    fetched after it
+//   multiply       |0|1|2|3|    one commit group a stage: wait for the oldest, refill its predecessor, multiply
+//
+// Config gives: Weights (the format), kRowTiles, kTokens, kSlabs (slabs in a stage), kStages.
+
+template <class Config>
+struct WarpRing {
+  using Format = typename Config::Weights;
+  static constexpr int kTokenTiles = ceil_divide(Config::kTokens, 8);
+  static constexpr int kCodeBytes = Config::kRowTiles * Slab<Format>::kTileCodeBytes;    // of a slab
+  static constexpr int kScaleBytes = Config::kRowTiles * Slab<Format>::kTileScaleBytes;  // of a slab
+  static constexpr int kTokenStride = Format::kSlabK * 2 + 16;  // 16 more: ldmatrix then meets no bank twice
+  static constexpr int kTokenBytes = Config::kTokens * kTokenStride;
+  static constexpr int kScaleOffset = Config::kSlabs * kCodeBytes;
+  static constexpr int kTokenOffset = kScaleOffset + Config::kSlabs * kScaleBytes;
+  static constexpr int kStageBytes = round_up(kTokenOffset + Config::kSlabs * kTokenBytes, 128);
+  static constexpr int kBytes = Config::kStages * kStageBytes;
+};
+
+// Sums of one warp: [row tile][token tile][fragment], fragment = (row g, tokens 2c, 2c + 1), (row g + 8, the same).
+template <class Config>
+using WarpSums = float[Config::kRowTiles][WarpRing<Config>::kTokenTiles][4];
+
+// Starts the copies of one slab's codes and scales. `slab` is the slab of the block of 64 rows, `tile` the first of
+// this warp's row tiles in it.
+template <class Config>
+__device__ __forceinline__ void fetch_weights(uint32_t stage, int slab_in_stage, const uint8_t* slab, int tile,
+                                              int lane) {
+  using Format = typename Config::Weights;
+  using Ring = WarpRing<Config>;
+  const uint8_t* codes = slab + tile * Slab<Format>::kTileCodeBytes + lane * 16;
+  const uint32_t to = stage + slab_in_stage * Ring::kCodeBytes + lane * 16;
+#pragma unroll
+  for (int run = 0; run < Ring::kCodeBytes / 512; ++run) copy_async_16(to + run * 512, codes + run * 512);
+  if (lane < Ring::kScaleBytes / 16) {
+    const uint8_t* scales = slab + Format::kCodeBytes + tile * Slab<Format>::kTileScaleBytes + lane * 16;
+    copy_async_16(stage + Ring::kScaleOffset + slab_in_stage * Ring::kScaleBytes + lane * 16, scales);
+  }
+}
+
+// Starts the copies of one slab's tokens: k values `k` to `k + kSlabK`, zeros beyond `k_end` and for absent tokens.
+template <class Config, class Tokens>
+__device__ __forceinline__ void fetch_tokens(uint32_t stage, int slab_in_stage, const Tokens& tokens, int k, int k_end,
+                                             int lane) {
+  using Ring = WarpRing<Config>;
+  constexpr int kPieces = Config::Weights::kSlabK / 8;  // 16-byte pieces of a token
+  const uint32_t to = stage + Ring::kTokenOffset + slab_in_stage * Ring::kTokenBytes;
+#pragma unroll
+  for (int first = 0; first < Config::kTokens * kPieces; first += 32) {
+    const int piece = first + lane;
+    const int token = piece / kPieces;
+    const int k_piece = k + piece % kPieces * 8;
+    if (Config::kTokens * kPieces % 32 == 0 || piece < Config::kTokens * kPieces) {
+      const bool is_there = k_piece < k_end && token < tokens.count;
+      const bf16* from = is_there ? tokens.row(token) + k_piece : tokens.row(0);
+      copy_async_16_or_zeros(to + token * Ring::kTokenStride + piece % kPieces * 16, from, is_there ? 16 : 0);
+    }
+  }
+}
+
+// Multiplies one slab that has landed.
+template <class Config>
+__device__ __forceinline__ void multiply_slab(WarpSums<Config>& sums, const uint8_t* stage, int slab_in_stage,
+                                              int lane) {
+  using Format = typename Config::Weights;
+  using Ring = WarpRing<Config>;
+  const uint8_t* codes = stage + slab_in_stage * Ring::kCodeBytes + lane * 16;
+  const uint8_t* scales = stage + Ring::kScaleOffset + slab_in_stage * Ring::kScaleBytes;
+  const int token = smaller(lane % 8, Config::kTokens - 1);  // below 8 tokens the last one stands in for the rest
+  const uint32_t tokens = smem_address(stage) + Ring::kTokenOffset + slab_in_stage * Ring::kTokenBytes +
+                          token * Ring::kTokenStride + lane / 8 * 16;
+  typename Format::Scales row_scales[Config::kRowTiles];
+  uint4 words[Config::kRowTiles];
+#pragma unroll
+  for (int tile = 0; tile < Config::kRowTiles; ++tile) {
+    row_scales[tile] = Format::load_scales(scales + tile * Slab<Format>::kTileScaleBytes, lane / 4);
+  }
+  uint32_t b[Ring::kTokenTiles][4];  // of this step of 16 k and the next
+#pragma unroll
+  for (int step = 0; step < Format::kSlabK / 16; ++step) {
+    if (step % 2 == 0) {
+#pragma unroll
+      for (int t = 0; t < Ring::kTokenTiles; ++t) {
+        load_matrix_x4(b[t], tokens + t * 8 * Ring::kTokenStride + step * 32);
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < Config::kRowTiles; ++tile) {
+      if (step % Format::kSteps == 0) {
+        const int chunk = step / Format::kSteps;
+        words[tile] = *reinterpret_cast<const uint4*>(codes + tile * Slab<Format>::kTileCodeBytes + chunk * 512);
+      }
+      uint32_t a[4];
+      Format::decode(a, words[tile], row_scales[tile], step % Format::kSteps);
+#pragma unroll
+      for (int t = 0; t < Ring::kTokenTiles; ++t) {
+        multiply_add(sums[tile][t], a, b[t][step % 2 * 2], b[t][step % 2 * 2 + 1]);
+      }
+    }
+  }
+}
+
+// Streams slabs `begin` to `end` of `source` through the ring. Source gives slab(i) and tokens(i), k(i), k_end(), the
+// first row tile, and ended(i): whether what follows slab i belongs to another sum (then `fold` is called).
+// Template arguments: kSignal tells where the next grid is let go (0 at entry, by the caller; 1 before the wait for the
+// dependency, 2 after it, 3 when all has been multiplied).
+template <class Config, class Source, class Fold>
+__device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& source, int begin, int end, uint8_t* ring,
+                                             int lane, Fold fold) {
+  using Ring = WarpRing<Config>;
+  const uint32_t address = smem_address(ring);
+  const int n_stages = ceil_divide(end - begin, Config::kSlabs);
+  const auto fetch_stage_weights = [&](int stage_idx, int slot) {
+#pragma unroll
+    for (int s = 0; s < Config::kSlabs; ++s) {
+      const int i = begin + stage_idx * Config::kSlabs + s;
+      if (i < end) fetch_weights<Config>(address + slot * Ring::kStageBytes, s, source.slab(i), source.tile, lane);
+    }
+  };
+  const auto fetch_stage_tokens = [&](int stage_idx, int slot) {
+#pragma unroll
+    for (int s = 0; s < Config::kSlabs; ++s) {
+      const int i = begin + stage_idx * Config::kSlabs + s;
+      if (i < end) {
+        fetch_tokens<Config>(address + slot * Ring::kStageBytes, s, source.tokens(i), source.k(i), source.k_end, lane);
+      }
+    }
+  };
+
+  if constexpr (Source::kMayPrefetch) {
+#pragma unroll
+    for (int stage = 0; stage < Config::kStages - 1; ++stage) fetch_stage_weights(stage, stage);
+    commit_copies();
+    if constexpr (Config::kSignal == 1) launch_dependents();
+    wait_for_dependency();
+    if constexpr (Config::kSignal == 2) launch_dependents();
+    source.resolve();
+  }
+#pragma unroll
+  for (int stage = 0; stage < Config::kStages - 1; ++stage) {
+    if constexpr (!Source::kMayPrefetch) fetch_stage_weights(stage, stage);
+    fetch_stage_tokens(stage, stage);
+    commit_copies();
+  }
+
+  int slot = 0;
+  for (int stage = 0; stage < n_stages; ++stage) {
+    wait_copies<Config::kStages - 2>();
+    __syncwarp();
+    const int ahead = stage + Config::kStages - 1;
+    const int ahead_slot = slot == 0 ? Config::kStages - 1 : slot - 1;
+    fetch_stage_weights(ahead, ahead_slot);
+    fetch_stage_tokens(ahead, ahead_slot);
+    commit_copies();
+#pragma unroll
+    for (int s = 0; s < Config::kSlabs; ++s) {
+      const int i = begin + stage * Config::kSlabs + s;
+      if (i < end) {
+        multiply_slab<Config>(sums, ring + slot * Ring::kStageBytes, s, lane);
+        fold(i);
+      }
+    }
+    slot = slot == Config::kStages - 1 ? 0 : slot + 1;
+  }
+  if constexpr (Config::kSignal == 3) launch_dependents();
+  wait_copies<0>();
+}
+#line 41 "templates/moe_mma/kernel.cu"
+#line 1 "templates/lib/last_arrival.cuh"
+// Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
+
+// Whether this block is the last of `n_blocks`. Called by every thread that wrote, after its writes; `sync` joins them.
+// The ticket is back at zero afterwards, so nothing needs to be cleared between launches.
+template <class Sync>
+__device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blocks, unsigned* shared_flag,
+                                                bool is_leader, Sync sync) {
+  __threadfence();
+  sync();
+  if (is_leader) {
+    const unsigned arrived = atomicAdd(ticket, 1u);
+    *shared_flag = arrived == n_blocks - 1;
+    if (arrived == n_blocks - 1) *ticket = 0;
+  }
+  sync();
+  const bool is_last = *shared_flag != 0;
+  if (is_last) __threadfence();
+  return is_last;
+}
+#line 42 "templates/moe_mma/kernel.cu"
+#line 1 "templates/lib/block_sum.cuh"
+// Adds what the warps of a block have summed, in ascending order of k, and hands each result to `store`.
+//
+// With kSplitK blocks to a tile every block writes its part to `partials`, and the last one to arrive adds all parts,
+// its own included, in ascending order of k: the bits do not depend on who came last. Its ticket is reset for the next
+// launch, so nothing needs to be cleared between launches.
+
+template <class Config>
+struct BlockSum {
+  static constexpr int kRows = Config::kRowTiles * kRowTile;
+  static constexpr int kThreads = Config::kWarps * 32;
+  static constexpr int kTokenTiles = ceil_divide(Config::kTokens, 8);
+  static constexpr int kStride = kRows + 4;  // 4 more: the 8 rows and 4 token pairs of a fragment meet no bank twice
+  static constexpr int kWarpFloats = kTokenTiles * 8 * kStride;
+  static constexpr int kBytes = Config::kWarps * kWarpFloats * 4;
+
+  float* parts;
+
+  // Puts the sums of one warp where all threads can read them. The caller synchronises before and after.
+  __device__ __forceinline__ void put(const WarpSums<Config>& sums, int warp, int lane) {
+    float* part = parts + warp * kWarpFloats + lane / 4;
+#pragma unroll
+    for (int tile = 0; tile < Config::kRowTiles; ++tile) {
+#pragma unroll
+      for (int t = 0; t < kTokenTiles; ++t) {
+        float* at = part + (t * 8 + lane % 4 * 2) * kStride + tile * kRowTile;
+        at[0] = sums[tile][t][0];
+        at[kStride] = sums[tile][t][1];
+        at[8] = sums[tile][t][2];
+        at[kStride + 8] = sums[tile][t][3];
+      }
+    }
+  }
+
+  // Sum over the warps, which stand in ascending order of k.
+  __device__ __forceinline__ float over_warps(int token, int row) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < Config::kWarps; ++warp) sum += parts[warp * kWarpFloats + token * kStride + row];
+    return sum;
+  }
+};
+
+// Calls store.each(sum_at, n_tokens), where sum_at(token, row) is the whole sum; only the last of the tile's blocks
+// does. `partials` holds [kSplitK][kTokens][kRows] floats for this tile; `split` is this block's place along k.
+template <class Config, class Store>
+__device__ __forceinline__ void sum_block(const WarpSums<Config>& sums, uint8_t* shared, float* partials,
+                                          unsigned* ticket, int split, int n_tokens, Store store) {
+  using Sum = BlockSum<Config>;
+  constexpr int kOutputs = Config::kTokens * Sum::kRows;
+  __shared__ unsigned is_last;
+  Sum block{reinterpret_cast<float*>(shared)};
+  __syncthreads();  // every warp is done with its ring, which the sums now overwrite
+  block.put(sums, threadIdx.x / 32, threadIdx.x % 32);
+  __syncthreads();
+  if constexpr (Config::kSplitK > 1) {
+    for (int o = threadIdx.x; o < kOutputs; o += Sum::kThreads) {
+      partials[split * kOutputs + o] = block.over_warps(o / Sum::kRows, o % Sum::kRows);
+    }
+    const auto join = [] { __syncthreads(); };
+    if (!is_last_arrival(ticket, Config::kSplitK, &is_last, threadIdx.x == 0, join)) return;
+  }
+  const auto sum_at = [&](int token, int row) {
+    if constexpr (Config::kSplitK == 1) return block.over_warps(token, row);
+    float sum = 0.0f;
+#pragma unroll
+    for (int part = 0; part < Config::kSplitK; ++part) {
+      sum += __ldcg(partials + part * kOutputs + token * Sum::kRows + row);
+    }
+    return sum;
+  };
+  store.each(sum_at, n_tokens);
+}
+#line 43 "templates/moe_mma/kernel.cu"
+
+struct Config {
+  using Weights = Nvfp4;                    // format of W
+  static constexpr bool kIsDown = false;    // down, or gate-up
+  static constexpr bool kWalk = false;            // one token a block and no schedule, or a list of tiles
+  static constexpr int kRowTiles = 2;    // 16-row tiles of a block
+  static constexpr int kTokens = 8;         // slots of a block
+  static constexpr int kWarps = 4;           // warps of a block: ranges of k
+  static constexpr int kSlabs = 1;           // slabs in a stage
+  static constexpr int kStages = 6;         // stages in a warp's ring
+  static constexpr int kSplitK = 1;
+  static constexpr int kSignal = 0;         // when the next grid is let go
+  static constexpr int kBlocksPerSm = 1;
+  static constexpr int kSmemBytes = 55296;
+};
+static_assert(larger(Config::kWarps * WarpRing<Config>::kBytes, BlockSum<Config>::kBytes) == Config::kSmemBytes,
+              "host and device disagree on shared memory");
+static_assert(!Config::kWalk || Config::kTokens == 1, "a walk is for one token");
+
+constexpr int kRows = Config::kRowTiles * kRowTile;
+constexpr int kMaxSlots = 32;  // top_k of a walk
+
+// A run of slabs: of one expert, or of the experts of a token's slots one after the other.
+struct Experts {
+  static constexpr bool kMayPrefetch = false;
+  const uint8_t* weights;   // expert 0, the block's 64 rows, slab 0
+  const bf16* rows_from;    // row 0 of X or H
+  const int* row_idx;       // [kTokens], or [slots] of a walk: rows of X or H
+  const int* expert_idx;    // [1], or [slots] of a walk
+  int64_t ld;
+  int64_t expert_bytes;
+  int tile;
+  int count;
+  int n_slabs;              // of one expert
+  int k_end;
+
+  struct Tokens {
+    const bf16* from;
+    const int* row_idx;
+    int64_t ld;
+    int count;
+    __device__ __forceinline__ const bf16* row(int token) const { return from + row_idx[token] * ld; }
+  };
+
+  __device__ __forceinline__ int slot(int i) const { return Config::kWalk && Config::kIsDown ? i / n_slabs : 0; }
+  __device__ __forceinline__ const uint8_t* slab(int i) const {
+    const int s = slot(i);
+    return weights + expert_idx[s] * expert_bytes + int64_t{i - s * n_slabs} * Slab<Config::Weights>::kBytes;
+  }
+  __device__ __forceinline__ Tokens tokens(int i) const { return {rows_from, row_idx + slot(i), ld, count}; }
+  __device__ __forceinline__ int k(int i) const { return (i - slot(i) * n_slabs) * Config::Weights::kSlabK; }
+};
+
+// Where the results of a block go.
+struct Results {
+  bf16* h;                  // gate-up: H, row 0
+  float* parts;             // down from a list: parts, row 0
+  bf16* d;                  // down of a walk: D, this token
+  const int* out_idx;       // [kTokens] rows of H or parts
+  const float* factor;      // [kTokens] routing weight times alpha (down from a list)
+  int64_t ld;
+  int first_row;
+  int n;
+  float alpha_gate;
+  float alpha_up;
+  float limit;
+
+  template <class SumAt>
+  __device__ __forceinline__ void each(SumAt sum_at, int n_tokens) const {
+    constexpr int kColumns = Config::kIsDown ? kRows : kRows / 2;
+    for (int o = threadIdx.x; o < Config::kTokens * kColumns; o += Config::kWarps * 32) {
+      const int token = o / kColumns;
+      const int column = o % kColumns;
+      if (token >= n_tokens) return;
+      if constexpr (Config::kIsDown) {
+        const int row = first_row + column;
+        if (row >= n) continue;
+        if constexpr (Config::kWalk) {
+          store_value(d + row, sum_at(0, column));
+        } else {
+          parts[out_idx[token] * ld + row] = sum_at(token, column) * factor[token];
+        }
+      } else {
+        // Gate and up rows alternate by eights, so a block holds both halves of each of its columns.
+        const int row = column / 8 * 16 + column % 8;
+        if (first_row + row >= n) continue;
+        const float gate = sum_at(token, row) * alpha_gate;
+        const float up = sum_at(token, row + 8) * alpha_up;
+        store_value(h + out_idx[token] * ld + first_row / 2 + column, swiglu(gate, up, limit));
+      }
+    }
+  }
+};
+
+// What a block is to do, in shared memory.
+struct Work {
+  int expert_idx[kMaxSlots];
+  int row_idx[larger(Config::kTokens, kMaxSlots)];
+  int out_idx[Config::kTokens];
+  float factor[larger(Config::kTokens, kMaxSlots)];
+  int n_tokens;
+  int n_slots;
+};
+
+// Fills in `work` from the tile list; thread i takes slot i.
+__device__ __forceinline__ void work_from_list(Work& work, const int4* tiles, const int* tile_count, const int* slot_of,
+                                               const float* routing, const float* alpha, int top_k) {
+  const bool is_there = blockIdx.y < *tile_count;
+  const int4 tile = is_there ? tiles[blockIdx.y] : make_int4(0, 0, 0, 0);
+  if (threadIdx.x == 0) {
+    work.expert_idx[0] = tile.x;
+    work.n_tokens = tile.z;
+    work.n_slots = 1;
+  }
+  for (int i = threadIdx.x; i < Config::kTokens; i += Config::kWarps * 32) {
+    const int position = tile.y + i;
+    const int slot = i < tile.z ? slot_of[position] : 0;
+    // Beyond the count any row will do: its column of the product is not stored.
+    work.row_idx[i] = i >= tile.z ? 0 : Config::kIsDown ? position : slot / top_k;
+    work.out_idx[i] = Config::kIsDown ? slot : position;
+    work.factor[i] = Config::kIsDown && i < tile.z ? routing[slot] * alpha[tile.x] : 1.0f;
+  }
+}
+
+// Fills in `work` for one slot (gate-up) or all local slots of one token (down). One thread does it: a token has few
+// slots, and foreign ones must be left out without changing the order of the others.
+__device__ __forceinline__ void work_from_slots(Work& work, const int* experts, const float* routing,
+                                                const float* alpha, int n_tokens, int top_k, int expert_offset,
+                                                int n_local) {
+  if (threadIdx.x != 0) return;
+  const int first = Config::kIsDown ? blockIdx.y * top_k : blockIdx.y;
+  const int last = Config::kIsDown ? first + top_k : first + 1;
+  work.n_slots = 0;
+  if (first < n_tokens * top_k) {
+    for (int slot = first; slot < last; ++slot) {
+      const int expert = experts[slot] - expert_offset;
+      if (expert < 0 || expert >= n_local) continue;
+      const int i = work.n_slots++;
+      work.expert_idx[i] = expert;
+      work.row_idx[i] = Config::kIsDown ? slot : slot / top_k;
+      work.factor[i] = Config::kIsDown ? routing[slot] * alpha[expert] : 1.0f;
+      work.out_idx[0] = slot;
+    }
+  }
+  // A token without a local slot still gets its row of zeros.
+  work.n_tokens = Config::kIsDown ? first < n_tokens * top_k : work.n_slots;
+}
+
+// The experts that the rows of this block are multiplied with, one after the other.
+__device__ __forceinline__ Experts experts_of_block(const Work& work, const uint8_t* weights, const bf16* from,
+                                                    int64_t ld_from, int n, int k) {
+  const int first_row = blockIdx.x * kRows;
+  Experts source;
+  source.n_slabs = ceil_divide(k, Config::Weights::kSlabK);
+  const int64_t block_bytes = int64_t{source.n_slabs} * Slab<Config::Weights>::kBytes;
+  source.expert_bytes = ceil_divide(n, kRowBlock) * block_bytes;
+  source.weights = weights + first_row / kRowBlock * block_bytes;
+  source.rows_from = from;
+  source.row_idx = work.row_idx;
+  source.expert_idx = work.expert_idx;
+  source.ld = ld_from;
+  source.tile = first_row % kRowBlock / kRowTile;
+  source.count = work.n_tokens;
+  source.k_end = k;
+  return source;
+}
+
+extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlocksPerSm)
+    moe_mma(const uint8_t* __restrict__ weights, const bf16* from, bf16* h, float* parts, bf16* d, const int4* tiles,
+            const int* tile_count, const int* slot_of, const int* experts, const float* routing, const float* alpha,
+            const int* m_on_device, int64_t ld_from, int64_t ld_out, int m, int n, int k, int top_k, int expert_offset,
+            int n_local, float limit) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ Work work;
+  if constexpr (Config::kSignal == 0) launch_dependents();
+  wait_for_dependency();
+  if constexpr (Config::kSignal == 1 || Config::kSignal == 2) launch_dependents();
+  if constexpr (Config::kWalk) {
+    work_from_slots(work, experts, routing, alpha, actual_tokens(m_on_device, m), top_k, expert_offset, n_local);
+  } else {
+    work_from_list(work, tiles, tile_count, slot_of, routing, alpha, top_k);
+  }
+  __syncthreads();
+  // Beyond the list, and for a slot of a foreign expert: the wait has been executed, so the block may leave.
+  if (work.n_tokens == 0) return;
+
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  Experts source = experts_of_block(work, weights, from, ld_from, n, k);
+  WarpSums<Config> sums = {};
+  const int all_slabs = source.n_slabs * work.n_slots;
+  const int begin = int64_t{all_slabs} * warp / Config::kWarps;
+  const int end = int64_t{all_slabs} * (warp + 1) / Config::kWarps;
+  uint8_t* ring = shared + warp * WarpRing<Config>::kBytes;
+  if constexpr (Config::kWalk && Config::kIsDown) {
+    // A slot's sum is scaled when its last slab is done, or where this warp's range ends: both parts of a slot that two
+    // warps share have the same factor, so it does not matter where the ranges cut.
+    WarpSums<Config> slot_sums = {};
+    stream_slabs<Config>(slot_sums, source, begin, end, ring, lane, [&](int i) {
+      if (i + 1 < end && (i + 1) % source.n_slabs != 0) return;
+      const float factor = work.factor[i / source.n_slabs];
+#pragma unroll
+      for (int tile = 0; tile < Config::kRowTiles; ++tile) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          sums[tile][0][j] = __fmaf_rn(slot_sums[tile][0][j], factor, sums[tile][0][j]);
+          slot_sums[tile][0][j] = 0.0f;
+        }
+      }
+    });
+  } else {
+    stream_slabs<Config>(sums, source, begin, end, ring, lane, [](int) {});
+  }
+  // Down's alpha is in the factors.
+  const float* gate_up = alpha + 2 * work.expert_idx[0];
+  const float alpha_gate = Config::kIsDown ? 1.0f : gate_up[0];
+  const float alpha_up = Config::kIsDown ? 1.0f : gate_up[1];
+  const int first_row = blockIdx.x * kRows;
+  const Results results{h, parts, d + blockIdx.y * ld_out, work.out_idx, work.factor, ld_out, first_row,
+                        n, alpha_gate, alpha_up, limit};
+  sum_block<Config>(sums, shared, nullptr, nullptr, 0, work.n_tokens, results);
+}

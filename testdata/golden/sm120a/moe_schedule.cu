@@ -1,0 +1,174 @@
+#line 4 "templates/moe_schedule/kernel.cu"
+// Generated from templates/moe_schedule for sm120a. Do not edit.
+//
+// moe_schedule: sorts the slots of a step by expert and cuts each expert's slots into tiles for both grouped GEMMs.
+//
+//   operand      shape                in memory                         written / read
+//   experts      [m, top_k]           int32, -1 or foreign: skipped     read
+//   begin        [n_local + 1]        int32, first position of expert   written
+//   slot_of      [m * top_k]          int32, position -> slot           written; slot = token * top_k + s
+//   up_tiles     [tile_counts[0]]     int4 expert, position, count, 0   written; at most up_tokens slots each
+//   down_tiles   [tile_counts[1]]     the same with down_tokens         written
+//
+//   block = kWarps warps, one block: a step has few slots, and a second launch would cost more than it saves
+//
+//   count      each warp counts its own run of slots, 32 at a time, lanes with one expert together (match.any)
+//   scan       per expert over the warps, then over the experts: positions and tiles
+//   place      each warp walks its run again and writes every slot to its position
+//
+//   shared memory   counts [kWarps][n_local], then per expert: begin, first up tile, first down tile
+//
+// The order is stable: slots of an expert stand in ascending order, whatever ran when.
+// After: the counting sort by warps follows CUB's stable radix rank in idea.
+#line 1 "templates/lib/words.cuh"
+// Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
+
+using uint8_t = unsigned char;
+using uint16_t = unsigned short;
+using int32_t = int;
+using uint32_t = unsigned int;
+using int64_t = long long;
+using uint64_t = unsigned long long;
+
+// The bits of a BF16 value.
+using bf16 = uint16_t;
+
+__device__ __forceinline__ float float_of(bf16 value) { return __uint_as_float(uint32_t{value} << 16); }
+
+// Address of shared memory as the 32-bit number that PTX takes.
+__device__ __forceinline__ uint32_t smem_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
+__host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
+#line 26 "templates/moe_schedule/kernel.cu"
+#line 1 "templates/arch/sm90a/dependent.cuh"
+// Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
+
+constexpr bool kHasDependentLaunch = true;
+
+// griddepcontrol.launch_dependents: this block no longer holds back the start of the next grid.
+__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+// griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
+// only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
+__device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+#line 27 "templates/moe_schedule/kernel.cu"
+#line 1 "templates/lib/bucket.cuh"
+// Grids are built for a bucket of tokens; how many there really are is data.
+
+// Tokens of this launch: what the device says, never more than the grid was built for.
+__device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
+  return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
+}
+#line 28 "templates/moe_schedule/kernel.cu"
+
+struct Config {
+  static constexpr int kWarps = 4;
+};
+
+// Exclusive sums over the experts of counts, up tiles and down tiles, by one warp; the totals stand at the end.
+__device__ __forceinline__ void scan_experts(const int* counts, int* begin, int* up_first, int* down_first, int n_local,
+                                             int up_tokens, int down_tokens, int lane) {
+  int carry_rows = 0, carry_up = 0, carry_down = 0;
+  for (int base = 0; base < n_local; base += 32) {
+    const int expert = base + lane;
+    const int count = expert < n_local ? counts[expert] : 0;
+    int rows = count, up = ceil_divide(count, up_tokens), down = ceil_divide(count, down_tokens);
+    const int own_up = up, own_down = down;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int more_rows = __shfl_up_sync(~0u, rows, step);
+      const int more_up = __shfl_up_sync(~0u, up, step);
+      const int more_down = __shfl_up_sync(~0u, down, step);
+      if (lane >= step) {
+        rows += more_rows;
+        up += more_up;
+        down += more_down;
+      }
+    }
+    if (expert < n_local) {
+      begin[expert] = carry_rows + rows - count;
+      up_first[expert] = carry_up + up - own_up;
+      down_first[expert] = carry_down + down - own_down;
+    }
+    carry_rows += __shfl_sync(~0u, rows, 31);
+    carry_up += __shfl_sync(~0u, up, 31);
+    carry_down += __shfl_sync(~0u, down, 31);
+  }
+  if (lane == 0) {
+    begin[n_local] = carry_rows;
+    up_first[n_local] = carry_up;
+    down_first[n_local] = carry_down;
+  }
+}
+
+// Writes the tiles of one expert, one a lane.
+__device__ __forceinline__ void write_tiles(int4* tiles, int first_tile, int expert, int begin, int count, int tokens,
+                                            int lane) {
+  for (int tile = lane; tile * tokens < count; tile += 32) {
+    const int at = tile * tokens;
+    tiles[first_tile + tile] = make_int4(expert, begin + at, smaller(tokens, count - at), 0);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, 1)
+    moe_schedule(const int* experts, int* begin_out, int* slot_of, int4* up_tiles, int4* down_tiles, int* tile_counts,
+                 const int* m_on_device, int m, int top_k, int expert_offset, int n_local, int up_tokens,
+                 int down_tokens) {
+  extern __shared__ __align__(16) uint8_t shared[];
+  launch_dependents();
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  int* counts = reinterpret_cast<int*>(shared);          // [kWarps][n_local]
+  int* begin = counts + Config::kWarps * n_local;        // [n_local + 1], and so on
+  int* up_first = begin + n_local + 1;
+  int* down_first = up_first + n_local + 1;
+  int* totals = down_first + n_local + 1;                // [n_local]
+  for (int i = threadIdx.x; i < Config::kWarps * n_local; i += Config::kWarps * 32) counts[i] = 0;
+  wait_for_dependency();
+  const int n_slots = actual_tokens(m_on_device, m) * top_k;
+  const int run_begin = int64_t{n_slots} * warp / Config::kWarps;
+  const int run_end = int64_t{n_slots} * (warp + 1) / Config::kWarps;
+  int* own = counts + warp * n_local;
+  __syncthreads();
+
+  // Calls visit(slot, expert, rank among the lanes with that expert, their number) for the slots of this warp's run.
+  const auto walk = [&](auto visit) {
+    for (int base = run_begin; base < run_end; base += 32) {
+      const int slot = base + lane;
+      const int expert = slot < run_end ? experts[slot] - expert_offset : -1;
+      const bool is_local = expert >= 0 && expert < n_local;
+      const unsigned peers = __match_any_sync(~0u, is_local ? expert : -1);
+      const int rank = __popc(peers & ((1u << lane) - 1));
+      if (is_local) visit(slot, expert, rank, __popc(peers));
+      __syncwarp();
+      if (is_local && rank == 0) own[expert] += __popc(peers);
+      __syncwarp();
+    }
+  };
+  walk([](int, int, int, int) {});
+  __syncthreads();
+  for (int expert = threadIdx.x; expert < n_local; expert += Config::kWarps * 32) {
+    int sum = 0;
+    for (int w = 0; w < Config::kWarps; ++w) {
+      const int count = counts[w * n_local + expert];
+      counts[w * n_local + expert] = sum;
+      sum += count;
+    }
+    totals[expert] = sum;
+  }
+  __syncthreads();
+  if (warp == 0) scan_experts(totals, begin, up_first, down_first, n_local, up_tokens, down_tokens, lane);
+  __syncthreads();
+  for (int expert = threadIdx.x; expert <= n_local; expert += Config::kWarps * 32) begin_out[expert] = begin[expert];
+  if (threadIdx.x < 2) tile_counts[threadIdx.x] = threadIdx.x == 0 ? up_first[n_local] : down_first[n_local];
+  for (int expert = warp; expert < n_local; expert += Config::kWarps) {
+    write_tiles(up_tiles, up_first[expert], expert, begin[expert], totals[expert], up_tokens, lane);
+    write_tiles(down_tiles, down_first[expert], expert, begin[expert], totals[expert], down_tokens, lane);
+  }
+  walk([&](int slot, int expert, int rank, int) { slot_of[begin[expert] + own[expert] + rank] = slot; });
+}

@@ -1,0 +1,199 @@
+#line 4 "templates/quantise/kernel.cu"
+// Generated from templates/quantise for sm80. Do not edit.
+//
+// quantise: BF16 tokens to NVFP4 or FP8, one f32 scale for each token, bit for bit what src/quant/activation.rs and
+// src/quant/fp8.rs make.
+//   NVFP4   scale = max(amax, 1e-30) / 2688, block = e4m3(amax_16 / (6 * scale)), code = e2m1(x / (block * scale))
+//   FP8     scale = max(amax, 1e-30) / 448, code = e4m3(x / scale)
+//
+//   operand       shape            in memory                           written / read
+//   x             [m, k]           BF16, row-major                     read twice (the second time from L2)
+//   codes         [m, k / 2 or k]  low nibble first, or bytes          written
+//   block_scales  [m, k / 16]      e4m3, row-major or 128x4 tiles      written (NVFP4); padding of the tiles as zeros
+//   row_scales    [m]              f32                                 written
+//   counters      [3] uint32       saturated blocks, non-finite        added to; the third is the complement of the
+//                                  values, place of the first          least row * k + column, 0 while there is none
+//
+//   block = kThreads threads, one token; grid = tokens (rounded up to 128 for tiles); shared memory: a maximum a warp
+//
+// NaN and infinities take no part in an amax, their codes are 0, and they are counted: never hidden as a large number.
+// Bits: IEEE division and round-to-nearest only, compiled with --fmad=false.
+#line 1 "templates/lib/words.cuh"
+// Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
+
+using uint8_t = unsigned char;
+using uint16_t = unsigned short;
+using int32_t = int;
+using uint32_t = unsigned int;
+using int64_t = long long;
+using uint64_t = unsigned long long;
+
+// The bits of a BF16 value.
+using bf16 = uint16_t;
+
+__device__ __forceinline__ float float_of(bf16 value) { return __uint_as_float(uint32_t{value} << 16); }
+
+// Address of shared memory as the 32-bit number that PTX takes.
+__device__ __forceinline__ uint32_t smem_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
+__host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
+#line 24 "templates/quantise/kernel.cu"
+#line 1 "templates/arch/sm80/dependent.cuh"
+// Programmatic dependent launch: not there before sm_90, so a launch starts when the one before it has ended.
+
+constexpr bool kHasDependentLaunch = false;
+
+__device__ __forceinline__ void launch_dependents() {}
+__device__ __forceinline__ void wait_for_dependency() {}
+#line 25 "templates/quantise/kernel.cu"
+#line 1 "templates/lib/bucket.cuh"
+// Grids are built for a bucket of tokens; how many there really are is data.
+
+// Tokens of this launch: what the device says, never more than the grid was built for.
+__device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
+  return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
+}
+#line 26 "templates/quantise/kernel.cu"
+
+struct Config {
+  static constexpr bool kIsNvfp4 = true;
+  static constexpr int kThreads = 256;
+};
+
+constexpr float kAmaxFloor = 1e-30f;
+constexpr float kSaturatedAbove = 448.0f + 1.0f / 4096.0f;
+
+__device__ __forceinline__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u; }
+
+// Nearest E4M3, ties to even, saturating at 448; `x` is finite.
+__device__ __forceinline__ uint32_t e4m3_of(float x) {
+  const uint32_t sign = __float_as_uint(x) >> 24 & 0x80u;
+  const float magnitude = fminf(fabsf(x), 448.0f);
+  if (magnitude < 0.015625f) return sign | static_cast<uint32_t>(rintf(magnitude * 512.0f));
+  const uint32_t bits = __float_as_uint(magnitude);
+  return sign | ((bits + 0x7FFFFu + (bits >> 20 & 1u) - 0x3C000000u) >> 20);
+}
+
+__device__ __forceinline__ float value_of_e4m3(uint32_t byte) {
+  // No sign: block scales have none.
+  return byte < 8 ? byte * 0.001953125f : __uint_as_float((byte << 20) + 0x3C000000u);
+}
+
+// Nearest E2M1, ties to the even code, saturating at 6; `x` is finite.
+__device__ __forceinline__ uint32_t e2m1_of(float x) {
+  const float magnitude = fabsf(x);
+  const uint32_t code = magnitude <= 0.25f   ? 0u
+                        : magnitude < 0.75f  ? 1u
+                        : magnitude <= 1.25f ? 2u
+                        : magnitude < 1.75f  ? 3u
+                        : magnitude <= 2.5f  ? 4u
+                        : magnitude < 3.5f   ? 5u
+                        : magnitude <= 5.0f  ? 6u
+                                             : 7u;
+  return code | (__float_as_uint(x) >> 28 & 8u);
+}
+
+// Sixteen values of a row; what is not finite comes as zero and is counted.
+struct Block {
+  float values[16];
+  float amax = 0.0f;
+  uint32_t first_bad = 0;  // 1 + place in the block
+  uint32_t n_bad = 0;
+
+  __device__ __forceinline__ void load(const bf16* from, int count) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const float x = i < count ? float_of(from[i]) : 0.0f;
+      values[i] = is_finite(x) ? x : 0.0f;
+      if (!is_finite(x)) {
+        if (n_bad == 0) first_bad = i + 1;
+        ++n_bad;
+      }
+      amax = fmaxf(amax, fabsf(values[i]));
+    }
+  }
+};
+
+// Largest value of the block of threads, for all of them.
+__device__ __forceinline__ float block_maximum(float value) {
+  __shared__ float warps[32];
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  float maximum = 0.0f;
+  for (int warp = 0; warp < Config::kThreads / 32; ++warp) maximum = fmaxf(maximum, warps[warp]);
+  return maximum;
+}
+
+// Where the scale of block `column` of `row` stands: row-major, or in tiles of 128 rows x 4 columns.
+__device__ __forceinline__ int64_t scale_place(int row, int column, int columns, int is_tiled) {
+  if (!is_tiled) return int64_t{row} * columns + column;
+  const int64_t tile = int64_t{row / 128} * ceil_divide(columns, 4) + column / 4;
+  return tile * 512 + row % 32 * 16 + row / 32 % 4 * 4 + column % 4;
+}
+
+extern "C" __global__ void __launch_bounds__(Config::kThreads)
+    quantise(const bf16* x, uint8_t* codes, uint8_t* block_scales, float* row_scales, unsigned* counters,
+             const int* m_on_device, int64_t ldx, int m, int k, int is_tiled) {
+  launch_dependents();
+  wait_for_dependency();
+  const int row = blockIdx.x;
+  const int n_blocks = ceil_divide(k, 16);
+  const int padded_blocks = is_tiled ? round_up(n_blocks, 4) : n_blocks;
+  if (row >= actual_tokens(m_on_device, m)) {
+    if (Config::kIsNvfp4 && is_tiled) {
+      for (int b = threadIdx.x; b < padded_blocks; b += Config::kThreads) {
+        block_scales[scale_place(row, b, n_blocks, is_tiled)] = 0;
+      }
+    }
+    return;
+  }
+  const bf16* from = x + row * ldx;
+  float amax = 0.0f;
+  for (int b = threadIdx.x; b < n_blocks; b += Config::kThreads) {
+    Block block;
+    block.load(from + b * 16, k - b * 16);
+    amax = fmaxf(amax, block.amax);
+    if (block.n_bad > 0) {
+      atomicAdd(counters + 1, block.n_bad);
+      // The least place wins: stored as the complement, so that zero stays "none" and a maximum finds it.
+      atomicMax(counters + 2, ~(static_cast<uint32_t>(row) * k + b * 16 + block.first_bad - 1));
+    }
+  }
+  const float scale = fmaxf(block_maximum(amax), kAmaxFloor) / (Config::kIsNvfp4 ? 2688.0f : 448.0f);
+  if (threadIdx.x == 0) row_scales[row] = scale;
+  for (int b = threadIdx.x; b < padded_blocks; b += Config::kThreads) {
+    if (b >= n_blocks) {
+      block_scales[scale_place(row, b, n_blocks, is_tiled)] = 0;
+      continue;
+    }
+    Block block;
+    block.load(from + b * 16, k - b * 16);
+    if constexpr (Config::kIsNvfp4) {
+      const float wanted = block.amax / (6.0f * scale);
+      const uint32_t block_scale = e4m3_of(wanted);
+      if (wanted > kSaturatedAbove) atomicAdd(counters, 1u);
+      block_scales[scale_place(row, b, n_blocks, is_tiled)] = block_scale;
+      const float divisor = value_of_e4m3(block_scale) * scale;
+      uint8_t* to = codes + int64_t{row} * (k / 2) + b * 8;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const uint32_t low = e2m1_of(block.values[2 * i] / divisor);
+        const uint32_t high = e2m1_of(block.values[2 * i + 1] / divisor);
+        to[i] = block_scale == 0 ? 0 : low | high << 4;
+      }
+    } else {
+      uint8_t* to = codes + int64_t{row} * k + b * 16;
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        if (b * 16 + i < k) to[i] = e4m3_of(block.values[i] / scale);
+      }
+    }
+  }
+}

@@ -1,0 +1,313 @@
+#line 4 "templates/probe/kernel.cu"
+// Generated from templates/probe for sm90a. Do not edit.
+//
+// probe: shows what device code makes of bits, for comparison with src/quant.
+//   step 0   operands[row, k] = what decode makes of a packed matrix, one warp a row tile and slab
+//   step 1   out[i] = swiglu(gate[i], up[i], limit)
+//
+//   operand    shape                        in memory                    written / read
+//   packed     [row blocks of 64][slabs]    lib/format.cuh               read (step 0)
+//   operands   [padded n, padded k]         BF16                         written (step 0)
+//   gate, up   [count]                      f32                          read (step 1)
+//   out        [count]                      f32                          written (step 1)
+//
+//   block = 256 threads; grid-stride over row tiles and slabs, or elements; no shared memory, no barriers
+#line 1 "templates/lib/words.cuh"
+// Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
+
+using uint8_t = unsigned char;
+using uint16_t = unsigned short;
+using int32_t = int;
+using uint32_t = unsigned int;
+using int64_t = long long;
+using uint64_t = unsigned long long;
+
+// The bits of a BF16 value.
+using bf16 = uint16_t;
+
+__device__ __forceinline__ float float_of(bf16 value) { return __uint_as_float(uint32_t{value} << 16); }
+
+// Address of shared memory as the 32-bit number that PTX takes.
+__device__ __forceinline__ uint32_t smem_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
+__host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
+#line 18 "templates/probe/kernel.cu"
+#line 1 "templates/arch/sm90a/bf16.cuh"
+// BF16 arithmetic and conversion, each with one rounding.
+
+// mul.rn.bf16x2: the product of two pairs; subnormal operands are not flushed.
+__device__ __forceinline__ uint32_t multiply_pairs(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
+// cvt.rn.bf16x2.f32: two floats to one pair, `low` in the low half.
+__device__ __forceinline__ uint32_t pair_from_floats(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+// cvt.rn.bf16.f32: one float to the bits of a BF16.
+__device__ __forceinline__ uint16_t bf16_from_float(float value) {
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+#line 19 "templates/probe/kernel.cu"
+#line 1 "templates/arch/sm80/bits.cuh"
+// Bit selection in one instruction.
+
+// lop3: (a & mask) | b.
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t mask, uint32_t b) {
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(out) : "r"(a), "r"(mask), "r"(b));
+  return out;
+}
+#line 20 "templates/probe/kernel.cu"
+#line 1 "templates/lib/format.cuh"
+// Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
+//
+// A matrix is stored in blocks of 64 rows, a block in slabs of kSlabK along k, a slab as codes and then scales:
+//
+//   codes   [4 row tiles of 16][chunk][lane][16 bytes]      scales  [4 row tiles][g][scale group][row g, row g + 8]
+//
+// Lane 4 * g + c holds rows g and g + 8 of its tile: the A fragment of mma.sync m16n8k16 and of wgmma with A in
+// registers, so one layout serves both. a[0], a[2] belong to row g and a[1], a[3] to row g + 8; a[0], a[1] hold
+// k = 2c, 2c + 1 and a[2], a[3] k = 2c + 8, 2c + 9 of a step of 16 k. Definition: src/quant/pack.rs.
+//
+// Each format gives: kCodeBits of a weight, kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane
+// and slab; kSteps of 16 k in a chunk; Scales, what a lane needs for its two rows; and decode, the only code that knows
+// the format (its `step` is a constant once the loop around it is unrolled).
+// Exactness: e2m1 * e4m3 needs 6 significant bits and e4m3 * 2^x four, BF16 has 8, and pack keeps every product normal.
+
+constexpr int kRowBlock = 64;  // rows that share a slab
+constexpr int kRowTile = 16;   // rows of one fragment
+
+// e2m1 codes of one pair to BF16 * 2^-126: sign to bit 15, the other three bits to 8..6.
+__device__ __forceinline__ uint32_t pair_of_e2m1(uint32_t word) {
+  return and_or(word, 0x80008000u, (word >> 6) & 0x01C001C0u);
+}
+
+// Byte `byte` of `word` into the low byte of each half.
+__device__ __forceinline__ uint32_t spread_byte(uint32_t word, int byte) {
+  return __byte_perm(word, 0, 0x4040u + 0x0101u * byte);
+}
+
+// Word `step` of a lane's four.
+__device__ __forceinline__ uint32_t word_of(const uint4& words, int step) {
+  return step == 0 ? words.x : step == 1 ? words.y : step == 2 ? words.z : words.w;
+}
+
+struct Nvfp4 {
+  static constexpr int kCodeBits = 4;
+  static constexpr bool kScaleIsE4m3 = true;
+  static constexpr int kSlabK = 64;
+  static constexpr int kCodeBytes = 2048;
+  static constexpr int kScaleBytes = 256;
+  static constexpr int kChunks = 1;
+  static constexpr int kSteps = 4;
+
+  // Scale bytes of rows g and g + 8, in turn, for the 4 groups of 16 k.
+  struct Scales {
+    uint2 bytes;
+  };
+
+  static __device__ __forceinline__ Scales load_scales(const uint8_t* tile_scales, int g) {
+    return {*reinterpret_cast<const uint2*>(tile_scales + 8 * g)};
+  }
+
+  // A byte is E5M3 with 22 added to the exponent; moved up by 224 - 127 more it undoes the 2^-126 of the codes but 2^7.
+  static __device__ __forceinline__ uint32_t scale_pair(uint32_t word, int byte) {
+    return (spread_byte(word, byte) << 4) + 0x70007000u;
+  }
+
+  static __device__ __forceinline__ void decode(uint32_t (&a)[4], const uint4& codes, const Scales& scales, int step) {
+    const uint32_t word = word_of(codes, step);
+    const uint32_t bytes = step < 2 ? scales.bytes.x : scales.bytes.y;
+    const uint32_t upper = scale_pair(bytes, 2 * (step % 2));
+    const uint32_t lower = scale_pair(bytes, 2 * (step % 2) + 1);
+    a[0] = multiply_pairs(pair_of_e2m1(word), upper);
+    a[1] = multiply_pairs(pair_of_e2m1(word << 4), lower);
+    a[2] = multiply_pairs(pair_of_e2m1(word << 8), upper);
+    a[3] = multiply_pairs(pair_of_e2m1(word << 12), lower);
+  }
+};
+
+struct Mxfp4 {
+  static constexpr int kCodeBits = 4;
+  static constexpr bool kScaleIsE4m3 = false;
+  static constexpr int kSlabK = 64;
+  static constexpr int kCodeBytes = 2048;
+  static constexpr int kScaleBytes = 128;
+  static constexpr int kChunks = 1;
+  static constexpr int kSteps = 4;
+
+  // Exponent bytes of rows g and g + 8, in turn, for the 2 groups of 32 k.
+  struct Scales {
+    uint32_t bytes;
+  };
+
+  static __device__ __forceinline__ Scales load_scales(const uint8_t* tile_scales, int g) {
+    return {*reinterpret_cast<const uint32_t*>(tile_scales + 4 * g)};
+  }
+
+  static __device__ __forceinline__ void decode(uint32_t (&a)[4], const uint4& codes, const Scales& scales, int step) {
+    const uint32_t word = word_of(codes, step);
+    const uint32_t upper = spread_byte(scales.bytes, 2 * (step / 2)) << 7;
+    const uint32_t lower = spread_byte(scales.bytes, 2 * (step / 2) + 1) << 7;
+    a[0] = multiply_pairs(pair_of_e2m1(word), upper);
+    a[1] = multiply_pairs(pair_of_e2m1(word << 4), lower);
+    a[2] = multiply_pairs(pair_of_e2m1(word << 8), upper);
+    a[3] = multiply_pairs(pair_of_e2m1(word << 12), lower);
+  }
+};
+
+struct Fp8 {
+  static constexpr int kCodeBits = 8;
+  static constexpr bool kScaleIsE4m3 = false;
+  static constexpr int kSlabK = 128;
+  static constexpr int kCodeBytes = 8192;
+  static constexpr int kScaleBytes = 64;
+  static constexpr int kChunks = 4;
+  static constexpr int kSteps = 2;
+
+  // Exponent bytes of rows g and g + 8, for all 128 k.
+  struct Scales {
+    uint32_t bytes;
+  };
+
+  static __device__ __forceinline__ Scales load_scales(const uint8_t* tile_scales, int g) {
+    return {*reinterpret_cast<const uint16_t*>(tile_scales + 2 * g)};
+  }
+
+  // e4m3 codes in bytes 1 and 3 to BF16 * 2^-120.
+  static __device__ __forceinline__ uint32_t pair_of_e4m3(uint32_t word) {
+    return and_or(word, 0x80008000u, (word >> 4) & 0x07F007F0u);
+  }
+
+  static __device__ __forceinline__ void decode(uint32_t (&a)[4], const uint4& codes, const Scales& scales, int step) {
+    const uint32_t first = word_of(codes, 2 * step);
+    const uint32_t second = word_of(codes, 2 * step + 1);
+    const uint32_t upper = spread_byte(scales.bytes, 0) << 7;
+    const uint32_t lower = spread_byte(scales.bytes, 1) << 7;
+    a[0] = multiply_pairs(pair_of_e4m3(first), upper);
+    a[1] = multiply_pairs(pair_of_e4m3(first << 8), lower);
+    a[2] = multiply_pairs(pair_of_e4m3(second), upper);
+    a[3] = multiply_pairs(pair_of_e4m3(second << 8), lower);
+  }
+};
+
+struct Bf16 {
+  static constexpr int kCodeBits = 16;
+  static constexpr bool kScaleIsE4m3 = false;
+  static constexpr int kSlabK = 64;
+  static constexpr int kCodeBytes = 8192;
+  static constexpr int kScaleBytes = 0;
+  static constexpr int kChunks = 4;
+  static constexpr int kSteps = 1;
+
+  struct Scales {};
+
+  static __device__ __forceinline__ Scales load_scales(const uint8_t*, int) { return {}; }
+
+  static __device__ __forceinline__ void decode(uint32_t (&a)[4], const uint4& codes, const Scales&, int) {
+    a[0] = codes.x;
+    a[1] = codes.y;
+    a[2] = codes.z;
+    a[3] = codes.w;
+  }
+};
+
+// Bytes of one slab of a block of 64 rows, and of one row tile's share of it.
+template <class Format>
+struct Slab {
+  static constexpr int kBytes = Format::kCodeBytes + Format::kScaleBytes;
+  static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
+  static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
+};
+#line 21 "templates/probe/kernel.cu"
+#line 1 "templates/lib/math.cuh"
+// Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
+// same operations in the same order and gives the same bits on the CPU.
+
+// 2^exponent for -126 to 127.
+__device__ __forceinline__ float power_of_two(int exponent) { return __int_as_float((exponent + 127) << 23); }
+
+// 2^x within 1.1e-7: the fraction by a polynomial, the integer part as two exact factors.
+__device__ __forceinline__ float exp2_defined(float x) {
+  x = x < -150.0f ? -150.0f : x;
+  x = x > 128.5f ? 128.5f : x;
+  const float rounded = rintf(x);
+  const float f = x - rounded;
+  float p = __int_as_float(0x3926093E);
+  p = __fmaf_rn(p, f, __int_as_float(0x3AAFDFD1));
+  p = __fmaf_rn(p, f, __int_as_float(0x3C1D90E4));
+  p = __fmaf_rn(p, f, __int_as_float(0x3D6356D4));
+  p = __fmaf_rn(p, f, __int_as_float(0x3E75FDF3));
+  p = __fmaf_rn(p, f, __int_as_float(0x3F317219));
+  p = __fmaf_rn(p, f, 1.0f);
+  const int n = __float2int_rn(rounded);
+  const int low = n >> 1;
+  return p * power_of_two(low) * power_of_two(n - low);
+}
+
+// x * sigmoid(x).
+__device__ __forceinline__ float silu(float x) {
+  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
+  return x / (1.0f + exp2_defined(-x * kLog2E));
+}
+
+// silu(min(gate, limit)) * clamp(up, -limit, limit). The comparisons keep a NaN in either operand, as fminf would not.
+__device__ __forceinline__ float swiglu(float gate, float up, float limit) {
+  gate = gate > limit ? limit : gate;
+  up = up > limit ? limit : up;
+  up = up < -limit ? -limit : up;
+  return silu(gate) * up;
+}
+#line 22 "templates/probe/kernel.cu"
+
+using Format = Nvfp4;
+
+// One row tile of one slab by one warp.
+__device__ __forceinline__ void show_operands(const uint8_t* packed, bf16* operands, int tile, int slab_idx,
+                                              int n_slabs) {
+  const int lane = threadIdx.x % 32;
+  const int g = lane / 4, c = lane % 4;
+  const uint8_t* slab = packed + (int64_t{tile / 4} * n_slabs + slab_idx) * Slab<Format>::kBytes;
+  const uint8_t* codes = slab + tile % 4 * Slab<Format>::kTileCodeBytes + lane * 16;
+  const uint8_t* scales = slab + Format::kCodeBytes + tile % 4 * Slab<Format>::kTileScaleBytes;
+  const typename Format::Scales row_scales = Format::load_scales(scales, g);
+#pragma unroll
+  for (int step = 0; step < Format::kSlabK / 16; ++step) {
+    const uint4 words = *reinterpret_cast<const uint4*>(codes + step / Format::kSteps * 512);
+    uint32_t a[4];
+    Format::decode(a, words, row_scales, step % Format::kSteps);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int64_t row = tile * 16 + g + 8 * (j & 1);
+      const int k = slab_idx * Format::kSlabK + step * 16 + 2 * c + 8 * (j >> 1);
+      *reinterpret_cast<uint32_t*>(operands + row * n_slabs * Format::kSlabK + k) = a[j];
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    probe(int step, const uint8_t* packed, bf16* operands, int row_tiles, int n_slabs, const float* gate,
+          const float* up, float* out, int count, float limit) {
+  const int thread = blockIdx.x * 256 + threadIdx.x;
+  const int n_threads = gridDim.x * 256;
+  if (step == 0) {
+    for (int i = thread / 32; i < row_tiles * n_slabs; i += n_threads / 32) {
+      show_operands(packed, operands, i / n_slabs, i % n_slabs, n_slabs);
+    }
+  } else {
+    for (int i = thread; i < count; i += n_threads) out[i] = swiglu(gate[i], up[i], limit);
+  }
+}
