@@ -208,7 +208,7 @@ impl LaunchArgs {
             return Err(ArgsError::NoWorkspace { problem: problem.to_string(), bytes: plan.workspace_bytes });
         }
         let output_alignment = match problem {
-            Problem::Dense(dense) => u64::from(dense.output.bytes()),
+            Problem::Dense(dense) => dense.output.bytes(),
             // The combine writes pairs.
             Problem::MoeBlock(_) => 4,
             Problem::Convert(_) => 1,

@@ -53,18 +53,20 @@ pub trait Bench {
 /// A recorded log of trials: search is tested with no GPU.
 pub struct Replay {
     log: TrialLog,
-    /// Outcomes of each candidate, one for each routing that it was measured under.
-    outcomes: HashMap<(Problem, Tile), Vec<(Option<Routing>, Outcome)>>,
+    outcomes: HashMap<(Problem, Tile), ByRouting>,
     /// Routings of the open problem.
     routings: Vec<Routing>,
     /// Candidates that were prepared, in order, each once.
     pub visited: Vec<Tile>,
 }
 
+/// Outcomes of a candidate, one for each routing that it was measured under.
+type ByRouting = Vec<(Option<Routing>, Outcome)>;
+
 impl Replay {
     /// Replays the trials of `log`.
     pub fn new(log: TrialLog) -> Self {
-        let mut outcomes: HashMap<(Problem, Tile), Vec<(Option<Routing>, Outcome)>> = HashMap::new();
+        let mut outcomes: HashMap<(Problem, Tile), ByRouting> = HashMap::new();
         for trial in log.problems.iter().flat_map(|(_, trials)| trials) {
             let of_candidate = outcomes.entry((trial.problem.clone(), trial.tile.clone())).or_default();
             of_candidate.push((trial.routing, trial.outcome.clone()));
