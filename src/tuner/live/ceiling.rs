@@ -54,9 +54,10 @@ impl Read<'_> {
     /// Median time of one launch in a graph of many.
     fn median_us(&self, stream: &Stream, overlaps: bool) -> Result<f64, LiveError> {
         let is_dependent = overlaps && self.gpu.spec().arch.capabilities.dependent_launch;
+        let launches = (GRAPH_BYTES / self.buffers[0].bytes()).clamp(self.buffers.len(), LAUNCHES as usize);
         let geometry = Geometry { grid: [self.blocks, 1, 1], threads: 256, smem_bytes: 0, is_dependent };
         let graph = stream.capture(|| -> Result<(), LiveError> {
-            for launch in 0..LAUNCHES as usize {
+            for launch in 0..launches {
                 let from = &self.buffers[launch % self.buffers.len()];
                 let mut words = [from.pointer(), (from.bytes() / 16) as u64, self.sink.pointer()];
                 let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| (word as *mut u64).cast()).collect();
@@ -71,7 +72,7 @@ impl Read<'_> {
             start.record(stream)?;
             graph.launch(stream)?;
             end.record(stream)?;
-            times.push(end.microseconds_since(&start)? / f64::from(LAUNCHES));
+            times.push(end.microseconds_since(&start)? / launches as f64);
         }
         Ok(crate::tuner::race::median(&times[1..]))
     }
@@ -102,4 +103,7 @@ fn load(gpu: &Gpu, jit: &Jit, request: &codegen::Request) -> Result<Kernel, Live
 const COLD_BYTES: usize = 400 << 20;
 
 const LAUNCHES: u32 = 200;
+
+/// What one graph reads, if that is not fewer launches than there are buffers: a few milliseconds.
+const GRAPH_BYTES: usize = 8 << 30;
 const REPLAYS: usize = 8;
