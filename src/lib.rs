@@ -9,7 +9,7 @@
 //! tuner::predict            bytes, FLOPs, waves  -> expected time
 //! codegen                   template + config    -> codegen::Source
 //! jit                       NVRTC                -> jit::Cubin
-//! tuner::measure            worker process       -> store::Trial
+//! tuner::Live               worker process       -> store::Trial
 //! store                     sled                 -> store::Record
 //! dispatch                  lookup, load         -> dispatch::Loaded
 //! ```

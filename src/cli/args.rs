@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::subject_args::SubjectArgs;
-use super::upkeep_args::{DiffArgs, ExportArgs, ImportArgs, MergeArgs, VerifyArgs};
+use super::upkeep_args::{DiffArgs, DoctorArgs, ExportArgs, GcArgs, ImportArgs, MergeArgs, VerifyArgs};
 
 /// Tunes every GEMM of a model on the GPU at hand, or compiles and predicts for one that is not.
 ///
@@ -105,6 +105,10 @@ pub enum Command {
     Diff(DiffArgs),
     /// Checks packs, trial logs and the snapshot
     Verify(VerifyArgs),
+    /// Removes compiled kernels and trials that nobody will ask for again
+    Gc(GcArgs),
+    /// Looks at everything that a run needs, and changes nothing
+    Doctor(DoctorArgs),
     /// Owns the GPU for a parent process
     #[command(hide = true)]
     Worker(WorkerArgs),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::args::{BenchArgs, CommonArgs, ReportArgs};
@@ -10,10 +11,11 @@ use super::tune::{self, Run};
 use super::voice::{self, talk};
 use super::{CliError, Exit, select};
 use crate::arch::GpuSpec;
-use crate::problem::Problem;
+use crate::kernels::{self, Plan};
+use crate::problem::{Problem, Tile};
 use crate::report::{BenchMeta, BenchReport, BenchRow, PeerTime, Peers, readme_block, replace_block, table};
 use crate::store::WinnerKey;
-use crate::tuner::{Bench, Job, Miss, Mode, WorkerBench, sentence};
+use crate::tuner::{Bench, CompileAhead, Job, Miss, Mode, Urgency, WorkerBench, sentence};
 
 /// Tunes what has no winner yet, then measures every winner and writes the report.
 pub fn run(common: &CommonArgs, bench: &BenchArgs, paths: &Paths) -> Result<Exit, CliError> {
@@ -31,26 +33,13 @@ pub fn run(common: &CommonArgs, bench: &BenchArgs, paths: &Paths) -> Result<Exit
         let hint = "without a GPU, `autotune --model dsv4` compiles and predicts";
         return Err(CliError::failed("expected a GPU to measure on, found none", Some(hint.to_string())));
     };
-    let Run { exit, mut bench_of, database, settings, .. } =
-        tune::live_run(&bench.tune, paths, (*worker, command, gpu), &jobs)?;
-    if exit == Exit::InPart {
-        return Ok(exit);
+    let mut run = tune::live_run(&bench.tune, paths, (*worker, command, gpu), &jobs)?;
+    if run.exit == Exit::InPart {
+        return Ok(run.exit);
     }
-    let mut measure =
-        Measure { bench: &mut bench_of, ceilings: HashMap::new(), gpu: &settings.gpu, peers: peers.as_ref() };
-    let mut rows = Vec::new();
-    for job in &jobs {
-        let Some(&most) = job.measured.iter().max() else { continue };
-        talk(&format!("measuring {}", job.problem.op()));
-        measure.ceilings_of(job)?;
-        measure.bench.open(&job.problem.with_m(most)).map_err(|reason| CliError::failed(reason, None))?;
-        for &m in &job.measured {
-            let problem = job.problem.with_m(m);
-            let key = WinnerKey { layout: problem.layout(), problem: &problem, gpu: &settings.gpu.identity };
-            let Some(record) = database.winner(&key)? else { continue };
-            rows.push(measure.row(&problem, &record.tile)?);
-        }
-    }
+    let rows = measure(&mut run, &jobs, peers.as_ref())?;
+    let is_whole = run.signals.load(Ordering::SeqCst) == 0;
+    let Run { exit, settings, .. } = run;
     let report = BenchReport {
         meta: BenchMeta {
             gpu: settings.gpu.identity.product.clone(),
@@ -64,7 +53,39 @@ pub fn run(common: &CommonArgs, bench: &BenchArgs, paths: &Paths) -> Result<Exit
         rows,
     };
     write(common, bench.out.as_deref(), &report)?;
-    Ok(exit)
+    Ok(if is_whole { exit } else { Exit::InPart })
+}
+
+/// Measures the winner of every bucket of `jobs`, op by op; a signal ends it between two of them.
+fn measure(run: &mut Run, jobs: &[Job], peers: Option<&Peers>) -> Result<Vec<BenchRow>, CliError> {
+    let Run { bench_of, database, settings, jit, signals, .. } = run;
+    // A run whose winners were all known has compiled nothing yet.
+    let ahead = CompileAhead::start(jit.clone(), settings.gpu.clone(), settings.compile_threads);
+    let mut wanted: Vec<(&Job, Vec<(Problem, Tile)>)> = Vec::new();
+    for job in jobs {
+        let mut winners = Vec::new();
+        for &m in &job.measured {
+            let problem = job.problem.with_m(m);
+            let key = WinnerKey { layout: problem.layout(), problem: &problem, gpu: &settings.gpu.identity };
+            let Some(record) = database.winner(&key)? else { continue };
+            let plan = kernels::plan(&problem, &record.tile, &settings.gpu).ok();
+            ahead.enqueue(Urgency::Planned, plan.iter().flat_map(Plan::kernels).cloned());
+            winners.push((problem, record.tile));
+        }
+        wanted.push((job, winners));
+    }
+    let mut measure = Measure { bench: bench_of, ceilings: HashMap::new(), gpu: &settings.gpu, peers };
+    let mut rows = Vec::new();
+    for (job, winners) in wanted {
+        let Some(&most) = job.measured.iter().max().filter(|_| signals.load(Ordering::SeqCst) == 0) else { continue };
+        talk(&format!("measuring {}", job.problem.op()));
+        measure.ceilings_of(job)?;
+        measure.bench.open(&job.problem.with_m(most)).map_err(|reason| CliError::failed(reason, None))?;
+        for (problem, tile) in &winners {
+            rows.push(measure.row(problem, tile)?);
+        }
+    }
+    Ok(rows)
 }
 
 /// `autotune report`: a committed report as tables, and into a README.
@@ -110,7 +131,7 @@ impl Measure<'_> {
         Ok(())
     }
 
-    fn row(&mut self, problem: &Problem, tile: &crate::problem::Tile) -> Result<BenchRow, CliError> {
+    fn row(&mut self, problem: &Problem, tile: &Tile) -> Result<BenchRow, CliError> {
         let failed = |miss: Miss| match miss {
             Miss::Fatal(reason) => CliError::failed(reason, None),
             Miss::Candidate(outcome) => CliError::failed(format!("`{problem}` {tile}: {}", sentence(&outcome)), None),
@@ -217,6 +238,7 @@ const ROUNDS: usize = 7;
 const LIMIT: f64 = 1.5;
 
 const METHOD: &str = "\
-CUDA graphs of launches over rotating copies of the weights, so that they come from device memory; medians of 7 \
-replays, chained (programmatic dependent launch, each launch reads what the one before wrote) and unchained (no \
-overlap) in turn; every element checked against f64 first; random data; clocks untouched.";
+CUDA graphs of launches over rotating copies of the weights, and of experts over eight routing tables in turn, so that \
+weights come from device memory; medians of 7 replays, chained (programmatic dependent launch; where the result is BF16 \
+without SwiGLU, each launch reads what the one before wrote) and unchained (no overlap) in turn; every element checked \
+against f64 first; random data; clocks untouched.";

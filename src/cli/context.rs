@@ -130,7 +130,7 @@ fn at_hand(common: &CommonArgs) -> Result<Option<GpuSpec>, CliError> {
 }
 
 /// What is assumed where there is no GPU.
-fn default_gpu() -> Result<&'static GpuSpec, CliError> {
+pub fn default_gpu() -> Result<&'static GpuSpec, CliError> {
     GpuSpec::named(DEFAULT_GPU).map_err(|error| CliError::failed(error.to_string(), None))
 }
 

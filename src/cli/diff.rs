@@ -97,7 +97,7 @@ impl Change {
             Difference::OnlyHere { problem, tile, us } => (Kind::Removed, problem, Some((tile, us)), None),
             Difference::OnlyThere { problem, tile, us } => (Kind::Added, problem, None, Some((tile, us))),
             Difference::SameTile { problem, tile, us: (a, b) } => {
-                let kind = if a == b { Kind::Same } else { Kind::Retimed };
+                let kind = if (a / b - 1.0).abs() < ROUNDING { Kind::Same } else { Kind::Retimed };
                 (kind, problem, Some((tile.clone(), a)), Some((tile, b)))
             }
             Difference::OtherTile { problem, tiles, us } => {
@@ -135,3 +135,6 @@ fn table(changes: &[Change]) -> Table {
     }
     table
 }
+
+/// A pack keeps six digits of a time, a database all.
+const ROUNDING: f64 = 1e-5;

@@ -7,10 +7,12 @@ mod args;
 mod bench;
 mod context;
 mod diff;
+mod doctor;
 mod duration;
 mod error;
 mod explain;
 mod export;
+mod gc;
 mod import;
 mod merge;
 mod place;
@@ -62,6 +64,8 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
         Some(Command::Merge(args)) => merge::run(&cli.common, &args),
         Some(Command::Diff(args)) => diff::run(&cli.common, &args),
         Some(Command::Verify(args)) => verify::run(&cli.common, &args, &paths),
+        Some(Command::Gc(args)) => gc::run(&cli.common, &args, &paths),
+        Some(Command::Doctor(_)) => doctor::run(&cli.common, &paths),
         Some(Command::Worker(worker)) => context::serve(&worker, &paths),
     }
 }

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::CliError;
-use crate::store::{Database, Edits, FileError, Pack, Record, Snapshot, WinnerKey};
+use super::voice::talk;
+use crate::store::{Database, DatabaseError, Edits, FileError, Pack, Record, Snapshot, WinnerKey};
 
 /// The packs that `path` means: itself, or every pack below it, by name.
 ///
@@ -32,7 +33,7 @@ pub fn packs_at(path: &Path) -> Result<Vec<PathBuf>, CliError> {
 /// The sentence of whatever cannot be read.
 pub fn winners_at(path: &Path) -> Result<Vec<Record>, CliError> {
     let records = if path.is_dir() && DATABASE_FILES.iter().all(|file| path.join(file).is_file()) {
-        Database::open_existing(path)?.0.winners()?
+        database_winners(path)?
     } else if path.extension().is_some_and(|extension| extension == "snapshot") {
         let entries = Snapshot::load(path)?.into_entries();
         entries.iter().filter_map(|entry| entry.record().ok()).collect()
@@ -53,6 +54,19 @@ pub fn winners_at(path: &Path) -> Result<Vec<Record>, CliError> {
         }
     }
     Ok(best.into_values().collect())
+}
+
+fn database_winners(path: &Path) -> Result<Vec<Record>, CliError> {
+    let (database, recovery) = Database::open_existing(path).map_err(|error| match error {
+        DatabaseError::Held { .. } => {
+            let snapshot = Database::snapshot_path(path);
+            let hint = format!("`{}` holds the winners of the last run, and may be read meanwhile", snapshot.display());
+            CliError::failed(error.to_string(), Some(hint))
+        }
+        other => other.into(),
+    })?;
+    recovery.iter().for_each(|recovery| talk(&format!("warning: {recovery}")));
+    Ok(database.winners()?)
 }
 
 /// The trial logs that `path` means: itself, or every log below it, by name.

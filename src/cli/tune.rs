@@ -12,7 +12,7 @@ use super::progress::ProgressView;
 use super::voice::{self, talk};
 use super::{CliError, Exit};
 use crate::arch::GpuSpec;
-use crate::jit::Stop;
+use crate::jit::{Jit, Stop};
 use crate::problem::Routing;
 use crate::store::{Database, Put, Record, Toolchain};
 use crate::tuner::{
@@ -90,6 +90,10 @@ pub struct Run {
     pub database: Database,
     /// What the run was told.
     pub settings: Settings,
+    /// What compiles.
+    pub jit: Arc<Jit>,
+    /// Ctrl-C so far.
+    pub signals: Arc<AtomicU32>,
 }
 
 /// Searches `jobs` on the GPU that the worker has open, and prints what was asked for.
@@ -142,7 +146,7 @@ pub fn live_run(
         }
     })?;
     closing(&summary, &bench_of, paths, started);
-    Ok(Run { exit: exit(&summary), summary, records, bench_of, database, settings })
+    Ok(Run { exit: exit(&summary), summary, records, bench_of, database, settings, jit, signals })
 }
 
 /// What a run ends with.

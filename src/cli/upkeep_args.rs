@@ -72,6 +72,23 @@ pub struct VerifyArgs {
     pub paths: Vec<PathBuf>,
 }
 
+/// What is removed.
+#[derive(Debug, Args)]
+#[command(after_help = GC_EXAMPLES)]
+pub struct GcArgs {
+    /// Only kernels that were not used for so long, such as 12h or 30d
+    #[arg(long, value_name = "AGE", default_value = "30d", value_parser = super::duration::age)]
+    pub older_than: std::time::Duration,
+    /// Say what would be removed, and remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// The doctor has no flags of its own.
+#[derive(Debug, Args)]
+#[command(after_help = DOCTOR_EXAMPLES)]
+pub struct DoctorArgs {}
+
 const EXPORT_EXAMPLES: &str = "\
 A pack that is there already is brought up to date: of two winners of one problem the better evidence stands, and of
 equal evidence the later. Without a subject each winner goes into the pack of the first model that has its problem,
@@ -117,3 +134,22 @@ Examples:
   autotune diff tuning_db/h100-sxm/dsv4-nvfp4.toml mine.toml
   autotune diff tuning_db/h100-sxm ~/.local/share/tilekiln/db --json
   autotune diff before.snapshot after.snapshot --gpu h100";
+
+const DOCTOR_EXAMPLES: &str = "\
+Looks at the GPU and its driver, NVRTC, Python, the cache, the database, the snapshot and the embedded packs. Nothing is
+made, mended, fetched or set. Exit code 1 if anything is an error; a warning says what works, but not as well.
+
+Examples:
+  autotune doctor
+  autotune doctor --gpu b200 --offline
+  autotune doctor --json";
+
+const GC_EXAMPLES: &str = "\
+Removes compiled kernels that no winner and no runner-up uses and nobody has used for the time, trials of kernels that
+are no longer rendered, and what killed processes have left. Winners stay, stale ones too; what another process is
+compiling stays. The time of the last use is that of the file system: where it keeps none, the time of compilation.
+
+Examples:
+  autotune gc --dry-run
+  autotune gc
+  autotune gc --older-than 12h --json";

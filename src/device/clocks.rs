@@ -20,6 +20,13 @@ pub struct ClockSample {
     pub throttle_reasons: u64,
 }
 
+impl ClockSample {
+    /// NVML's names of the reasons for a lower clock.
+    pub fn throttled_by(&self) -> Vec<&'static str> {
+        REASONS.iter().filter(|(bit, _)| self.throttle_reasons & bit != 0).map(|(_, name)| *name).collect()
+    }
+}
+
 impl Clocks {
     /// Opens NVML for the GPU that CUDA calls `ordinal`. Orders can differ, so the product's name must agree.
     pub fn of(product: &str, ordinal: u32) -> Option<Self> {
@@ -42,6 +49,11 @@ impl Clocks {
         }
     }
 
+    /// Whether the driver stays loaded while nobody uses the GPU; `None` where NVML cannot say.
+    pub fn is_persistent(&self) -> Option<bool> {
+        self.nvml.device_by_index(self.index).and_then(|device| device.is_in_persistent_mode()).ok()
+    }
+
     pub(super) fn default_power_limit_watts(&self) -> u32 {
         let device = self.nvml.device_by_index(self.index);
         device.and_then(|device| device.power_management_limit_default()).map_or(0, |milliwatts| milliwatts / 1000)
@@ -59,3 +71,14 @@ impl Clocks {
 
 /// GPU idle and applications clocks setting.
 const HARMLESS_REASONS: u64 = 0x1 | 0x2;
+
+/// NVML's other reasons (nvml.h, `nvmlClocksEventReason...`).
+const REASONS: [(u64, &str); 7] = [
+    (0x4, "software power cap"),
+    (0x8, "hardware slowdown"),
+    (0x10, "sync boost"),
+    (0x20, "software thermal slowdown"),
+    (0x40, "hardware thermal slowdown"),
+    (0x80, "hardware power brake"),
+    (0x100, "display clocks"),
+];

@@ -1,7 +1,7 @@
 //! Everything that needs a live GPU: memory, kernels, launches, graphs, timers, clocks.
 //!
-//! A [`Gpu`] is a value, there are no globals but the driver itself. All calls that touch the driver stand in this
-//! module, and so does all `unsafe` that goes with them.
+//! A [`Gpu`] is a value, there are no globals but the driver itself. Calls of the driver stand in this module; what is
+//! launched and captured through it elsewhere says why that is sound.
 
 mod clocks;
 mod driver;

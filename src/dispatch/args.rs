@@ -135,6 +135,12 @@ pub enum ArgsError {
         /// How much it needs.
         bytes: u64,
     },
+    /// A workspace whose parts would not be aligned.
+    #[error("the workspace must lie on 256 bytes, found address {address:#x}")]
+    WorkspaceAlignment {
+        /// What it is.
+        address: u64,
+    },
     /// An address that wide copies cannot use.
     #[error("{operand:?} must lie on {alignment} bytes, found address {address:#x}")]
     Alignment {
@@ -201,11 +207,26 @@ impl LaunchArgs {
         if plan.workspace_bytes > 0 && self.workspace == 0 {
             return Err(ArgsError::NoWorkspace { problem: problem.to_string(), bytes: plan.workspace_bytes });
         }
-        for (operand, alignment) in [(Operand::Activations, 16), (Operand::Weights, 16), (Operand::DownWeights, 16)] {
+        let output_alignment = match problem {
+            Problem::Dense(dense) => dense.output.bytes(),
+            // The combine writes pairs.
+            Problem::MoeBlock(_) => 4,
+            Problem::Convert(_) => 1,
+        };
+        let alignments = [
+            (Operand::Activations, 16),
+            (Operand::Weights, 16),
+            (Operand::DownWeights, 16),
+            (Operand::Output, output_alignment),
+        ];
+        for (operand, alignment) in alignments {
             let address = self.pointer(operand);
             if !address.is_multiple_of(alignment) {
                 return Err(ArgsError::Alignment { operand, alignment, address });
             }
+        }
+        if !self.workspace.is_multiple_of(WORKSPACE_ALIGNMENT) {
+            return Err(ArgsError::WorkspaceAlignment { address: self.workspace });
         }
         let (a_columns, d_columns, d_multiple) = match problem {
             Problem::Dense(dense) => (dense.a_columns(), dense.d_columns(), 1),
@@ -226,6 +247,9 @@ impl LaunchArgs {
         Ok(())
     }
 }
+
+/// Parts of a workspace lie on multiples of this from its begin.
+const WORKSPACE_ALIGNMENT: u64 = 256;
 
 /// Block scales are written by the conversion to NVFP4 only.
 fn is_optional(problem: &Problem, operand: Operand) -> bool {

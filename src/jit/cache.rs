@@ -75,7 +75,7 @@ impl KernelCache {
     /// Waits until no other process compiles `source`, or until `stop` is due. Without a lock two may compile the same,
     /// which does no harm.
     pub fn lock(&self, source: &Source, stop: &Stop) -> Option<File> {
-        let folder = self.root.join("locks");
+        let folder = self.root.join(LOCKS);
         private_dir(&folder).ok()?;
         lock_file(&folder.join(&source.hash), stop)
     }
@@ -153,8 +153,11 @@ fn private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-const CUBIN_FILE: &str = "kernel.cubin";
+pub(super) const CUBIN_FILE: &str = "kernel.cubin";
 const PTX_FILE: &str = "kernel.ptx";
+
+/// Folder of the locks, one for each kernel.
+pub(super) const LOCKS: &str = "locks";
 
 /// Short beside a compilation, long beside a look at a lock.
 const POLL: Duration = Duration::from_millis(5);

@@ -8,12 +8,14 @@ mod library;
 mod nvrtc;
 mod resources;
 mod stop;
+mod sweep;
 
 pub use cache::{CacheReport, KernelCache};
 pub use library::{FoundIn, PINNED_VERSION, Search};
 pub use nvrtc::Nvrtc;
 pub use resources::Resources;
 pub use stop::Stop;
+pub use sweep::{CachedKernel, Leftover, leftovers};
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -22,7 +22,7 @@ mod trial_log;
 mod words;
 
 pub use database::{
-    BadEntry, BadValue, Collected, Database, DatabaseError, GpuTrial, Ground, Put, Recovery, Verification,
+    BadEntry, BadValue, Collected, Database, DatabaseError, Examined, GpuTrial, Ground, Put, Recovery, Verification,
 };
 pub use entry::Entry;
 use entry::Interner;

@@ -82,6 +82,19 @@ impl TrialLog {
         Self { gpu, problems: problems.into_iter().collect() }
     }
 
+    /// Each measured tile of `problem` with its chained time in microseconds: the geometric mean over the routings, as a
+    /// race counts it.
+    pub fn times(&self, problem: &Problem) -> Vec<(&Tile, f64)> {
+        let trials = self.problems.iter().filter(|(of, _)| of == problem).flat_map(|(_, trials)| trials);
+        let measured = trials.filter_map(|trial| match &trial.outcome {
+            Outcome::Measured(timing) => Some((&trial.tile, timing.chained_us)),
+            _ => None,
+        });
+        let measured: Vec<(&Tile, f64)> = measured.collect();
+        let mean = |runs: &[(&Tile, f64)]| (runs.iter().map(|(_, us)| us.ln()).sum::<f64>() / runs.len() as f64).exp();
+        measured.chunk_by(|a, b| a.0 == b.0).map(|runs| (runs[0].0, mean(runs))).collect()
+    }
+
     /// Reads the log at `path`.
     ///
     /// # Errors

@@ -52,40 +52,59 @@ pub trait Bench {
 
 /// A recorded log of trials: search is tested with no GPU.
 pub struct Replay {
-    outcomes: HashMap<(Problem, Tile), Outcome>,
+    log: TrialLog,
+    outcomes: HashMap<(Problem, Tile), ByRouting>,
+    /// Routings of the open problem.
+    routings: Vec<Routing>,
     /// Candidates that were prepared, in order, each once.
     pub visited: Vec<Tile>,
 }
 
+/// Outcomes of a candidate, one for each routing that it was measured under.
+type ByRouting = Vec<(Option<Routing>, Outcome)>;
+
 impl Replay {
     /// Replays the trials of `log`.
-    pub fn new(log: &TrialLog) -> Self {
-        let trials = log.problems.iter().flat_map(|(_, trials)| trials);
-        let outcomes = trials.map(|trial| ((trial.problem.clone(), trial.tile.clone()), trial.outcome.clone()));
-        Self { outcomes: outcomes.collect(), visited: Vec::new() }
+    pub fn new(log: TrialLog) -> Self {
+        let mut outcomes: HashMap<(Problem, Tile), ByRouting> = HashMap::new();
+        for trial in log.problems.iter().flat_map(|(_, trials)| trials) {
+            let of_candidate = outcomes.entry((trial.problem.clone(), trial.tile.clone())).or_default();
+            of_candidate.push((trial.routing, trial.outcome.clone()));
+        }
+        Self { log, outcomes, routings: Vec::new(), visited: Vec::new() }
     }
 
     /// The fastest recorded candidate for `problem` and its chained time.
     pub fn best(&self, problem: &Problem) -> Option<(&Tile, f64)> {
-        let measured = self.outcomes.iter().filter_map(|((of, tile), outcome)| match outcome {
-            Outcome::Measured(timing) if of == problem => Some((tile, timing.chained_us)),
-            _ => None,
-        });
-        measured.min_by(|a, b| a.1.total_cmp(&b.1).then_with(|| a.0.cmp(b.0)))
+        let times = self.log.times(problem).into_iter();
+        times.min_by(|a, b| a.1.total_cmp(&b.1).then_with(|| a.0.cmp(b.0)))
     }
 
-    fn outcome(&self, problem: &Problem, tile: &Tile) -> Outcome {
+    /// What became of `tile` under one routing of the open problem; a failure counts for every routing.
+    fn outcome(&self, problem: &Problem, tile: &Tile, routing_idx: usize) -> Outcome {
+        let routing = self.routings.get(routing_idx).copied();
+        let of_candidate = self.outcomes.get(&(problem.clone(), tile.clone())).into_iter().flatten();
+        let mut fitting =
+            of_candidate.filter(|(of, outcome)| *of == routing || !matches!(outcome, Outcome::Measured(_)));
         let unrecorded = || Outcome::FailedToRun { message: "not in the log".to_string() };
-        self.outcomes.get(&(problem.clone(), tile.clone())).cloned().unwrap_or_else(unrecorded)
+        fitting.next().map_or_else(unrecorded, |(_, outcome)| outcome.clone())
     }
 }
 
 impl Bench for Replay {
     fn routings(&self) -> &[Routing] {
-        &[]
+        &self.routings
     }
 
-    fn open(&mut self, _: &Problem) -> Result<(), String> {
+    fn open(&mut self, problem: &Problem) -> Result<(), String> {
+        let trials = self.log.problems.iter().filter(|(of, _)| of == problem).flat_map(|(_, trials)| trials);
+        let mut routings = Vec::new();
+        for routing in trials.filter_map(|trial| trial.routing) {
+            if !routings.contains(&routing) {
+                routings.push(routing);
+            }
+        }
+        self.routings = routings;
         Ok(())
     }
 
@@ -93,14 +112,14 @@ impl Bench for Replay {
         if !self.visited.contains(tile) {
             self.visited.push(tile.clone());
         }
-        match self.outcome(problem, tile) {
+        match self.outcome(problem, tile, 0) {
             Outcome::Measured(timing) => Ok(timing.relative_l2),
             other => Err(Miss::Candidate(other)),
         }
     }
 
-    fn sample(&mut self, problem: &Problem, tile: &Tile, mode: Mode, _: usize) -> Result<Sample, Miss> {
-        match self.outcome(problem, tile) {
+    fn sample(&mut self, problem: &Problem, tile: &Tile, mode: Mode, routing_idx: usize) -> Result<Sample, Miss> {
+        match self.outcome(problem, tile, routing_idx) {
             Outcome::Measured(timing) => {
                 let us = if mode == Mode::Chained { timing.chained_us } else { timing.unchained_us };
                 Ok(Sample { us, sm_clock_mhz: timing.sm_clock_mhz, throttle_reasons: timing.throttle_reasons })

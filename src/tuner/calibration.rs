@@ -6,7 +6,7 @@ use super::predict::{predict, rank_correlation};
 use crate::arch::ArchSpec;
 use crate::kernels;
 use crate::problem::Problem;
-use crate::store::{Outcome, embedded_logs};
+use crate::store::embedded_logs;
 
 /// Rank correlations of predicted with measured times on one class of GPUs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -34,13 +34,10 @@ pub struct Correlation {
 pub fn calibration(arch: &ArchSpec) -> Calibration {
     let mut problems = Vec::new();
     for (gpu, log) in embedded_logs(arch) {
-        for (problem, trials) in &log.problems {
-            let timed = trials.iter().filter_map(|trial| match &trial.outcome {
-                Outcome::Measured(timing) => {
-                    let plan = kernels::plan(problem, &trial.tile, gpu).ok()?;
-                    Some((predict(&plan, gpu), timing.chained_us))
-                }
-                _ => None,
+        for (problem, _) in &log.problems {
+            let timed = log.times(problem).into_iter().filter_map(|(tile, us)| {
+                let plan = kernels::plan(problem, tile, gpu).ok()?;
+                Some((predict(&plan, gpu), us))
             });
             let (predicted, measured): (Vec<f64>, Vec<f64>) = timed.unzip();
             let Some(rank_correlation) = rank_correlation(&predicted, &measured) else { continue };

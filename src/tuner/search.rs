@@ -28,7 +28,7 @@ pub struct Effort {
 
 impl Effort {
     /// Two minutes for a model.
-    pub const QUICK: Self = Self { first: 9, neighbours: 8, rounds: 5 };
+    pub const QUICK: Self = Self { first: 9, neighbours: 14, rounds: 5 };
     /// Ten minutes for a model.
     pub const FULL: Self = Self { first: 20, neighbours: 20, rounds: 7 };
     /// Every tile.
@@ -326,17 +326,7 @@ impl Field<'_, '_> {
     /// The final: the leaders and the default in the same rounds, then the rules for who is level.
     fn finish(mut self, default: &Tile) -> Result<Found, SearchError> {
         self.race(self.search.effort.rounds)?;
-        let default_idx = self.entrants.iter().position(|entrant| entrant.tile == *default);
-        if let Some(idx) = default_idx
-            && self.leader().is_some_and(|leader| leader != *default)
-        {
-            // The default may have dropped out early: its rounds are paired with as many of the leader.
-            while self.entrants[idx].times.rounds() < SHORT_RACE && !self.stops() {
-                if !self.time(idx)? {
-                    break;
-                }
-            }
-        }
+        self.pair(default)?;
         let default_us =
             self.entrants.iter().find(|entrant| entrant.tile == *default).map(|entrant| entrant.times.score());
         let Some(winner_idx) = self.choose(default) else {
@@ -367,6 +357,21 @@ impl Field<'_, '_> {
         })
     }
 
+    /// The default may have dropped out early: the rounds that it lacks are timed in turn with the leader's.
+    fn pair(&mut self, default: &Tile) -> Result<(), SearchError> {
+        let position = |field: &Self, tile: &Tile| field.entrants.iter().position(|entrant| entrant.tile == *tile);
+        let Some(leader) = self.leader().filter(|leader| leader != default) else { return Ok(()) };
+        while let Some(idx) = position(self, default) {
+            if self.entrants[idx].times.rounds() >= SHORT_RACE || self.stops() || !self.time(idx)? {
+                break;
+            }
+            if let Some(leader_idx) = position(self, &leader) {
+                self.time(leader_idx)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Among those level with the leader: the default, or else who needs fewer resources, or else the lower id.
     fn choose(&self, default: &Tile) -> Option<usize> {
         let leader = self.entrants.iter().min_by(|a, b| a.times.score().total_cmp(&b.times.score()))?;
@@ -386,15 +391,18 @@ impl Field<'_, '_> {
 
     fn time_unchained(&mut self, entrant_idx: usize) -> Result<(), SearchError> {
         let tile = self.entrants[entrant_idx].tile.clone();
-        let mut us = Vec::new();
+        let n_routings = self.bench.routings().len();
+        let mut times = Times::new(n_routings);
         for _ in 0..SHORT_RACE {
-            match self.bench.sample(self.search.problem, &tile, Mode::Unchained, 0) {
-                Ok(sample) => us.push(sample.us),
-                Err(Miss::Fatal(reason)) => return Err(SearchError::Fatal(reason)),
-                Err(Miss::Candidate(_)) => break,
+            for routing_idx in 0..n_routings.max(1) {
+                match self.bench.sample(self.search.problem, &tile, Mode::Unchained, routing_idx) {
+                    Ok(sample) => times.push(routing_idx, sample.us),
+                    Err(Miss::Fatal(reason)) => return Err(SearchError::Fatal(reason)),
+                    Err(Miss::Candidate(_)) => break,
+                }
             }
         }
-        self.entrants[entrant_idx].unchained_us = super::race::median(&us);
+        self.entrants[entrant_idx].unchained_us = times.score();
         Ok(())
     }
 

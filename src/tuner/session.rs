@@ -322,8 +322,10 @@ impl<'a> Session<'a> {
     }
 
     fn keep(&mut self, problem: &Problem, found: Found, routings: &[Routing]) -> Result<Tile, SessionError> {
-        self.summary.searched += 1;
+        self.summary.searched += usize::from(!found.is_cut_short);
         self.summary.tried += found.tried;
+        // What was found is kept, but the bucket is not done.
+        self.summary.left += usize::from(found.is_cut_short);
         let tile = found.winner.tile.clone();
         let record = record(self.settings, problem, &found, routings);
         let is_stale = |incumbent: &Record| self.is_stale(incumbent);

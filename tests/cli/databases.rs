@@ -1,4 +1,4 @@
-//! A database that is held, damaged, read-only, of another schema, or on a full disk: one sentence, nothing is lost.
+//! A database that is held, damaged, read-only, foreign, or on a full disk: one sentence, and nothing is lost.
 
 use std::fs;
 use std::process::Command;
@@ -34,6 +34,9 @@ fn a_database_that_is_held_is_left_alone() {
     for words in [&["import", "a.toml"][..], &["export", "--out", "packs"], &["--problem", "nvfp4 64x64"]] {
         machine.run(words).refuses(1, &sentence, "wait for it to end, or name another database with `--db`");
     }
+    let said = machine.run(&["diff", "a.toml", "data/db"]);
+    said.refuses(1, &sentence, "`data/db.snapshot` holds the winners of the last run, and may be read meanwhile");
+    assert_eq!(machine.json(&["diff", "a.toml", "data/db.snapshot"]).as_array().unwrap().len(), 1);
     assert_eq!(holder.counts(), (0, 1));
     // Who only reads does not come to the database.
     assert_eq!(machine.json(&["show", "records"]).as_array().unwrap().len(), 1);

@@ -26,6 +26,11 @@ fn words_that_are_no_text_are_refused() {
 #[test]
 fn help_and_version_are_data() {
     let machine = Machine::new();
+    let commands = ["show", "bench", "report", "explain", "render", "export", "import", "merge", "diff", "verify"];
+    for command in commands.into_iter().chain(["gc", "doctor"]) {
+        let help = machine.data(&[command, "--help"]);
+        assert!(help.contains(&format!("Examples:\n  autotune {command}")), "{help}");
+    }
     assert!(machine.data(&["--help"]).contains("Examples:"));
     assert!(machine.data(&["--version"]).starts_with("autotune "));
 }
@@ -66,6 +71,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("explain|nvfp4 64x64|--m|0", "expected 1 to 8192 tokens, found 0", "chunks"),
     ("merge|a.toml|b.toml", "expected --out <FILE>, found nothing", "--help"),
     ("diff|a.toml", "expected <B>, found nothing", "--help"),
+    ("gc|--older-than|30", "expected an age such as 12h or 30d, found `30`", "--help"),
     ("import", "expected <PACK>..., found nothing", "--help"),
     ("export|--only|nonsense|--out|packs", "expected a part of an op's name (", "show problems"),
     ("export|--out|packs|--model|foo", "expected the name of a known model (dsv4, dsv4-flash,", "show problems"),

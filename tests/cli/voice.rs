@@ -42,4 +42,7 @@ fn json_of_every_command_parses() {
     let machine = Machine::new();
     let problems = machine.json(&["show", "problems", "--model", "dsv4-pro", "--tp", "8"]);
     assert!(problems.as_array().is_some_and(|rows| rows.len() > 100));
+    for words in [&["doctor"][..], &["verify"], &["gc", "--dry-run"], &["show", "records"]] {
+        assert!(!machine.json(words).is_null(), "{words:?}");
+    }
 }

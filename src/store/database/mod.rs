@@ -13,6 +13,7 @@
 
 mod envelope;
 mod error;
+mod examine;
 mod guard;
 mod maintain;
 mod open;
@@ -24,6 +25,7 @@ mod winners;
 
 pub use envelope::BadValue;
 pub use error::DatabaseError;
+pub use examine::Examined;
 pub use maintain::{BadEntry, Collected, Verification};
 pub use recover::Recovery;
 pub use winners::{Ground, Put};
@@ -79,7 +81,7 @@ impl Database {
         Ok(())
     }
 
-    /// Every sound trial of `problem` on `gpu`, in the order of tiles: what a resumed run need not repeat.
+    /// Every sound trial of `problem` on `gpu`, in the order of tiles: which of them fail is not tried again.
     ///
     /// # Errors
     /// [`DatabaseError`] when sled cannot read its pages.

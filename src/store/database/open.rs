@@ -51,7 +51,7 @@ impl Database {
 }
 
 /// A directory with anything but sled's files in it is somebody else's, and must never be moved aside.
-fn refuse_foreign(path: &Path) -> Result<(), DatabaseError> {
+pub(super) fn refuse_foreign(path: &Path) -> Result<(), DatabaseError> {
     let fault = |error: io::Error| DatabaseError::from(FileError::new(path, "open", &error));
     let not_ours = |found: String| DatabaseError::NotADatabase { path: path.to_path_buf(), found };
     match fs::metadata(path) {

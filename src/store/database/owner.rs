@@ -53,15 +53,33 @@ impl Contents {
     }
 }
 
+impl Card {
+    /// The card at `path`, if it is there and whole.
+    fn read(path: &Path) -> Option<Self> {
+        fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok())
+    }
+}
+
+/// Who holds the database at `path`: `None` if nobody does, and a holder without a number if its card cannot be read.
+pub(super) fn holder(path: &Path) -> Option<Option<u32>> {
+    let card_path = beside(path, CARD_SUFFIX);
+    let file = File::open(&card_path).ok()?;
+    // Shared, and given back at once: two that only look do not see each other.
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Some(Card::read(&card_path).map(|card| card.pid)),
+        _ => None,
+    }
+}
+
 impl Owner {
     /// Takes the lock of the database at `path`, or says who has it.
     pub(super) fn acquire(path: &Path) -> Result<Self, DatabaseError> {
-        let card_path = beside(path, ".owner.json");
+        let card_path = beside(path, CARD_SUFFIX);
         let fault = |error| FileError::new(&card_path, "write", &error);
         fs::create_dir_all(directory_of(&card_path)).map_err(fault)?;
         let file = File::options().create(true).truncate(false).read(true).write(true).open(&card_path);
         let file = file.map_err(fault)?;
-        let card = fs::read(&card_path).ok().and_then(|text| serde_json::from_slice::<Card>(&text).ok());
+        let card = Card::read(&card_path);
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -110,6 +128,9 @@ impl Drop for Owner {
 }
 
 const CARD_BYTES: usize = 200;
+
+/// What the card's name has behind the database's.
+pub(super) const CARD_SUFFIX: &str = ".owner.json";
 
 #[cfg(test)]
 mod tests {

@@ -95,7 +95,7 @@ impl DenseSubject {
         let (free, _) = tools.gpu.memory()?;
         let room = 1 + (free / 2) as usize / bytes;
         let copies = wanted.clamp(1, MOST_COPIES).min(room);
-        self.is_warm = copies < wanted.min(MOST_COPIES);
+        self.is_warm = copies * bytes < WARM_L2S * tools.gpu.spec().identity.l2_bytes as usize;
         for _ in 1..copies {
             let copy = Buffer::new(&tools.gpu, bytes)?;
             copy.copy_from(&packed, bytes, &tools.stream)?;
@@ -219,8 +219,11 @@ impl DenseSubject {
 /// Copies together are this many times the L2.
 const COLD_L2S: usize = 6;
 
-/// A launch cannot meet its copy again before this many others.
-const MOST_COPIES: usize = 96;
+/// Below this many times the L2, weights that are met again may still be there.
+pub(super) const WARM_L2S: usize = 3;
+
+/// As many launches as a graph has at most: a launch cannot meet its copy again before the next replay.
+const MOST_COPIES: usize = super::MOST_LAUNCHES as usize;
 
 /// NaN in BF16 and f32: what was not written is found.
 pub(super) const POISON: u8 = 0xFF;

@@ -1,9 +1,9 @@
 //! Problems on a live GPU: random data, references, checks, and times of CUDA-graph replays.
 //!
 //! A [`Live`] holds the data of one op (a problem without its tokens) and any number of candidates for it. Weights
-//! rotate through copies so that every launch reads them from device memory. Times come in two kinds: *chained*, where
-//! launches may overlap the one ahead and each reads what that one wrote, and *unchained*, independent and without
-//! overlap.
+//! rotate through copies, and experts through routings, so that launches read them from device memory. Times come in two
+//! kinds: *chained*, where launches may overlap the one ahead (and where a result can be the next launch's tokens, each
+//! reads what that one wrote), and *unchained*, independent and without overlap.
 
 mod ceiling;
 mod convert;
@@ -70,7 +70,7 @@ impl LiveError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// Programmatic dependent launch; each launch reads what the one before it wrote.
+    /// Programmatic dependent launch; each launch reads what the one before it wrote, where that can be its tokens.
     Chained,
     /// Independent launches, each starting when the one before it has ended.
     Unchained,
@@ -136,11 +136,12 @@ impl Live {
         Ok(Self { tools, jit, clocks, subject, candidates: HashMap::new(), last_loading: Duration::ZERO })
     }
 
-    /// Whether weights come from L2 in part, because memory was short of copies.
+    /// Whether weights may come from L2 in part: too few or too small copies of a matrix, or experts that are used.
     pub fn is_warm(&self) -> bool {
         match &self.subject {
             Subject::Dense(dense) => dense.is_warm(),
-            Subject::Moe(_) | Subject::Convert(_) => false,
+            Subject::Moe(moe) => moe.is_warm(),
+            Subject::Convert(_) => false,
         }
     }
 

@@ -1,6 +1,8 @@
 //! Blocks of experts: all experts' weights, routing tables that take turns, one workspace for all candidates.
 
-use super::dense::{LIMIT, POISON};
+use std::collections::BTreeSet;
+
+use super::dense::{LIMIT, POISON, WARM_L2S};
 use super::routing::{RoutingTable, SortedSlots};
 use super::tools::{Toolbox, Value};
 use super::weights::RawWeights;
@@ -23,6 +25,7 @@ pub(super) struct MoeSubject {
     tables: Vec<Table>,
     /// References are for the first table of each routing.
     references: Vec<(usize, Buffer)>,
+    is_warm: bool,
 }
 
 /// A routing table on the device.
@@ -59,20 +62,31 @@ impl MoeSubject {
             workspace: Buffer::zeros(&tools.gpu, most_workspace_bytes(block))?,
             tables: Vec::new(),
             references: Vec::new(),
+            is_warm: false,
         };
+        let expert_bytes = (subject.up.bytes() + subject.down.bytes()) / block.local_experts as usize;
         for (routing_idx, &routing) in routings.iter().enumerate() {
             // With few tokens a second launch would find the first one's experts in L2.
+            let mut used = BTreeSet::new();
             for turn in 0..TABLES {
                 let table = RoutingTable::new(block, routing, seed ^ (routing_idx as u64) << 32 ^ turn << 40);
                 if turn == 0 {
                     let reference = subject.make_reference(tools, &raw, &table)?;
                     subject.references.push((subject.tables.len(), reference));
                 }
+                used.extend(table.experts.iter().copied());
                 let experts = Buffer::of(&tools.gpu, &table.experts)?;
                 subject.tables.push(Table { experts, weights: Buffer::of(&tools.gpu, &table.weights)? });
             }
+            let l2_bytes = tools.gpu.spec().identity.l2_bytes as usize;
+            subject.is_warm |= used.len() * expert_bytes < WARM_L2S * l2_bytes;
         }
         Ok(subject)
+    }
+
+    /// Whether the experts that one routing's tables use fit into L2 more or less.
+    pub fn is_warm(&self) -> bool {
+        self.is_warm
     }
 
     pub fn judged_by(&self) -> (Output, Path) {
