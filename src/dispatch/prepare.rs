@@ -196,9 +196,10 @@ pub fn prepare(
     while !choices.is_empty() {
         preparation.load_kernels(&choices)?;
         let mut again = Vec::new();
-        for choice in choices {
+        for mut choice in choices {
             match preparation.bind(&choice) {
                 Some(bound) => {
+                    choice.stale = choice.stale.take().or_else(|| preparation.other_compiler(&choice));
                     preparation.count(&choice);
                     let Choice { problem, tiles, tried, how, stale, .. } = choice;
                     loaded.insert(problem, Loaded { bound, tile: tiles[tried].clone(), how, stale });
@@ -220,7 +221,15 @@ struct Choice {
     tried: usize,
     plan: Plan,
     how: How,
+    /// NVRTC that the winner was measured with.
+    measured_with: Option<String>,
     stale: Option<Stale>,
+}
+
+/// A kernel on the GPU, and the NVRTC that compiled it.
+struct OnGpu {
+    kernel: Arc<Kernel>,
+    nvrtc: String,
 }
 
 struct Preparation<'a> {
@@ -228,7 +237,7 @@ struct Preparation<'a> {
     options: &'a PrepareOptions,
     report: PrepareReport,
     /// Loaded kernels, or why one is not. Shared memory is part of the key: it is set when a kernel is loaded.
-    kernels: HashMap<(Request, u32), Result<Arc<Kernel>, String>>,
+    kernels: HashMap<(Request, u32), Result<OnGpu, String>>,
 }
 
 impl Preparation<'_> {
@@ -247,13 +256,15 @@ impl Preparation<'_> {
             };
             let default = kernels::default_tile(&problem, spec).ok_or_else(unserved)?;
             let key = WinnerKey { layout: problem.layout(), problem: &problem, gpu: &spec.identity };
+            // A warm cache needs no NVRTC: which one compiled a kernel is known when it is loaded.
             let current = Current { nvrtc: None, kernels: &|tile| kernels_hash(&problem, tile, spec) };
             let found = lookup.find(&key, spec.arch, &current, &default);
             let is_valid = |tile: &Tile| kernels::plan(&problem, tile, spec).is_ok();
             let tiles: Vec<Tile> = found.tiles().filter(is_valid).collect();
             let (how, stale) = (found.how.clone(), found.stale.clone());
+            let measured_with = found.entry.map(|entry| entry.toolchain.nvrtc.clone());
             let plan = tiles.first().and_then(|tile| kernels::plan(&problem, tile, spec).ok()).ok_or_else(unserved)?;
-            choices.push(Choice { problem, tiles, tried: 0, plan, how, stale });
+            choices.push(Choice { problem, tiles, tried: 0, plan, how, measured_with, stale });
         }
         Ok(choices)
     }
@@ -276,7 +287,8 @@ impl Preparation<'_> {
                     self.report.compiled += usize::from(came_from == CameFrom::Compilation);
                     self.report.image_bytes += cubin.image.len();
                     self.report.kernels += 1;
-                    Kernel::load(self.gpu, &cubin, key.1).map(Arc::new).map_err(|error| error.to_string())
+                    let kernel = Kernel::load(self.gpu, &cubin, key.1).map_err(|error| error.to_string());
+                    kernel.map(|kernel| OnGpu { kernel: Arc::new(kernel), nvrtc: cubin.nvrtc })
                 }
                 Err(reason) => Err(reason),
             };
@@ -325,11 +337,20 @@ impl Preparation<'_> {
 
     /// The plan with its kernels, unless one of them is missing.
     fn bind(&self, choice: &Choice) -> Option<Bound> {
-        let kernel = |launch: &kernels::Launch| {
-            self.kernels.get(&(launch.kernel.clone(), launch.smem_bytes)).and_then(|kernel| kernel.clone().ok())
-        };
-        let kernels: Option<Vec<Arc<Kernel>>> = choice.plan.launches.iter().map(kernel).collect();
+        let kernels = choice.plan.launches.iter().map(|launch| Some(self.on_gpu(launch)?.kernel.clone()));
+        let kernels: Option<Vec<Arc<Kernel>>> = kernels.collect();
         kernels.map(|kernels| Bound::new(choice.problem.clone(), choice.plan.clone(), kernels, self.gpu.spec()))
+    }
+
+    fn on_gpu(&self, launch: &kernels::Launch) -> Option<&OnGpu> {
+        self.kernels.get(&(launch.kernel.clone(), launch.smem_bytes)).and_then(|kernel| kernel.as_ref().ok())
+    }
+
+    /// Whether the winner was measured with another NVRTC than the one that compiled its kernels here.
+    fn other_compiler(&self, choice: &Choice) -> Option<Stale> {
+        let then = choice.measured_with.as_deref()?;
+        let mut loaded = choice.plan.launches.iter().filter_map(|launch| self.on_gpu(launch));
+        loaded.find_map(|on_gpu| Stale::of_compiler(then, &on_gpu.nvrtc))
     }
 
     /// The same problem with its next tile.
@@ -340,9 +361,8 @@ impl Preparation<'_> {
             Some(plan) => Ok(Choice { tried, plan, ..choice }),
             None => {
                 let reasons = choice.plan.launches.iter().filter_map(|launch| {
-                    self.kernels
-                        .get(&(launch.kernel.clone(), launch.smem_bytes))
-                        .and_then(|kernel| kernel.clone().err())
+                    let kernel = self.kernels.get(&(launch.kernel.clone(), launch.smem_bytes))?;
+                    kernel.as_ref().err().cloned()
                 });
                 let reason = reasons.collect::<Vec<_>>().join("; ");
                 Err(PrepareError::Unloadable { problem: choice.problem.to_string(), reason })

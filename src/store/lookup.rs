@@ -104,6 +104,14 @@ pub enum Stale {
     },
 }
 
+impl Stale {
+    /// Why what was measured with the compiler `then` is stale with `now`; patch releases are not told apart.
+    pub fn of_compiler(then: &str, now: &str) -> Option<Self> {
+        let (then, now) = (minor_of(then), minor_of(now));
+        (then != now).then(|| Self::Nvrtc { then: then.to_string(), now: now.to_string() })
+    }
+}
+
 impl Lookup {
     /// The winners of all `entries`. Of two with one key the better evidence counts, and of equal evidence the
     /// earlier: put the user's own measurements before packs.
@@ -257,13 +265,11 @@ impl Entry {
         if kernels.as_deref() != Some(&*self.toolchain.kernels) {
             return Some(Stale::Kernels);
         }
-        let then = minor_of(&self.toolchain.nvrtc);
-        let now = current.nvrtc.map(minor_of).filter(|now| *now != then)?;
-        Some(Stale::Nvrtc { then: then.to_string(), now: now.to_string() })
+        Stale::of_compiler(&self.toolchain.nvrtc, current.nvrtc?)
     }
 }
 
-/// `13.2` of `13.2.51`: patch releases are not told apart.
+/// `13.2` of `13.2.51`.
 fn minor_of(version: &str) -> &str {
     version.match_indices('.').nth(1).map_or(version, |(dot, _)| &version[..dot])
 }
