@@ -1,7 +1,7 @@
 //! NVRTC without its cache: one candidate on one core, and how compile threads scale.
 //!
-//! `cargo bench --bench compile`. Goals for sm_90a on one core: a dense wgmma candidate below 400 ms, a block of experts
-//! with two token tiles, which is four kernels, below 1.5 s.
+//! `cargo bench --bench compile`. Goals for sm_90a on one core: a dense wgmma candidate below 400 ms, a block of
+//! experts with two token tiles, which is four kernels, below 1.5 s.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -239,6 +239,6 @@ const LIMIT: f64 = 1.5;
 
 const METHOD: &str = "\
 CUDA graphs of launches over rotating copies of the weights, and of experts over eight routing tables in turn, so that \
-weights come from device memory; medians of 7 replays, chained (programmatic dependent launch; where the result is BF16 \
-without SwiGLU, each launch reads what the one before wrote) and unchained (no overlap) in turn; every element checked \
-against f64 first; random data; clocks untouched.";
+weights come from device memory; medians of 7 replays, chained (programmatic dependent launch; where the result is \
+BF16 without SwiGLU, each launch reads what the one before wrote) and unchained (no overlap) in turn; every element \
+checked against f64 first; random data; clocks untouched.";

@@ -80,7 +80,7 @@ impl Stream {
     }
 }
 
-/// Instructions for the eight weights of a lane in one step of 16 k, counted in the SASS of sm_90a: docs/packed_layout.md.
+/// Instructions for the eight weights of a lane in one step of 16 k, counted in SASS: docs/packed_layout.md.
 pub(super) fn decode_issues(format: WeightFormat) -> f64 {
     match format {
         WeightFormat::Nvfp4 => 23.5,

@@ -82,8 +82,8 @@ impl TrialLog {
         Self { gpu, problems: problems.into_iter().collect() }
     }
 
-    /// Each measured tile of `problem` with its chained time in microseconds: the geometric mean over the routings, as a
-    /// race counts it.
+    /// Each measured tile of `problem` with its chained time in microseconds: the geometric mean over the routings,
+    /// as a race counts it.
     pub fn times(&self, problem: &Problem) -> Vec<(&Tile, f64)> {
         let trials = self.problems.iter().filter(|(of, _)| of == problem).flat_map(|(_, trials)| trials);
         let measured = trials.filter_map(|trial| match &trial.outcome {

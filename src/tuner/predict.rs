@@ -169,9 +169,9 @@ struct Model {
 }
 
 /// Fitted by random search to what one H100 measured (driver 580.159, NVRTC 13.2, 2026-11-22): every tile of the six
-/// problems of `tuning_db/h100-sxm/exhaustive.trials.gz`, and 70 problems of `testdata/h100_full.trials.gz`. Counted were
-/// log times, the fastest most, and the regret of the first and of the nine best predicted. `tests/search_replay.rs` has
-/// what it reaches on all of them.
+/// problems of `tuning_db/h100-sxm/exhaustive.trials.gz`, and 70 problems of `testdata/h100_full.trials.gz`. Counted
+/// were log times, the fastest most, and the regret of the first and of the nine best predicted. What it reaches on all
+/// of them is in `tests/search_replay.rs`.
 const MODEL: Model = Model {
     bandwidth_factor: 1.77,
     latency_us: 2.12,

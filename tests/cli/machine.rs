@@ -110,6 +110,15 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// What `show records` with these words has of the tests' own records: the packs of the binary hold others.
+    pub fn records(&self, words: &[&str]) -> Vec<serde_json::Value> {
+        let rows = self.json(&[&["show", "records"], words].concat());
+        let own = store_samples::toolchain(0).commit;
+        rows.as_array().unwrap().iter().filter(|row| row["commit"] == own.as_str()).cloned().collect()
+    }
+}
+
 impl Said {
     /// What `command` says.
     pub fn by(mut command: Command) -> Self {

@@ -65,7 +65,7 @@ fn an_export_is_sorted_by_model_and_imports_back() {
     let folder = machine.path("tuning_db");
     let imported = fresh.json(&["import", text(&folder)]);
     assert_eq!(imported.as_array().unwrap().iter().map(|pack| pack["new"].as_u64().unwrap()).sum::<u64>(), 3);
-    assert_eq!(fresh.json(&["show", "records"]).as_array().unwrap().len(), 3, "the snapshot was written");
+    assert_eq!(fresh.records(&[]).len(), 3, "the snapshot was written");
     let again = fresh.json(&["import", text(&folder)]);
     assert_eq!(again.as_array().unwrap().iter().map(|pack| pack["kept"].as_u64().unwrap()).sum::<u64>(), 3);
     let back = fresh.json(&["export", "--predicted", "--out", text(&folder.join("h100-sxm"))]);
@@ -102,7 +102,7 @@ fn a_pack_that_was_edited_by_hand_imports_nothing() {
     assert!(said.sentence().ends_with("the pack was edited by hand"), "{said:?}");
     assert!(!machine.database().exists());
     machine.data(&["import", "packs", "--accept-edited"]);
-    assert_eq!(machine.json(&["show", "records"]).as_array().unwrap().len(), 2);
+    assert_eq!(machine.records(&[]).len(), 2);
 
     fs::write(&path, whole.replace("schema = 1", "schema = 2")).unwrap();
     machine.run(&["import", text(&path)]).refuses(1, "expected a pack of schema 1, found schema 2", "this version");
@@ -133,7 +133,7 @@ fn an_incumbent_stays_unless_it_is_beaten_by_the_band() {
         let path = pack_of(&machine, "a.toml", std::slice::from_ref(&newcomer));
         let counts = &machine.json(&["import", text(&path)])[0];
         assert_eq!((&counts["winners"], &counts[column]), (&1.into(), &1.into()), "{newcomer:?}: {counts}");
-        assert_eq!(machine.json(&["show", "records"])[0]["us"], us, "{newcomer:?}");
+        assert_eq!(machine.records(&[])[0]["us"], us, "{newcomer:?}");
     }
     let machine = Machine::new();
     machine.keep(&[stale]);

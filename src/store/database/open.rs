@@ -12,7 +12,7 @@ use super::{Database, DatabaseError};
 
 impl Database {
     /// Opens the database at `path`, or makes one. A damaged one is moved aside and rebuilt from what can be read of
-    /// it, the snapshot and the embedded packs; the [`Recovery`] is to be shown to the user.
+    /// it, the snapshot or, without one, the embedded packs; the [`Recovery`] is to be shown to the user.
     ///
     /// # Errors
     /// [`DatabaseError`]: held by another process, no database, another schema, or a path that cannot be written.

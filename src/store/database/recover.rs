@@ -1,4 +1,4 @@
-//! After damage: read back what can be read, add what snapshot and packs know, and say so.
+//! After damage: read back what can be read, add what the snapshot knows, or without one the packs, and say so.
 //!
 //! Values are found by scanning the raw files for their seals, so a page that sled gives up on still yields the values
 //! whose own bytes are whole. A value that was removed may come back this way; for a trial or a winner that is no harm.
@@ -29,7 +29,7 @@ pub struct Recovery {
     pub winners: u64,
     /// Winners among them that only the snapshot had.
     pub from_snapshot: u64,
-    /// Winners among them that only embedded packs had.
+    /// Winners among them that only embedded packs had; those are not asked where there is a snapshot.
     pub from_packs: u64,
     /// Why the snapshot added nothing, if it was there.
     pub snapshot_fault: Option<SnapshotError>,
@@ -107,7 +107,7 @@ pub(super) fn if_less(
     Ok(Some(recovery))
 }
 
-/// Adds every value of the raw file, the snapshot and the packs that `database` lacks.
+/// Adds every value of the raw file and the snapshot that `database` lacks; where there is no snapshot, of the packs.
 fn refill(database: &Database, raw: &[u8], expected: &Contents) -> Result<Recovery, DatabaseError> {
     put_back(&database.trials, newest::<GpuTrial>(raw))?;
     put_back(&database.winners, newest::<Record>(raw))?;
@@ -115,8 +115,13 @@ fn refill(database: &Database, raw: &[u8], expected: &Contents) -> Result<Recove
     database.next_sequence.fetch_max(last_sequence + 1, Ordering::Relaxed);
     let (snapshot, snapshot_fault) = Snapshot::load_or_empty(&Database::snapshot_path(&database.path));
     let from_snapshot = database.add_missing(snapshot.entries().iter().filter_map(|entry| entry.record().ok()))?;
-    let packs = pack::embedded().filter_map(|embedded| embedded.pack.ok());
-    let from_packs = database.add_missing(packs.flat_map(|pack| pack.into_records()))?;
+    let from_packs = match snapshot_fault {
+        None => 0,
+        Some(_) => {
+            let packs = pack::embedded().filter_map(|embedded| embedded.pack.ok());
+            database.add_missing(packs.flat_map(|pack| pack.into_records()))?
+        }
+    };
     database.flush()?;
     let (contents, _) = survey(&database.trials, &database.winners)?;
     database.owner().set_contents(contents)?;

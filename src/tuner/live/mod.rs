@@ -1,9 +1,9 @@
 //! Problems on a live GPU: random data, references, checks, and times of CUDA-graph replays.
 //!
 //! A [`Live`] holds the data of one op (a problem without its tokens) and any number of candidates for it. Weights
-//! rotate through copies, and experts through routings, so that launches read them from device memory. Times come in two
-//! kinds: *chained*, where launches may overlap the one ahead (and where a result can be the next launch's tokens, each
-//! reads what that one wrote), and *unchained*, independent and without overlap.
+//! rotate through copies, and experts through routings, so that launches read them from device memory. Times come in
+//! two kinds: *chained*, where launches may overlap the one ahead (and where a result can be the next launch's tokens,
+//! each reads what that one wrote), and *unchained*, independent and without overlap.
 
 mod ceiling;
 mod convert;
