@@ -39,6 +39,18 @@ pub enum DeviceError {
         /// Its capability.
         found: String,
     },
+    /// A chip with less shared memory than its class.
+    #[error("expected {expected} bytes of shared memory for a block (class {class}), found {found} on {product}")]
+    SmallChip {
+        /// Its name.
+        product: String,
+        /// The class of its compute capability.
+        class: String,
+        /// What the class has.
+        expected: u32,
+        /// What it has.
+        found: u32,
+    },
     /// The driver refused a call.
     #[error("{call} failed: {message} ({name})")]
     Call {
@@ -73,7 +85,9 @@ impl DeviceError {
             Self::NoDriver => Some("without a GPU, `--gpu NAME` compiles and predicts for a GPU that is not here"),
             Self::NoDevice { .. } => Some("`nvidia-smi` lists the GPUs that the driver sees"),
             Self::DriverTooOld { .. } => Some("update the NVIDIA driver to 580 or newer"),
-            Self::UnknownChip { .. } => Some("CONTRIBUTING.md says how an architecture is added"),
+            Self::UnknownChip { .. } | Self::SmallChip { .. } => {
+                Some("CONTRIBUTING.md says how an architecture is added")
+            }
             Self::OutOfMemory { .. } => Some("close other programs on this GPU, or tune fewer tokens with `--m`"),
             Self::Call { .. } => None,
         }

@@ -79,7 +79,9 @@ impl Buffer {
         if values.is_empty() {
             return Ok(());
         }
-        driver!(cuMemcpyHtoD_v2(self.pointer, values.as_ptr().cast::<c_void>(), size_of_val(values)))
+        driver!(cuMemcpyHtoD_v2(self.pointer, values.as_ptr().cast::<c_void>(), size_of_val(values)))?;
+        // From pageable memory the copy may return before the bytes have landed, and our streams do not wait for it.
+        driver!(cuCtxSynchronize())
     }
 
     /// Reads the first `count` values, after everything that was launched before.

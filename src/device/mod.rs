@@ -189,6 +189,12 @@ impl Facts {
                 found: format!("{major}.{minor}"),
             });
         };
+        // Rules count with the limits of the class: a chip of the same major with less would get tiles that cannot run.
+        let smem_bytes = self.number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        if smem_bytes < arch.smem_per_block {
+            let (product, expected) = (identity.product, arch.smem_per_block);
+            return Err(DeviceError::SmallChip { product, class: arch.name.clone(), expected, found: smem_bytes });
+        }
         let wanted = format!("sm_{major}{minor}");
         let of_this_chip = |target: &&String| target.trim_end_matches('a') == wanted;
         let target = arch.targets.iter().find(of_this_chip).unwrap_or(&arch.targets[0]).clone();

@@ -55,7 +55,7 @@ impl Bound {
     ///
     /// # Safety
     /// The addresses in `args` are valid device memory of the sizes that the problem says, until the launches have
-    /// ended.
+    /// ended. If they are captured, this must outlive the graph: its kernels are unloaded with it.
     ///
     /// # Errors
     /// [`LaunchError`]: arguments that would fault, or the driver's refusal.

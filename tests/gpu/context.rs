@@ -46,10 +46,11 @@ impl From<String> for Failure {
 }
 
 pub struct Context {
-    pub gpu: Arc<Gpu>,
     pub jit: Arc<Jit>,
     pub stream: Stream,
     pub checks: usize,
+    // Last: the stream is destroyed in a context that must still be there.
+    pub gpu: Arc<Gpu>,
 }
 
 impl Context {

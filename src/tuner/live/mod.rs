@@ -78,12 +78,13 @@ pub enum Mode {
 
 /// The data of one op on one GPU, and candidates for it.
 pub struct Live {
-    tools: Toolbox,
     jit: Arc<Jit>,
     clocks: Option<Clocks>,
-    subject: Subject,
     candidates: HashMap<u32, Candidate>,
+    subject: Subject,
     last_loading: Duration,
+    // Last: it holds the context in which the others' memory and kernels are freed.
+    tools: Toolbox,
 }
 
 /// Data, references and arguments for one kind of problem.

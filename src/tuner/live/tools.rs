@@ -14,10 +14,11 @@ use crate::problem::Output;
 
 /// Loads kernels by request, each once.
 pub(super) struct Toolbox {
-    pub gpu: Arc<Gpu>,
     pub stream: Stream,
     jit: Arc<Jit>,
     loaded: HashMap<Request, Arc<Kernel>>,
+    // Last: what is above is destroyed in a context that must still be there.
+    pub gpu: Arc<Gpu>,
 }
 
 /// One value of a tool's parameter.
