@@ -43,6 +43,11 @@ impl Paths {
         Arc::new(Jit::new(self.search.clone(), KernelCache::new(&self.kernels)))
     }
 
+    /// The compiler of a run that measures.
+    pub fn measuring_jit(&self) -> Arc<Jit> {
+        Arc::new(Jit::new(self.search.clone(), KernelCache::new(&self.kernels)).measuring())
+    }
+
     /// How a worker is started: this binary, with what it must know of our flags.
     pub fn worker_command(&self) -> Result<WorkerCommand, CliError> {
         let program = std::env::current_exe()
@@ -138,7 +143,7 @@ pub fn default_gpu() -> Result<&'static GpuSpec, CliError> {
 pub fn serve(worker: &WorkerArgs, paths: &Paths) -> Result<Exit, CliError> {
     // A signal for the whole group is the parent's to handle: it still wants this process's last answer.
     let _ = ctrlc::set_handler(|| {});
-    let options = ServeOptions { socket: worker.socket.clone(), ordinal: paths.ordinal, jit: paths.jit() };
+    let options = ServeOptions { socket: worker.socket.clone(), ordinal: paths.ordinal, jit: paths.measuring_jit() };
     match tuner::serve(options) {
         Ok(()) => Ok(Exit::Done),
         Err(error) => Err(CliError::failed(error.to_string(), None)),

@@ -119,7 +119,7 @@ pub fn live_run(
     jobs: &[Job],
 ) -> Result<Run, CliError> {
     let started = Instant::now();
-    let jit = paths.jit();
+    let jit = paths.measuring_jit();
     let signals = signals(jit.stop());
     let database = open_database(paths)?;
     let settings = settings(tune, gpu, &worker.gpu().driver, jit.nvrtc()?.version());

@@ -115,9 +115,16 @@ impl KernelCache {
         bytes.push(b'\n');
         bytes.extend_from_slice(&cubin.image);
         fs::write(building.path().join(CUBIN_FILE), bytes)?;
-        match fs::rename(building.path(), self.root.join(&source.hash)) {
-            // Somebody else was first with the same text: theirs is as good.
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        let folder = self.root.join(&source.hash);
+        match fs::rename(building.path(), &folder) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                // Somebody else was first with the same text: theirs is as good, if the same NVRTC compiled it.
+                if self.load(source).is_some_and(|kept| kept.nvrtc == cubin.nvrtc) {
+                    return Ok(());
+                }
+                fs::remove_dir_all(&folder)?;
+                fs::rename(building.path(), &folder)
+            }
             other => other,
         }
     }

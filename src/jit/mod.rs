@@ -139,6 +139,8 @@ pub struct Jit {
     nvrtc: NvrtcSource,
     cache: KernelCache,
     limit: Duration,
+    /// Whether only cubins of the NVRTC at hand will do.
+    is_measuring: bool,
 }
 
 /// NVRTC is loaded when the first compilation needs it: a warm cache does not.
@@ -161,7 +163,19 @@ impl Jit {
     /// A compiler that looks for NVRTC as `search` says, when it is first needed, and keeps cubins in `cache`.
     pub fn new(search: Search, cache: KernelCache) -> Self {
         let nvrtc = NvrtcSource { search, loaded: std::sync::OnceLock::new() };
-        Self { nvrtc, cache, limit: COMPILE_LIMIT }
+        Self { nvrtc, cache, limit: COMPILE_LIMIT, is_measuring: false }
+    }
+
+    /// The same for measuring: a cubin of another NVRTC is compiled again, because a record names the one at hand.
+    pub fn measuring(self) -> Self {
+        Self { is_measuring: true, ..self }
+    }
+
+    fn cached(&self, source: &Source) -> Result<Option<Cubin>, JitError> {
+        match self.cache.load(source) {
+            Some(cubin) if self.is_measuring && cubin.nvrtc != self.nvrtc()?.version() => Ok(None),
+            cubin => Ok(cubin),
+        }
     }
 
     /// Compiles `source`, or takes it from the cache.
@@ -169,12 +183,12 @@ impl Jit {
     /// # Errors
     /// [`JitError`] if there is no NVRTC, it does not know the target, it refuses the text, or it was stopped.
     pub fn compile(&self, source: &Source) -> Result<(Cubin, CameFrom), JitError> {
-        if let Some(cubin) = self.cache.load(source) {
+        if let Some(cubin) = self.cached(source)? {
             return Ok((cubin, CameFrom::Cache));
         }
         // One process compiles, the others wait for it and find the result.
         let _lock = self.cache.lock(source, self.stop());
-        if let Some(cubin) = self.cache.load(source) {
+        if let Some(cubin) = self.cached(source)? {
             return Ok((cubin, CameFrom::Cache));
         }
         if self.stop().is_due() {

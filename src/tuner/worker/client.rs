@@ -394,8 +394,9 @@ impl Bench for WorkerBench {
     }
 
     fn release(&mut self, problem: &Problem, tile: &Tile) {
-        if let Some(id) = self.ids.remove(&(problem.clone(), tile.clone())) {
-            // A child that is lost has nothing left to release.
+        let id = self.ids.remove(&(problem.clone(), tile.clone()));
+        // A child that is lost has nothing left to release.
+        if let Some(id) = id.filter(|_| self.worker.is_some()) {
             let _ = self.ask(&Request::Release { id }, REPLAY_LIMIT);
         }
     }

@@ -42,15 +42,30 @@ pub enum ServeError {
 /// # Errors
 /// [`ServeError`] if the parent cannot be reached.
 pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
-    let lost = |source| ServeError::Socket { path: options.socket.clone(), source };
+    let path = options.socket.clone();
+    let lost = |source| ServeError::Socket { path: path.clone(), source };
     let stream = UnixStream::connect(&options.socket).map_err(lost)?;
     let mut requests = stream.try_clone().map_err(lost)?;
     let replies = Arc::new(Mutex::new(stream));
+    // A cold driver takes longer than a parent bears silence.
+    let is_over = Arc::new(AtomicBool::new(false));
+    let heart = beat(replies.clone(), is_over.clone());
+    let served = serve_requests(options, &mut requests, &replies);
+    is_over.store(true, Ordering::Relaxed);
+    let _ = heart.join();
+    served.map_err(lost)
+}
+
+fn serve_requests(
+    options: ServeOptions,
+    requests: &mut UnixStream,
+    replies: &Arc<Mutex<UnixStream>>,
+) -> io::Result<()> {
     let gpu = match Gpu::open(options.ordinal) {
         Ok(gpu) => Arc::new(gpu),
         Err(error) => {
             let hint = error.hint().map(str::to_string);
-            return reply(&replies, &Reply::NotReady { reason: error.to_string(), hint }).map_err(lost);
+            return reply(replies, &Reply::NotReady { reason: error.to_string(), hint });
         }
     };
     let report = GpuReport {
@@ -58,18 +73,14 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
         driver: gpu.driver_version().to_string(),
         memory: gpu.memory().unwrap_or_default(),
     };
-    reply(&replies, &Reply::Ready(report)).map_err(lost)?;
-    let is_over = Arc::new(AtomicBool::new(false));
-    let heart = beat(replies.clone(), is_over.clone());
+    reply(replies, &Reply::Ready(report))?;
     let mut server = Server { gpu, jit: options.jit, live: None };
     // The parent closes the socket when it is done, or when it has died.
-    while let Ok(request) = receive::<Request>(&mut requests) {
-        if reply(&replies, &server.answer(request)).is_err() {
+    while let Ok(request) = receive::<Request>(requests) {
+        if reply(replies, &server.answer(request)).is_err() {
             break;
         }
     }
-    is_over.store(true, Ordering::Relaxed);
-    let _ = heart.join();
     Ok(())
 }
 
