@@ -4,7 +4,7 @@
 //! interleaved rounds, their neighbours join; and the winner must beat the default by more than noise. Level candidates
 //! are told apart by rules and not by luck, so that two runs agree.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::bench::{Bench, Miss};
 use super::live::Mode;
@@ -33,6 +33,11 @@ impl Effort {
     pub const FULL: Self = Self { first: 20, neighbours: 20, rounds: 7 };
     /// Every tile.
     pub const EXHAUSTIVE: Self = Self { first: usize::MAX, neighbours: 0, rounds: 7 };
+
+    /// Candidates that a search of this effort has tried at least, if there are as many.
+    pub(super) fn least_tried(&self) -> usize {
+        self.first.saturating_add(self.first / 5)
+    }
 }
 
 /// One search.
@@ -141,23 +146,27 @@ impl Search<'_> {
     /// # Errors
     /// [`SearchError`] if nothing was found.
     pub fn run(&self, bench: &mut dyn Bench, on_trial: &mut OnTrial<'_>) -> Result<Found, SearchError> {
-        let ranked = predict::ranked(self.problem, self.gpu);
+        let mut ranked = predict::ranked(self.problem, self.gpu);
         let default = kernels::default_tile(self.problem, self.gpu);
         let Some(default) = default.filter(|_| !ranked.is_empty()) else {
             let reasons = kernels::refusals(self.problem, self.gpu.arch);
             let (problem, gpu) = (self.problem.to_string(), self.gpu.name.clone());
             return Err(SearchError::Unserved { problem, gpu, reasons });
         };
+        // What fails with these very kernels counts as tried, and takes nobody's place.
+        let (bad, good): (Vec<_>, Vec<_>) = ranked.into_iter().partition(|(tile, _)| self.known_bad.contains(tile));
+        ranked = good;
         let mut field = Field {
             search: self,
             bench,
             on_trial,
             entrants: Vec::new(),
-            tried: HashSet::new(),
+            tried: bad.into_iter().map(|(tile, _)| tile).collect(),
             first_failure: None,
             is_cut_short: false,
         };
-        let first_field = first_field(self.problem, self.gpu, self.effort, self.hints, &ranked);
+        let mut first_field = first_field(self.problem, self.gpu, self.effort, self.hints, &ranked);
+        first_field.retain(|tile| !self.known_bad.contains(tile));
         (self.expect)(&first_field);
         for tile in first_field {
             let leader = field.leader();
@@ -168,6 +177,7 @@ impl Search<'_> {
         }
         field.race(SHORT_RACE)?;
         field.visit_neighbours(&ranked)?;
+        field.fill_up(&ranked)?;
         field.finish(&default)
     }
 }
@@ -224,7 +234,7 @@ fn steps_between(a: &Tile, b: &Tile) -> usize {
 impl Field<'_, '_> {
     /// Checks a candidate and times it twice.
     fn enter(&mut self, tile: &Tile) -> Result<(), SearchError> {
-        if self.stops() || self.search.known_bad.contains(tile) || !self.tried.insert(tile.clone()) {
+        if self.stops() || !self.tried.insert(tile.clone()) {
             return Ok(());
         }
         let n_routings = self.bench.routings().len();
@@ -319,8 +329,44 @@ impl Field<'_, '_> {
     /// Tiles one step away from the leader that were not tried, best predicted first: as many as a search may visit.
     fn near(&self, ranked: &[(Tile, f64)]) -> Vec<Tile> {
         let Some(leader) = self.leader() else { return Vec::new() };
-        let untried = neighbours(&leader, ranked).filter(|tile| !self.tried.contains(*tile));
-        untried.take(self.search.effort.neighbours).cloned().collect()
+        let near: Vec<Tile> = match ranked.iter().any(|(tile, _)| *tile == leader) {
+            true => neighbours(&leader, ranked).cloned().collect(),
+            false => self.around(&leader, ranked),
+        };
+        let untried = near.into_iter().filter(|tile| !self.tried.contains(tile));
+        untried.take(self.search.effort.neighbours).collect()
+    }
+
+    /// Tiles one step away from one that won another bucket and is not on this one's axes: its own numbers, each in turn
+    /// with the values that the axes have.
+    fn around(&self, leader: &Tile, ranked: &[(Tile, f64)]) -> Vec<Tile> {
+        let Search { problem, gpu, known_bad, .. } = self.search;
+        let of_family = || ranked.iter().map(|(tile, _)| tile).filter(|tile| tile.family() == leader.family());
+        let mut near: Vec<(Tile, f64)> = Vec::new();
+        for (name, _) in leader.numbers() {
+            let values: BTreeSet<u32> = of_family().filter_map(|tile| tile.number(name)).collect();
+            for tile in values.into_iter().map(|value| leader.with(name, value)) {
+                let plan = kernels::plan(problem, &tile, gpu).ok().filter(|_| !known_bad.contains(&tile));
+                near.extend(plan.map(|plan| (tile, predict::predict(&plan, gpu))));
+            }
+        }
+        near.sort_by(|a, b| a.1.total_cmp(&b.1).then_with(|| a.0.cmp(&b.0)));
+        near.into_iter().map(|(tile, _)| tile).collect()
+    }
+
+    /// The best predicted that were not tried, until as many were as make a search of this effort.
+    fn fill_up(&mut self, ranked: &[(Tile, f64)]) -> Result<(), SearchError> {
+        let missing = self.search.effort.least_tried().saturating_sub(self.tried.len());
+        let untried = ranked.iter().map(|(tile, _)| tile).filter(|tile| !self.tried.contains(*tile));
+        let more: Vec<Tile> = untried.take(missing).cloned().collect();
+        if more.is_empty() {
+            return Ok(());
+        }
+        (self.search.expect)(&more);
+        for tile in &more {
+            self.enter(tile)?;
+        }
+        self.race(SHORT_RACE)
     }
 
     /// The final: the leaders and the default in the same rounds, then the rules for who is level.
@@ -329,14 +375,12 @@ impl Field<'_, '_> {
         self.pair(default)?;
         let default_us =
             self.entrants.iter().find(|entrant| entrant.tile == *default).map(|entrant| entrant.times.score());
-        let Some(winner_idx) = self.choose(default) else {
-            let (problem, tried) = (self.search.problem.to_string(), self.tried.len());
-            return Err(match self.first_failure {
-                Some(outcome) => SearchError::AllFailed { problem, tried, first: sentence(&outcome) },
-                None => SearchError::Stopped { problem },
-            });
+        let winner_idx = loop {
+            let Some(winner_idx) = self.choose(default) else { return Err(self.nothing()) };
+            if self.time_unchained(winner_idx)? {
+                break winner_idx;
+            }
         };
-        self.time_unchained(winner_idx)?;
         for entrant_idx in 0..self.entrants.len() {
             if self.entrants[entrant_idx].times.rounds() > FIRST_LOOK {
                 self.tell(entrant_idx);
@@ -355,6 +399,16 @@ impl Field<'_, '_> {
             tried: self.tried.len(),
             is_cut_short: self.is_cut_short,
         })
+    }
+
+    /// Why there is no winner.
+    fn nothing(&self) -> SearchError {
+        let (problem, tried) = (self.search.problem.to_string(), self.tried.len());
+        match &self.first_failure {
+            _ if self.is_cut_short => SearchError::Stopped { problem },
+            Some(outcome) => SearchError::AllFailed { problem, tried, first: sentence(outcome) },
+            None => SearchError::AllFailed { problem, tried, first: "it failed in an earlier run".to_string() },
+        }
     }
 
     /// The default may have dropped out early: the rounds that it lacks are timed in turn with the leader's.
@@ -389,7 +443,8 @@ impl Field<'_, '_> {
         entrants.iter().filter(fair).filter(level).min_by_key(|entrant| rank(entrant)).map(|(idx, _)| *idx)
     }
 
-    fn time_unchained(&mut self, entrant_idx: usize) -> Result<(), SearchError> {
+    /// False if it has failed and left the field.
+    fn time_unchained(&mut self, entrant_idx: usize) -> Result<bool, SearchError> {
         let tile = self.entrants[entrant_idx].tile.clone();
         let n_routings = self.bench.routings().len();
         let mut times = Times::new(n_routings);
@@ -397,13 +452,15 @@ impl Field<'_, '_> {
             for routing_idx in 0..n_routings.max(1) {
                 match self.bench.sample(self.search.problem, &tile, Mode::Unchained, routing_idx) {
                     Ok(sample) => times.push(routing_idx, sample.us),
-                    Err(Miss::Fatal(reason)) => return Err(SearchError::Fatal(reason)),
-                    Err(Miss::Candidate(_)) => break,
+                    Err(miss) => {
+                        self.entrants.remove(entrant_idx);
+                        return self.missed(&tile, miss).map(|()| false);
+                    }
                 }
             }
         }
         self.entrants[entrant_idx].unchained_us = times.score();
-        Ok(())
+        Ok(true)
     }
 
     fn missed(&mut self, tile: &Tile, miss: Miss) -> Result<(), SearchError> {
@@ -482,3 +539,98 @@ const NEIGHBOURS_AT_ONCE: usize = 4;
 
 /// Candidates closer than this are level.
 const TIE_BAND: f64 = 0.01;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::Routing;
+    use crate::tuner::Sample;
+
+    /// A bench on which a tile takes as long as a function says, or fails.
+    struct Told<F: Fn(&Tile, Mode) -> Option<f64>> {
+        us: F,
+        asked: HashSet<Tile>,
+    }
+
+    impl<F: Fn(&Tile, Mode) -> Option<f64>> Bench for Told<F> {
+        fn routings(&self) -> &[Routing] {
+            &[]
+        }
+
+        fn open(&mut self, _: &Problem) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn prepare(&mut self, _: &Problem, tile: &Tile) -> Result<f64, Miss> {
+            self.asked.insert(tile.clone());
+            Ok(0.0)
+        }
+
+        fn sample(&mut self, _: &Problem, tile: &Tile, mode: Mode, _: usize) -> Result<Sample, Miss> {
+            let failed = || Miss::Candidate(Outcome::FailedToRun { message: "it was told to".to_string() });
+            let us = (self.us)(tile, mode).ok_or_else(failed)?;
+            Ok(Sample { us, sm_clock_mhz: 1755, throttle_reasons: 0 })
+        }
+
+        fn release(&mut self, _: &Problem, _: &Tile) {}
+    }
+
+    fn run<F: Fn(&Tile, Mode) -> Option<f64>>(
+        text: &str,
+        hints: &[Tile],
+        known_bad: &HashSet<Tile>,
+        us: F,
+    ) -> (Result<Found, SearchError>, HashSet<Tile>) {
+        let (problem, gpu): (Problem, _) = (text.parse().unwrap(), GpuSpec::named("h100").unwrap());
+        let mut bench = Told { us, asked: HashSet::new() };
+        let effort = Effort::FULL;
+        let search =
+            Search { problem: &problem, gpu, effort, hints, known_bad, should_stop: &|| false, expect: &|_| {} };
+        let found = search.run(&mut bench, &mut |_, _, _| {});
+        (found, bench.asked)
+    }
+
+    fn listed(text: &str) -> Vec<Tile> {
+        let ranked = predict::ranked(&text.parse().unwrap(), GpuSpec::named("h100").unwrap());
+        ranked.into_iter().map(|(tile, _)| tile).collect()
+    }
+
+    #[test]
+    fn a_leader_from_another_bucket_has_neighbours_of_its_own() {
+        let (small, large) = ("bf16 64x4096 f32 m1", "bf16 64x4096 f32 m8");
+        let hint = listed(small).into_iter().find(|tile| tile.number("tokens") == Some(1)).unwrap();
+        assert!(!listed(large).contains(&hint), "the hint is on the axes of both");
+        let leads = |tile: &Tile| if *tile == hint { 1.0 } else { 2.0 };
+        let (found, asked) = run(large, std::slice::from_ref(&hint), &HashSet::new(), |tile, _| Some(leads(tile)));
+        let found = found.unwrap();
+        assert_eq!(found.winner.tile, hint);
+        let near = asked.iter().filter(|tile| steps_between(tile, &hint) == 1 && !listed(large).contains(tile));
+        assert!(near.count() >= 4, "{asked:?}");
+        assert!(found.tried >= Effort::FULL.least_tried());
+    }
+
+    #[test]
+    fn what_failed_before_is_not_asked_and_takes_no_place() {
+        let text = "nvfp4 4096x4096 m1";
+        let all = listed(text);
+        let bad: HashSet<Tile> = all.iter().take(40).cloned().collect();
+        let (found, asked) = run(text, &all[..2], &bad, |_, _| Some(5.0));
+        assert!(asked.is_disjoint(&bad) && asked.len() >= Effort::FULL.first, "{}", asked.len());
+        assert_eq!(found.unwrap().tried, asked.len() + bad.len());
+        let (none, asked) = run(text, &[], &all.into_iter().collect(), |_, _| Some(5.0));
+        assert!(matches!(none, Err(SearchError::AllFailed { .. })) && asked.is_empty(), "{none:?}");
+    }
+
+    #[test]
+    fn a_winner_that_fails_without_overlap_gives_way() {
+        let text = "nvfp4 4096x4096 m1";
+        let first = listed(text).swap_remove(0);
+        let us = |tile: &Tile, mode| match (*tile == first, mode) {
+            (true, Mode::Unchained) => None,
+            (is_first, _) => Some(if is_first { 1.0 } else { 2.0 }),
+        };
+        let (found, _) = run(text, &[], &HashSet::new(), us);
+        let found = found.unwrap();
+        assert!(found.winner.tile != first && found.winner.timing.unchained_us == 2.0, "{:?}", found.winner);
+    }
+}

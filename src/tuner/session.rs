@@ -311,11 +311,16 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Tiles that failed with the very kernels that they have now.
+    /// Tiles that failed with the very kernels and compiler that they have now. `--force` gives each another chance: a
+    /// failure may have been the machine's.
     fn known_bad(&self, problem: &Problem) -> Result<HashSet<Tile>, SessionError> {
+        if self.settings.is_forced {
+            return Ok(HashSet::new());
+        }
         let trials = self.database.trials_of(&self.settings.gpu.identity, problem)?;
         let still_fails = |trial: &Trial| {
             !matches!(trial.outcome, Outcome::Measured(_))
+                && trial.toolchain.nvrtc == self.settings.toolchain.nvrtc
                 && kernels_hash(problem, &trial.tile, &self.settings.gpu).as_deref() == Some(&trial.toolchain.kernels)
         };
         Ok(trials.into_iter().filter(still_fails).map(|trial| trial.tile).collect())
@@ -377,7 +382,7 @@ fn is_over(should_stop: &dyn Fn() -> bool, deadline: Option<Instant>) -> bool {
 impl Effort {
     /// Whether a search that tried `tried` candidates was no smaller than one with this effort.
     fn is_covered_by(&self, tried: usize, problem: &Problem, gpu: &GpuSpec) -> bool {
-        let enough = self.first.saturating_add(self.first / 5);
+        let enough = self.least_tried();
         if tried >= enough {
             return true;
         }
