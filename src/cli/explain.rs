@@ -91,7 +91,7 @@ impl Explained {
 impl fmt::Display for Explained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { problem, gpu, bytes, flops, floor_us, space, candidates, best, default, used } = self;
-        writeln!(f, "{problem} on {gpu}: {bytes} bytes, {flops} FLOPs, no kernel can be faster than {floor_us:.2} us")?;
+        writeln!(f, "{problem} on {gpu}: {bytes} bytes, {flops} FLOPs, {floor_us:.2} us at the GPU's rates")?;
         writeln!(f, "{space}\nbest predicted of {candidates} tiles")?;
         let mut table = Table::new([">place", ">us", ">% of floor", "bound by", "tile"]);
         for Ranked { place, predicted_us, bound, tile, is_default } in best.iter().chain(default) {

@@ -46,7 +46,7 @@ pub struct Row {
     /// Bytes that must move through device memory; of experts, the mean under uniform routing, with each touched
     /// expert's weights once and without the buffer between gate-up and down.
     pub bytes: u64,
-    /// Time below which no kernel on the GPU can be, microseconds.
+    /// Time at the rates that the GPU reaches on large reads and products, microseconds.
     pub floor_us: f64,
 }
 

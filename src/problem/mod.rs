@@ -88,7 +88,7 @@ impl Problem {
         }
     }
 
-    /// Time below which no kernel on `gpu` can be, in microseconds: bytes over read bandwidth, or FLOPs over the
+    /// Time at the rates that `gpu` reaches, in microseconds: bytes over the bandwidth of a large read, or FLOPs over the
     /// measured tensor rate, whichever is longer.
     pub fn floor_us(&self, gpu: &GpuSpec) -> f64 {
         let memory_us = self.bytes() as f64 / (gpu.read_gbs * 1e3);

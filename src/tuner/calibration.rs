@@ -61,7 +61,7 @@ impl std::fmt::Display for Calibration {
         if self.problems.is_empty() {
             return f.write_str("cost model: uncalibrated (no trial log of this architecture is committed)");
         }
-        f.write_str("cost model: rank correlation with measured times")?;
+        f.write_str("cost model: rank correlation with measured times, to which it was fitted")?;
         for Correlation { problem, gpu, candidates, rank_correlation, regret } in &self.problems {
             let regret = 100.0 * regret;
             write!(f, "\n  {problem} on {gpu}: {rank_correlation:.2} over {candidates} tiles, ")?;

@@ -112,7 +112,9 @@ fn launch_us(launch: &Launch, registers: u32, gpu: &GpuSpec) -> f64 {
     let Parts { memory_us, l2_us, issue_us, math_us, latency_us } = parts(launch, registers, gpu);
     let mut bounds = [memory_us, l2_us, issue_us.max(math_us), issue_us.min(math_us)];
     bounds.sort_by(|a, b| b.total_cmp(a));
-    latency_us + bounds[0] + MODEL.second * bounds[1] + MODEL.third * bounds[2]
+    let us = latency_us + bounds[0] + MODEL.second * bounds[1] + MODEL.third * bounds[2];
+    // What was fitted to all candidates may promise more than memory gives; the order of two such promises is kept.
+    us.max(launch.work.memory_bytes / (gpu.chain_gbs * 1e3) + 0.05 * us)
 }
 
 /// What a launch would take if only one thing took time, microseconds.
@@ -208,11 +210,16 @@ mod tests {
     #[test]
     fn no_prediction_is_below_the_floor_by_much_or_nonsense() {
         let gpu = GpuSpec::named("h100").unwrap();
-        for text in ["nvfp4 4096x8192 m1", "nvfp4 4096x8192 m4096", "moe nvfp4 256 top6 4096x2048 m64"] {
+        for text in [
+            "nvfp4 4096x8192 m1",
+            "nvfp4 4096x8192 m4096",
+            "bf16 129280x4096 f32 m16",
+            "moe nvfp4 256 top6 4096x2048 m64",
+        ] {
             let problem: Problem = text.parse().unwrap();
             let ranked = ranked(&problem, gpu);
             let floor = problem.floor_us(gpu);
-            assert!(ranked[0].1 > 0.6 * floor && ranked[0].1 < 5.0 * floor, "{text}: {:?} {floor}", ranked[0]);
+            assert!(ranked[0].1 > 0.85 * floor && ranked[0].1 < 5.0 * floor, "{text}: {:?} {floor}", ranked[0]);
             assert!(ranked.iter().all(|(_, us)| us.is_finite()));
         }
     }
