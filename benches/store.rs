@@ -5,12 +5,14 @@
 #[path = "../tests/store_samples/mod.rs"]
 mod store_samples;
 
+use std::collections::HashMap;
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use store_samples::{gpu, problem, record, records, tile, trial};
 use tilekiln::arch::GpuSpec;
-use tilekiln::problem::Tile;
+use tilekiln::models::{self, Checkpoint, Shard};
+use tilekiln::problem::{BUCKETS, Problem, Tile};
 use tilekiln::store::{Current, Database, Edits, Entry, KeyHash, Lookup, Pack, Snapshot, WinnerKey};
 
 fn keys(c: &mut Criterion) {
@@ -28,6 +30,18 @@ fn lookups(c: &mut Criterion) {
         b.iter(|| {
             idx = (idx + 577) % hashes.len();
             lookup.get(black_box(&hashes[idx])).map(|entry| &*entry.tile)
+        })
+    });
+
+    // A runner's lookup is in the map that `dispatch::Prepared` has: problems to what is launched.
+    let ops = models::named("dsv4").unwrap().inventory(Checkpoint::Nvfp4, Shard { tp: 1, ep: 1 }).unwrap();
+    let all = ops.iter().flat_map(|op| BUCKETS.into_iter().filter_map(|m| op.problem(m)));
+    let prepared: HashMap<Problem, usize> = all.enumerate().map(|(idx, problem)| (problem, idx)).collect();
+    let problems: Vec<Problem> = prepared.keys().cloned().collect();
+    c.bench_function("lookup of a runner, by problem", |b| {
+        b.iter(|| {
+            idx = (idx + 77) % problems.len();
+            prepared.get(black_box(&problems[idx])).copied()
         })
     });
 

@@ -67,7 +67,7 @@ fn search_finds_the_best_with_few_visits() {
     }
 }
 
-/// Of these problems it was fitted to 70; on the others alone it does as well.
+/// It was fitted to 70 of these problems.
 #[test]
 fn the_cost_model_ranks_hundreds_of_problems() {
     let gpu = GpuSpec::named("h100").unwrap();

@@ -88,8 +88,8 @@ impl Problem {
         }
     }
 
-    /// Time at the rates that `gpu` reaches, in microseconds: bytes over the bandwidth of a large read, or FLOPs over the
-    /// measured tensor rate, whichever is longer.
+    /// Time at the rates that `gpu` reaches, in microseconds: bytes over the bandwidth of a large read, or FLOPs over
+    /// the measured tensor rate, whichever is longer.
     pub fn floor_us(&self, gpu: &GpuSpec) -> f64 {
         let memory_us = self.bytes() as f64 / (gpu.read_gbs * 1e3);
         let math_us = self.flops() as f64 / (gpu.bf16_tflops * 1e6);
