@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Family;
 use crate::arch::GpuSpec;
 use crate::codegen::Value;
-use crate::problem::{Problem, Tile};
+use crate::problem::{BUCKETS, Problem, Tile};
 
 /// One freedom of a tile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +89,8 @@ pub(super) fn first_that_fits(family: &dyn Family, preferred: &[Tile], problem: 
         .unwrap_or_else(|| panic!("`{}` serves `{problem}` and has no tile for it on {}", family.name(), gpu.name))
 }
 
-/// Checks that `tile` has exactly the numbers of its family's axes, and passes its rules.
+/// Checks that `tile` has exactly the numbers of its family's axes, each with a value that it has in some bucket, and
+/// passes its rules.
 pub(super) fn check(family: &dyn Family, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Result<(), Rejection> {
     let axes = family.axes(problem, gpu.arch);
     let names_expected: Vec<&str> = axes.iter().map(|axis| axis.name).collect();
@@ -98,7 +99,18 @@ pub(super) fn check(family: &dyn Family, problem: &Problem, tile: &Tile, gpu: &G
         let reason = format!("{} has the numbers {}, found `{tile}`", family.name(), names_expected.join(", "));
         return Err(Rejection { rule: "axes", reason });
     }
+    let stranger = tile.numbers().find(|number| !is_value(&axes, *number));
+    // A tile that won another bucket may stand outside of this one's axes, but not outside of everybody's.
+    let is_anybodys = |number| BUCKETS.iter().any(|&m| is_value(&family.axes(&problem.with_m(m), gpu.arch), number));
+    if let Some((name, value)) = stranger.filter(|number| !is_anybodys(*number)) {
+        let reason = format!("{} never has {name} = {value}", family.name());
+        return Err(Rejection { rule: "axes", reason });
+    }
     check_rules(family, problem, tile, gpu)
+}
+
+fn is_value(axes: &[Axis], (name, value): (&str, u32)) -> bool {
+    axes.iter().any(|axis| axis.name == name && axis.values.contains(&value))
 }
 
 fn check_rules(family: &dyn Family, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Result<(), Rejection> {
@@ -119,4 +131,23 @@ pub(super) fn tile_values(tile: &Tile, names: &[&'static str]) -> BTreeMap<&'sta
     let numbers = names.iter().map(|&name| (name, number(tile, name)));
     let id = Tile::new(tile.family(), numbers.clone()).to_string();
     numbers.map(|(name, value)| (name, value.into())).chain([("id", id.into())]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::{default_tile, plan};
+
+    #[test]
+    fn a_number_that_no_bucket_has_is_refused() {
+        let gpu = GpuSpec::named("h100").unwrap();
+        let problem: Problem = "nvfp4 4096x4096 m1".parse().unwrap();
+        let tile = default_tile(&problem, gpu).unwrap();
+        assert!(plan(&problem, &tile, gpu).is_ok());
+        let refused = plan(&problem, &tile.with("row_tiles", 3), gpu).unwrap_err();
+        assert_eq!(refused.to_string(), "axes: dense_mma never has row_tiles = 3");
+        // One that won fewer tokens may serve more.
+        let more = problem.with_m(8);
+        assert!(plan(&more, &tile.with("tokens", 1), gpu).is_ok());
+    }
 }
