@@ -117,8 +117,11 @@ pub(super) fn blocks_per_sm(stream: &Stream, gpu: &GpuSpec) -> u32 {
     gpu.blocks_per_sm(stream.threads(), stream.registers(), stream.smem_bytes()).max(1)
 }
 
+/// At most what the kernels on `mma.sync` have beside the rings: tickets, and the work of a block of experts.
+const STATIC_BYTES: u32 = 1024;
+
 pub(super) fn fits_shared_memory(stream: &Stream, gpu: &GpuSpec) -> Result<(), String> {
-    let (need, have) = (stream.smem_bytes(), gpu.arch.smem_per_block);
+    let (need, have) = (stream.smem_bytes() + STATIC_BYTES, gpu.arch.smem_per_block);
     if need <= have {
         return Ok(());
     }

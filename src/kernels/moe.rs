@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::plan::Workspace;
 use super::{Launch, Operand, Param, Work};
+use crate::arch::ArchSpec;
 use crate::codegen::{Request, Value};
 use crate::problem::{MoeBlock, Problem};
 
@@ -64,12 +65,31 @@ impl Schedule {
         }
     }
 
+    /// Refuses more experts than the counters of one block of threads have room for.
+    pub fn fits(block: &MoeBlock, arch: &ArchSpec) -> Result<(), String> {
+        let (need, have) = (Self::smem_bytes(block), arch.smem_per_block);
+        if need <= u64::from(have) {
+            return Ok(());
+        }
+        let experts = block.local_experts;
+        Err(format!("the schedule of {experts} experts needs {need} B of shared memory, {} has {have} B", arch.name))
+    }
+
+    fn warps(block: &MoeBlock) -> u32 {
+        slots(block).div_ceil(32).next_power_of_two().clamp(4, 32)
+    }
+
+    /// Counters of each warp and expert, then the ends of both tile lists and of the slots.
+    fn smem_bytes(block: &MoeBlock) -> u64 {
+        let (warps, experts) = (u64::from(Self::warps(block)), u64::from(block.local_experts));
+        4 * (warps * experts + 3 * (experts + 1) + experts)
+    }
+
     /// The launch that sorts the slots.
     pub fn launch(&self, block: &MoeBlock) -> Launch {
         let slots = slots(block);
-        let warps = slots.div_ceil(32).next_power_of_two().clamp(4, 32);
+        let warps = Self::warps(block);
         let numbers = BTreeMap::from([("warps", Value::from(warps))]);
-        let counters = warps * block.local_experts + 3 * (block.local_experts + 1) + block.local_experts;
         Launch {
             kernel: Request {
                 template: "moe_schedule",
@@ -78,7 +98,7 @@ impl Schedule {
             },
             grid: [1, 1, 1],
             threads: warps * 32,
-            smem_bytes: 4 * counters,
+            smem_bytes: Self::smem_bytes(block) as u32,
             params: vec![
                 Param::Operand(Operand::Experts),
                 Param::Workspace(self.begin),

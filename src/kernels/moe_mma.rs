@@ -91,7 +91,7 @@ impl Family for MoeMma {
     }
 
     fn serves(&self, problem: &Problem, arch: &ArchSpec) -> Result<(), String> {
-        served_block(problem, arch).map(|_| ())
+        Schedule::fits(served_block(problem, arch)?, arch)
     }
 
     fn axes(&self, problem: &Problem, arch: &ArchSpec) -> Vec<Axis> {

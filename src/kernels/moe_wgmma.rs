@@ -23,7 +23,7 @@ impl Family for MoeWgmma {
 
     fn serves(&self, problem: &Problem, arch: &ArchSpec) -> Result<(), String> {
         match problem {
-            Problem::MoeBlock(_) if arch.capabilities.wgmma => Ok(()),
+            Problem::MoeBlock(block) if arch.capabilities.wgmma => Schedule::fits(block, arch),
             Problem::MoeBlock(_) => Err(format!("{} has no wgmma", arch.name)),
             other => Err(format!("expected a block of experts, found `{other}`")),
         }

@@ -139,13 +139,16 @@ mod tests {
     use crate::kernels::{default_tile, plan};
 
     #[test]
-    fn a_number_that_no_bucket_has_is_refused() {
+    fn what_no_kernel_could_do_is_refused() {
         let gpu = GpuSpec::named("h100").unwrap();
         let problem: Problem = "nvfp4 4096x4096 m1".parse().unwrap();
         let tile = default_tile(&problem, gpu).unwrap();
         assert!(plan(&problem, &tile, gpu).is_ok());
         let refused = plan(&problem, &tile.with("row_tiles", 3), gpu).unwrap_err();
         assert_eq!(refused.to_string(), "axes: dense_mma never has row_tiles = 3");
+        let many: Problem = "moe nvfp4 4096 top6 64x64 m4096".parse().unwrap();
+        let refusals = crate::kernels::refusals(&many, gpu.arch).join("; ");
+        assert!(refusals.contains("the schedule of 4096 experts needs"), "{refusals}");
         // One that won fewer tokens may serve more.
         let more = problem.with_m(8);
         assert!(plan(&more, &tile.with("tokens", 1), gpu).is_ok());
