@@ -5,6 +5,7 @@
 mod bits;
 mod context;
 mod dense;
+mod experts;
 mod moe;
 mod recovery;
 mod serving;
@@ -21,10 +22,8 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !HARNESS_FLAGS.contains(&word.as_str())).collect();
     let is_list = words.iter().any(|word| word == "--list");
     let filter = words.iter().find(|word| !word.starts_with("--")).cloned().unwrap_or_default();
-    let mut cases: Vec<Case> = [bits::cases(), dense::cases(), moe::cases(), serving::cases(), recovery::cases()]
-        .into_iter()
-        .flatten()
-        .collect();
+    let rooms = [bits::cases(), dense::cases(), moe::cases(), experts::cases(), serving::cases(), recovery::cases()];
+    let mut cases: Vec<Case> = rooms.into_iter().flatten().collect();
     cases.retain(|case| case.name.contains(&filter));
     if is_list {
         cases.iter().for_each(|case| println!("{}", case.name));
