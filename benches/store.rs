@@ -10,7 +10,7 @@ use std::hint::black_box;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use store_samples::{gpu, problem, record, records, tile, trial};
 use tilekiln::arch::GpuSpec;
-use tilekiln::problem::Tile;
+use tilekiln::problem::{Problem, Tile};
 use tilekiln::store::{Current, Database, Edits, Entry, KeyHash, Lookup, Pack, Snapshot, WinnerKey};
 
 fn keys(c: &mut Criterion) {
@@ -33,8 +33,8 @@ fn lookups(c: &mut Criterion) {
 
     let absent = record("nvfp4 64x64 m8192", "h200-sxm", 1, 1.0);
     let arch = GpuSpec::named("h200-sxm").map(|spec| spec.arch).unwrap();
-    let (default, kernels) = (tile(0), |_: &Tile| None);
-    let current = Current { nvrtc: Some("13.2"), kernels: &kernels };
+    let (default, kernels) = (tile(0), |_: &Problem, _: &Tile| None);
+    let current = Current { nvrtc: Some("13.2"), kernels: &kernels, is_valid: &|_, _| true };
     c.bench_function("lookup, down the ladder to a borrowed winner", |b| {
         b.iter(|| lookup.find(black_box(&WinnerKey::of(&absent)), arch, &current, &default).how)
     });
