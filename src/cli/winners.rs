@@ -31,7 +31,7 @@ pub struct Answer {
     pub is_stale: bool,
     /// What is launched.
     pub tile: Tile,
-    /// Its time for this problem on this GPU, measured, scaled or predicted as `why` says; `None` where it is not known.
+    /// Its time for this problem on this GPU, measured, scaled or predicted as `why` says; `None` if it is not known.
     pub us: Option<f64>,
     /// Time below which no kernel can be.
     pub floor_us: f64,

@@ -48,6 +48,19 @@ fn a_spent_budget_is_a_run_done_in_part() {
 }
 
 #[test]
+fn what_needs_a_gpu_is_said_to_change_nothing_without_one() {
+    let machine = Machine::new();
+    let words = ["--problem", "nvfp4 64x64", "--gpu", "h100", "--seed", "7"];
+    let said = machine.run(&[&words[..], &["--effort", "exhaustive"]].concat());
+    assert_eq!(said.code(), 0, "{said:?}");
+    for flag in ["`--effort exhaustive`", "`--seed`"] {
+        assert!(said.stderr.contains(&format!("{flag} changes nothing without a GPU: ")), "{said:?}");
+    }
+    let said = machine.run(&words[..4]);
+    assert!(!said.stderr.contains("changes nothing"), "{said:?}");
+}
+
+#[test]
 fn sixteen_processes_on_a_cold_cache_compile_each_kernel_once() {
     let machine = Machine::cold();
     let start = |idx: usize| {
