@@ -216,6 +216,9 @@ pub struct BenchArgs {
 pub struct ReportArgs {
     /// A report that `autotune bench --out` wrote
     pub results: PathBuf,
+    /// Times of other engines, in place of those that the report holds
+    #[arg(long, value_name = "FILE")]
+    pub peers: Option<PathBuf>,
     /// Rewrite the results of this README instead of printing
     #[arg(long, value_name = "FILE")]
     pub readme: Option<PathBuf>,
@@ -273,7 +276,7 @@ Examples:
 const REPORT_EXAMPLES: &str = "\
 Examples:
   autotune report benches/results/h100/bench.json
-  autotune report benches/results/h100/bench.json --readme README.md";
+  autotune report benches/results/h100/bench.json --peers benches/peers/h100.json --readme README.md";
 
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:
