@@ -112,7 +112,7 @@ fn an_incumbent_stays_unless_it_is_beaten_by_the_band() {
         assert!(put.to_string().ends_with(sentence), "{name}: {put}");
         let kept = database.winner(&WinnerKey::of(&newcomer)).unwrap().unwrap();
         let expected = if matches!(put, Put::Kept { .. }) { &incumbent } else { &newcomer };
-        assert_eq!(kept, *expected, "{name}");
+        assert_eq!((&kept, put.winner(&newcomer)), (expected, expected), "{name}");
     }
 }
 

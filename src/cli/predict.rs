@@ -43,7 +43,10 @@ struct Compiled {
 struct Found {
     summary: Summary,
     rows: Vec<Compiled>,
+    /// What is stored now of each problem.
     records: Vec<Record>,
+    /// NVRTC that compiled the first.
+    nvrtc: Option<String>,
 }
 
 /// Works through `jobs` for a GPU that is not here.
@@ -117,9 +120,10 @@ fn predict(settings: &Settings, database: &Database, jit: &Arc<Jit>, jobs: &[Job
             Ok(Some(best)) => {
                 let mut record = predicted_record(settings, problem, &best.tile, best.us, best.us);
                 record.toolchain.nvrtc = best.nvrtc.clone();
-                database.put_winner(&record, 0.0, &|_| false)?;
+                let put = database.put_winner(&record, 0.0, &|_| false)?;
                 found.rows.push(row(&job.name, problem, &best, &settings.gpu));
-                found.records.push(record);
+                found.records.push(put.winner(&record).clone());
+                found.nvrtc.get_or_insert(best.nvrtc);
                 found.summary.searched += 1;
             }
             Ok(None) => {
@@ -220,7 +224,7 @@ fn finish(
     common: &CommonArgs,
     paths: &Paths,
     settings: &Settings,
-    Found { summary, rows, records }: &Found,
+    Found { summary, rows, records, nvrtc }: &Found,
     started: Instant,
 ) -> Result<(), CliError> {
     if common.json {
@@ -228,7 +232,7 @@ fn finish(
             "gpu": settings.gpu.name,
             "product": settings.gpu.identity.product,
             "target": settings.gpu.target,
-            "nvrtc": records.first().map(|record| &record.toolchain.nvrtc),
+            "nvrtc": nvrtc,
             "commit": settings.toolchain.commit,
             "measured": false,
             "calibration": calibration(settings.gpu.arch),

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use tilekiln::codegen::Source;
 use tilekiln::jit::{Jit, JitError, KernelCache, Nvrtc, Search};
-use tilekiln::store::{Database, Origin};
+use tilekiln::store::{Database, Origin, Record};
 
-use crate::machine::{Machine, Said, ends_within};
+use crate::machine::{Machine, Said, current_record, ends_within};
 
 #[test]
 fn ctrl_c_ends_a_run_within_a_moment_and_the_same_command_goes_on() {
@@ -45,6 +45,18 @@ fn a_spent_budget_is_a_run_done_in_part() {
     assert!(said.stderr.ends_with("the same command goes on where this one stopped\n"), "{said:?}");
     let answer: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
     assert_eq!(answer["records"].as_array().unwrap().len(), winners(&machine));
+}
+
+#[test]
+fn the_records_of_a_run_are_those_that_are_stored() {
+    let machine = Machine::new();
+    let measured = current_record("nvfp4 64x64 m1", 5.0);
+    machine.keep(std::slice::from_ref(&measured));
+    let answer = machine.json(&["--problem", "nvfp4 64x64", "--m", "1,2", "--gpu", "h100"]);
+    let records: Vec<Record> = serde_json::from_value(answer["records"].clone()).unwrap();
+    let (database, _) = Database::open(&machine.database()).unwrap();
+    assert_eq!(records, database.winners().unwrap());
+    assert_eq!(records[0], measured);
 }
 
 #[test]

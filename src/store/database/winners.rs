@@ -43,6 +43,16 @@ pub enum Ground {
     },
 }
 
+impl Put {
+    /// What is stored now: `newcomer`, or the incumbent that stays.
+    pub fn winner<'a>(&'a self, newcomer: &'a Record) -> &'a Record {
+        match self {
+            Self::Kept { incumbent, .. } => incumbent,
+            _ => newcomer,
+        }
+    }
+}
+
 impl std::fmt::Display for Put {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
