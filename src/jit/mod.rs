@@ -9,6 +9,7 @@ mod nvrtc;
 mod resources;
 mod stop;
 mod sweep;
+mod turns;
 
 pub use cache::{CacheReport, KernelCache};
 pub use library::{FoundIn, PINNED_VERSION, Search};
@@ -138,6 +139,7 @@ fn first_error(log: &str) -> String {
 pub struct Jit {
     nvrtc: NvrtcSource,
     cache: KernelCache,
+    turns: turns::Turns,
     limit: Duration,
 }
 
@@ -161,7 +163,7 @@ impl Jit {
     /// A compiler that looks for NVRTC as `search` says, when it is first needed, and keeps cubins in `cache`.
     pub fn new(search: Search, cache: KernelCache) -> Self {
         let nvrtc = NvrtcSource { search, loaded: std::sync::OnceLock::new() };
-        Self { nvrtc, cache, limit: COMPILE_LIMIT }
+        Self { nvrtc, cache, turns: turns::Turns::default(), limit: COMPILE_LIMIT }
     }
 
     /// Compiles `source`, or takes it from the cache.
@@ -172,7 +174,8 @@ impl Jit {
         if let Some(cubin) = self.cache.load(source) {
             return Ok((cubin, CameFrom::Cache));
         }
-        // One process compiles, the others wait for it and find the result.
+        // One thread of one process compiles, the others wait for it and find the result.
+        let _turn = self.turns.take(&source.hash, self.stop());
         let _lock = self.cache.lock(source, self.stop());
         if let Some(cubin) = self.cache.load(source) {
             return Ok((cubin, CameFrom::Cache));

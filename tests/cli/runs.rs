@@ -48,6 +48,22 @@ fn a_spent_budget_is_a_run_done_in_part() {
 }
 
 #[test]
+fn a_cache_that_cannot_be_written_is_one_warning_and_nothing_is_compiled_twice() {
+    let machine = Machine::cold();
+    std::fs::write(machine.path("cache"), "in the way").unwrap();
+    let said = machine.run(&["--problem", "nvfp4 64x64", "--m", "1,2,4,8", "--gpu", "h100"]);
+    assert_eq!(said.code(), 0, "{said:?}");
+    let warnings: Vec<&str> = said.stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
+    let [first, more] = warnings[..] else { panic!("{said:?}") };
+    assert!(first.contains(" could not be kept in ") && more.contains(" more kernels could not be kept"), "{said:?}");
+    let compiled = number_before(&said, " kernels compiled");
+    assert!(compiled >= 2 && compiled == number_before(&said, " more kernels") + 1, "{said:?}");
+    let warm = Machine::cold();
+    let said = warm.run(&["--problem", "nvfp4 64x64", "--m", "1,2,4,8", "--gpu", "h100"]);
+    assert_eq!((number_before(&said, " kernels compiled"), warm.kernels().len()), (compiled, compiled), "{said:?}");
+}
+
+#[test]
 fn the_records_of_a_run_are_those_that_are_stored() {
     let machine = Machine::new();
     let measured = current_record("nvfp4 64x64 m1", 5.0);
