@@ -1,6 +1,7 @@
 //! Words that make no sense: one sentence with what was expected and what was found, a hint, exit code 2.
 
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use crate::machine::{Machine, Said};
 
@@ -30,6 +31,10 @@ fn help_and_version_are_data() {
     for command in commands.into_iter().chain(["gc", "doctor"]) {
         let help = machine.data(&[command, "--help"]);
         assert!(help.contains(&format!("Examples:\n  autotune {command}")), "{help}");
+        for path in help.split_whitespace().filter(|word| word.starts_with("benches/")) {
+            let is_there = Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists();
+            assert!(is_there, "{command} --help names {path}, which is not there");
+        }
     }
     let help = machine.data(&["--help"]);
     for words in ["Examples:", "TILEKILN_DATA ", "TILEKILN_CACHE ", "TILEKILN_NVRTC ", "~/.local/share/tilekiln"] {
