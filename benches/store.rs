@@ -47,8 +47,8 @@ fn lookups(c: &mut Criterion) {
 
     let absent = record("nvfp4 64x64 m8192", "h200-sxm", 1, 1.0);
     let arch = GpuSpec::named("h200-sxm").map(|spec| spec.arch).unwrap();
-    let (default, kernels) = (tile(0), |_: &Tile| None);
-    let current = Current { nvrtc: Some("13.2"), kernels: &kernels };
+    let (default, kernels) = (tile(0), |_: &Problem, _: &Tile| None);
+    let current = Current { nvrtc: Some("13.2"), kernels: &kernels, is_valid: &|_, _| true };
     c.bench_function("lookup, down the ladder to a borrowed winner", |b| {
         b.iter(|| lookup.find(black_box(&WinnerKey::of(&absent)), arch, &current, &default).how)
     });

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use store_samples::{gpu, problem, record, records, trial};
 use tempfile::TempDir;
+use tilekiln::problem::Routing;
 use tilekiln::store::{
     BadValue, Database, DatabaseError, FileError, Ground, Origin, Put, Record, SCHEMA, Snapshot, Verification,
     WinnerKey,
@@ -111,8 +112,63 @@ fn an_incumbent_stays_unless_it_is_beaten_by_the_band() {
         assert!(put.to_string().ends_with(sentence), "{name}: {put}");
         let kept = database.winner(&WinnerKey::of(&newcomer)).unwrap().unwrap();
         let expected = if matches!(put, Put::Kept { .. }) { &incumbent } else { &newcomer };
+        assert_eq!((&kept, put.winner(&newcomer)), (expected, expected), "{name}");
+    }
+}
+
+#[test]
+fn times_under_other_routings_are_not_compared() {
+    let (quick, full) = (vec![Routing::Uniform], vec![Routing::Uniform, Routing::Zipf(1.0)]);
+    let with = |tile: u64, us: f64, routings: &[Routing]| Record {
+        routings: routings.to_vec(),
+        ..record("nvfp4 64x64 m1", "h100", tile, us)
+    };
+    let stale = |_: &Record| true;
+    let more = "(measured under more routings)";
+    #[rustfmt::skip]
+    let cases: [(&str, Record, Record, bool, &str); 7] = [
+        ("full after quick",      with(1, 10.0, &quick), with(2, 15.0, &full),  false, more),
+        ("the same tile, full",   with(1, 10.0, &quick), with(1, 15.0, &full),  false, "the same tile won again"),
+        ("quick after full",      with(1, 10.0, &full),  with(2, 5.0, &quick),  false, more),
+        ("the same tile, quick",  with(1, 10.0, &full),  with(1, 5.0, &quick),  false, more),
+        ("quick after old full",  with(1, 10.0, &full),  with(2, 15.0, &quick), true,  "(it was stale)"),
+        ("full after full",       with(1, 10.0, &full),  with(2, 5.0, &full),   false, "(0.500 times its time)"),
+        ("neither holds another", with(1, 10.0, &quick), with(2, 5.0, &[Routing::OneSet]), false,
+            "(0.500 times its time)"),
+    ];
+    for (name, incumbent, newcomer, is_stale, sentence) in cases {
+        let folder = folder();
+        let database = open(&folder.path().join("winners"));
+        database.put_winner(&incumbent, 0.02, &never).unwrap();
+        let put = database.put_winner(&newcomer, 0.02, if is_stale { &stale } else { &never }).unwrap();
+        assert!(put.to_string().ends_with(sentence), "{name}: {put}");
+        assert_eq!(
+            matches!(put, Put::Kept { .. }),
+            incumbent.routings == full && !is_stale && newcomer.routings == quick
+        );
+        let kept = database.winner(&WinnerKey::of(&newcomer)).unwrap().unwrap();
+        let expected = if matches!(put, Put::Kept { .. }) { &incumbent } else { &newcomer };
         assert_eq!(kept, *expected, "{name}");
     }
+}
+
+#[test]
+fn an_incumbent_that_outlasts_a_larger_search_says_so() {
+    let folder = folder();
+    let path = folder.path().join("winners");
+    let database = open(&path);
+    let with = |tile: u64, us: f64, tried: u32| Record { tried, ..record("nvfp4 64x64 m1", "h100", tile, us) };
+    database.put_winner(&with(1, 10.0, 50), 0.02, &never).unwrap();
+    let put = database.put_winner(&with(2, 10.0, 300), 0.02, &never).unwrap();
+    let expected = with(1, 10.0, 300);
+    assert_eq!(
+        put,
+        Put::Kept { incumbent: Box::new(expected.clone()), ground: Ground::Time { ratio: 1.0 } },
+        "what is kept is what is stored"
+    );
+    database.put_winner(&with(2, 10.0, 70), 0.02, &never).unwrap();
+    database.close().unwrap();
+    assert_eq!(open(&path).winners().unwrap(), [expected]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fs;
 
 use store_samples::{Numbers, gpu, problem, record, records, tile};
 use tilekiln::arch::{ArchSpec, GpuSpec};
-use tilekiln::problem::{Routing, Tile};
+use tilekiln::problem::{Problem, Routing, Tile};
 use tilekiln::store::{
     Current, Entry, FileError, Found, How, Lookup, LookupNote, Origin, Record, SCHEMA, Snapshot, SnapshotError, Stale,
     WinnerKey,
@@ -85,8 +85,9 @@ fn a_snapshot_that_is_none_says_so() {
 fn find<'a>(lookup: &'a Lookup, asked: &str, default: &'a Tile) -> Found<'a> {
     let (problem, gpu) = (problem(asked), gpu("h100"));
     let key = WinnerKey { layout: "nvfp4@1", problem: &problem, gpu: &gpu };
-    let kernels = |tile: &Tile| tile.number("variant").map(|idx| store_samples::toolchain(idx.into()).kernels);
-    let current = Current { nvrtc: Some("13.2.51"), kernels: &kernels };
+    let kernels =
+        |_: &Problem, tile: &Tile| tile.number("variant").map(|idx| store_samples::toolchain(idx.into()).kernels);
+    let current = Current { nvrtc: Some("13.2.51"), kernels: &kernels, is_valid: &|_, _| true };
     lookup.find(&key, ArchSpec::named("sm90a").unwrap(), &current, default)
 }
 
@@ -126,6 +127,35 @@ fn the_ladder_is_climbed_down_rung_by_rung() {
     }
 }
 
+/// Winners of other buckets that the asked problem cannot use are passed by, and one that it can is judged by the
+/// kernels of the bucket that it won.
+#[test]
+fn a_neighbour_is_taken_only_if_a_tile_of_its_is_valid() {
+    let at = |m: u32, idx: u64| Entry::of(&record(&format!("nvfp4 64x64 m{m}"), "h100", idx, 1.0));
+    // Records have runners-up of the three indices after theirs.
+    let lookup = Lookup::new([at(1, 10), at(4, 20), at(16, 30), at(64, 40)]);
+    let (asked, gpu, default) = (problem("nvfp4 64x64 m8"), gpu("h100"), tile(0));
+    let key = WinnerKey { layout: "nvfp4@1", problem: &asked, gpu: &gpu };
+    let how = |valid: &[u32]| {
+        let is_valid =
+            |problem: &Problem, tile: &Tile| *problem == asked && valid.contains(&tile.number("variant").unwrap());
+        let kernels = |problem: &Problem, tile: &Tile| {
+            let hash = store_samples::toolchain(tile.number("variant").unwrap().into()).kernels;
+            Some(if *problem == asked { "other kernels".to_string() } else { hash })
+        };
+        let current = Current { nvrtc: None, kernels: &kernels, is_valid: &is_valid };
+        let found = lookup.find(&key, ArchSpec::named("sm90a").unwrap(), &current, &default);
+        assert!(!found.is_stale(), "{found}");
+        found.how
+    };
+    assert_eq!(how(&[10, 20, 30, 40]), How::OtherBucket { m: 16 });
+    assert_eq!(how(&[10, 20, 31, 40]), How::OtherBucket { m: 16 }, "by its runner-up");
+    assert_eq!(how(&[10, 20, 40]), How::OtherBucket { m: 64 });
+    assert_eq!(how(&[10, 20]), How::OtherBucket { m: 4 });
+    assert_eq!(how(&[10]), How::OtherBucket { m: 1 });
+    assert_eq!(how(&[]), How::Default);
+}
+
 #[test]
 fn every_answer_says_why_in_a_sentence() {
     let default = tile(0);
@@ -146,7 +176,7 @@ fn every_answer_says_why_in_a_sentence() {
         sentence(vec![Record { origin: Origin::Predicted, ..measured.clone() }]),
         "predicted: the cost model's choice, never run on this GPU"
     );
-    assert_eq!(sentence(vec![]), "default: nothing is known about this problem");
+    assert_eq!(sentence(vec![]), "default: no winner is known that serves this problem");
 
     let mut old = measured.clone();
     old.toolchain.nvrtc = "13.1".to_string();
@@ -165,7 +195,7 @@ fn a_tile_that_its_family_no_longer_knows_is_stale_and_has_runners_up() {
     let lookup = Lookup::new([Entry::of(&winner)]);
     let (problem, gpu, default) = (problem("nvfp4 64x64 m16"), gpu("h100"), tile(0));
     let key = WinnerKey { layout: "nvfp4@1", problem: &problem, gpu: &gpu };
-    let current = Current { nvrtc: None, kernels: &|_| None };
+    let current = Current { nvrtc: None, kernels: &|_, _| None, is_valid: &|_, _| false };
     let found = lookup.find(&key, ArchSpec::named("sm90a").unwrap(), &current, &default);
     assert_eq!(found.stale, Some(Stale::Kernels));
     let tiles: Vec<Tile> = found.tiles().collect();

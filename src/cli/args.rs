@@ -34,10 +34,10 @@ pub struct CommonArgs {
     /// Which of this machine's GPUs, from 0
     #[arg(long, global = true, value_name = "N", default_value_t = 0)]
     pub device: u32,
-    /// Database of winners
+    /// Database of winners; db in TILEKILN_DATA or in ~/.local/share/tilekiln, if nothing is said
     #[arg(long, global = true, value_name = "DIR")]
     pub db: Option<PathBuf>,
-    /// NVRTC to use: libnvrtc.so, or its folder
+    /// NVRTC to use: libnvrtc.so, or its folder; TILEKILN_NVRTC or what is found, if nothing is said
     #[arg(long, global = true, value_name = "PATH")]
     pub nvrtc: Option<PathBuf>,
     /// Never use the network
@@ -64,10 +64,10 @@ pub struct TuneArgs {
     #[arg(long)]
     pub force: bool,
     /// Seed of the random data
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_SEED)]
     pub seed: u64,
-    /// Threads that compile ahead; all cores but one, if nothing is said
-    #[arg(long, value_name = "N")]
+    /// Threads that compile ahead, 1 to 512; all cores but one, if nothing is said
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub compile_threads: Option<usize>,
 }
 
@@ -157,7 +157,7 @@ pub struct ProblemArgs {
     /// The problem in one word, such as "nvfp4 4096x8192 m64"
     #[arg(long, value_name = "PROBLEM", conflicts_with = "words")]
     pub problem: Option<String>,
-    /// Numbers of tokens, each rounded up to its bucket, in place of the problem's own
+    /// Numbers of tokens, each rounded up to its bucket, in place of the problem's own; 1, if neither says
     #[arg(long = "m", value_name = "M,M,...", value_delimiter = ',')]
     pub tokens: Vec<u32>,
 }
@@ -216,6 +216,9 @@ pub struct BenchArgs {
 pub struct ReportArgs {
     /// A report that `autotune bench --out` wrote
     pub results: PathBuf,
+    /// Times of other engines, in place of those that the report holds
+    #[arg(long, value_name = "FILE")]
+    pub peers: Option<PathBuf>,
     /// Rewrite the results of this README instead of printing
     #[arg(long, value_name = "FILE")]
     pub readme: Option<PathBuf>,
@@ -229,6 +232,18 @@ pub struct WorkerArgs {
     pub socket: PathBuf,
 }
 
+/// A number of threads that a process can start.
+fn threads(text: &str) -> Result<usize, String> {
+    let threads = text.parse().ok().filter(|threads| (1..=MOST_THREADS).contains(threads));
+    threads.ok_or_else(|| format!("expected 1 to {MOST_THREADS} threads, found `{text}`"))
+}
+
+/// Seed of the random data if nothing is said.
+pub const DEFAULT_SEED: u64 = 1;
+
+/// More than any machine has cores for, fewer than any system refuses.
+const MOST_THREADS: usize = 512;
+
 const EXAMPLES: &str = "\
 Examples:
   autotune --model dsv4                          every GEMM of DeepSeek-V4-Flash on this GPU
@@ -236,7 +251,14 @@ Examples:
   autotune --model dsv4-pro --tp 8 --gpu b200    without a B200: compile, count and predict
   autotune --problem \"nvfp4 4096x8192\" --m 1,64 --budget 30s
   autotune show problems --model dsv4 --json
-  autotune show records --why --problem \"nvfp4 4096x8192 m3\"";
+  autotune show records --why --problem \"nvfp4 4096x8192 m3\"
+
+Environment:
+  TILEKILN_DATA     folder of the database of winners, which is its db/ if there is no --db;
+                    XDG_DATA_HOME/tilekiln or ~/.local/share/tilekiln, if it is not set
+  TILEKILN_CACHE    folder of compiled kernels and of the fetched NVRTC;
+                    XDG_CACHE_HOME/tilekiln or ~/.cache/tilekiln, if it is not set
+  TILEKILN_NVRTC    NVRTC to use, as --nvrtc names it";
 
 const SHOW_EXAMPLES: &str = "\
 Examples:
@@ -247,14 +269,14 @@ Examples:
 
 const BENCH_EXAMPLES: &str = "\
 Examples:
-  autotune bench --peers benches/peers/h100.json --out benches/results/h100.json
+  autotune bench --peers benches/peers/h100.json --out benches/results/h100/bench.json
   autotune bench --model dsv4 --only wq_b
   autotune bench --problem \"nvfp4 4096x8192\" --m 1,64";
 
 const REPORT_EXAMPLES: &str = "\
 Examples:
-  autotune report benches/results/h100.json
-  autotune report benches/results/h100.json --readme README.md";
+  autotune report benches/results/h100/bench.json
+  autotune report benches/results/h100/bench.json --peers benches/peers/h100.json --readme README.md";
 
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:

@@ -1,7 +1,7 @@
 //! `autotune bench`: winners beside floors, the stream ceiling and other engines, measured in one run.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,18 +13,15 @@ use super::{CliError, Exit, select};
 use crate::arch::GpuSpec;
 use crate::kernels::{self, Plan};
 use crate::problem::{Problem, Tile};
-use crate::report::{BenchMeta, BenchReport, BenchRow, PeerTime, Peers, readme_block, replace_block, table};
-use crate::store::WinnerKey;
+use crate::report::{
+    BenchMeta, BenchReport, BenchRow, MOST_RATIO, PeerTime, Peers, readme_block, replace_block, table,
+};
+use crate::store::{FileError, WinnerKey};
 use crate::tuner::{Bench, CompileAhead, Job, Miss, Mode, Urgency, WorkerBench, sentence};
 
 /// Tunes what has no winner yet, then measures every winner and writes the report.
 pub fn run(common: &CommonArgs, bench: &BenchArgs, paths: &Paths) -> Result<Exit, CliError> {
-    let peers = match &bench.peers {
-        Some(path) => Some(Peers::read(path).map_err(|error| {
-            CliError::usage(error.to_string(), "benches/peers/h100.json shows the form of such a file")
-        })?),
-        None => None,
-    };
+    let peers = bench.peers.as_deref().map(read_peers).transpose()?;
     let jobs = match &peers {
         Some(peers) => jobs_of(peers.problems.keys().filter(|problem| wanted(problem, bench))),
         None => select::jobs(&bench.tune.subject, bench.tune.effort)?,
@@ -33,6 +30,8 @@ pub fn run(common: &CommonArgs, bench: &BenchArgs, paths: &Paths) -> Result<Exit
         let hint = "without a GPU, `autotune --model dsv4` compiles and predicts";
         return Err(CliError::failed("expected a GPU to measure on, found none", Some(hint.to_string())));
     };
+    // Before anything is measured: what cannot be written is better known now.
+    bench.out.as_deref().map_or(Ok(()), make_room)?;
     let mut run = tune::live_run(&bench.tune, paths, (*worker, command, gpu), &jobs)?;
     if run.exit == Exit::InPart {
         return Ok(run.exit);
@@ -90,13 +89,17 @@ fn measure(run: &mut Run, jobs: &[Job], peers: Option<&Peers>) -> Result<Vec<Ben
 
 /// `autotune report`: a committed report as tables, and into a README.
 pub fn report(common: &CommonArgs, args: &ReportArgs) -> Result<Exit, CliError> {
-    let text = read(&args.results)?;
-    let report: BenchReport = serde_json::from_str(&text).map_err(|error| {
+    let text = read(&args.results, "`autotune bench --out FILE` writes a report; benches/results/ holds some")?;
+    let mut report: BenchReport = serde_json::from_str(&text).map_err(|error| {
         let sentence = format!("{}: expected a report of `autotune bench`, found {error}", args.results.display());
         CliError::usage(sentence, "benches/results/ holds such reports")
     })?;
+    if let Some(path) = &args.peers {
+        report.take_peers(&read_peers(path)?);
+    }
     if let Some(path) = &args.readme {
-        let rewritten = replace_block(&read(path)?, &readme_block(&report)).map_err(|error| {
+        let block = readme_block(&report, &args.results.display().to_string());
+        let rewritten = replace_block(&read(path, "name the README of a checkout")?, &block).map_err(|error| {
             CliError::failed(format!("{}: {error}", path.display()), Some("README.md has both lines".to_string()))
         })?;
         save(path, &rewritten)?;
@@ -214,31 +217,60 @@ fn write(common: &CommonArgs, out: Option<&Path>, report: &BenchReport) -> Resul
         true => voice::json(report)?,
         false => voice::print(&table(report))?,
     }
-    let behind = report.behind(LIMIT);
+    let behind = report.behind(MOST_RATIO);
     let compared = report.rows.iter().filter(|row| row.ratio().is_some()).count();
-    talk(&format!("{} of {compared} rows take more than {LIMIT} times the best peer's time", behind.len()));
+    talk(&format!("{} of {compared} rows take more than {MOST_RATIO} times the best peer's time", behind.len()));
     for (row, ratio) in behind {
         talk(&format!("  {}: {ratio:.2}", row.problem));
     }
     Ok(())
 }
 
-fn read(path: &PathBuf) -> Result<String, CliError> {
-    std::fs::read_to_string(path).map_err(|error| CliError::failed(format!("{}: {error}", path.display()), None))
+fn read_peers(path: &Path) -> Result<Peers, CliError> {
+    let hint = "benches/peers/h100.json shows the form of such a file";
+    Peers::read(path).map_err(|error| CliError::usage(error.to_string(), hint))
 }
 
+fn read(path: &Path, hint: &str) -> Result<String, CliError> {
+    std::fs::read_to_string(path).map_err(|error| match FileError::new(path, "read", &error) {
+        error @ FileError::Missing { .. } => CliError::failed(error.to_string(), Some(hint.to_string())),
+        other => other.into(),
+    })
+}
+
+/// Writes a file, with the folders that it lies in.
 fn save(path: &Path, text: &str) -> Result<(), CliError> {
-    std::fs::write(path, text).map_err(|error| CliError::failed(format!("{}: {error}", path.display()), None))
+    make_room(path)?;
+    std::fs::write(path, text).map_err(|error| FileError::new(path, "write", &error).into())
+}
+
+/// Makes the folders that a file will lie in.
+fn make_room(path: &Path) -> Result<(), CliError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let made = folder.map_or(Ok(()), std::fs::create_dir_all);
+    made.map_err(|error| FileError::new(path, "write", &error).into())
 }
 
 /// Rounds of each mode.
 const ROUNDS: usize = 7;
-
-/// Rows beyond this many times the best peer are named.
-const LIMIT: f64 = 1.5;
 
 const METHOD: &str = "\
 CUDA graphs of launches over rotating copies of the weights, and of experts over eight routing tables in turn, so that \
 weights come from device memory; medians of 7 replays, chained (programmatic dependent launch; where the result is \
 BF16 without SwiGLU, each launch reads what the one before wrote) and unchained (no overlap) in turn; every element \
 checked against f64 first; random data; clocks untouched.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_saved_with_its_folders_or_says_what_is_in_the_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results/h100/bench.json");
+        save(&path, "{}").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{}");
+        let error = save(&path.join("below.json"), "{}").unwrap_err();
+        assert!(error.to_string().contains("found a file on the way") && error.hint().is_some(), "{error}");
+    }
+}

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::args::{CommonArgs, TuneArgs};
+use clap::ValueEnum;
+
+use super::args::{CommonArgs, DEFAULT_SEED, EffortArg, TuneArgs};
 use super::context::Paths;
 use super::progress::ProgressView;
 use super::table::Table;
@@ -41,7 +43,10 @@ struct Compiled {
 struct Found {
     summary: Summary,
     rows: Vec<Compiled>,
+    /// What is stored now of each problem.
     records: Vec<Record>,
+    /// NVRTC that compiled the first.
+    nvrtc: Option<String>,
 }
 
 /// Works through `jobs` for a GPU that is not here.
@@ -64,6 +69,7 @@ pub fn run(common: &CommonArgs, tune: &TuneArgs, paths: &Paths, gpu: GpuSpec, jo
         settings.gpu.identity.product, settings.gpu.target
     ));
     talk(&calibration(settings.gpu.arch).to_string());
+    ignored(tune).iter().for_each(|sentence| talk(sentence));
     let found = predict(&settings, &database, &jit, jobs);
     jit.cache().take_warnings().iter().for_each(|warning| talk(&format!("warning: {warning}")));
     // What was found before a failure is kept for readers too.
@@ -72,6 +78,22 @@ pub fn run(common: &CommonArgs, tune: &TuneArgs, paths: &Paths, gpu: GpuSpec, jo
     found.summary.is_interrupted = signals.load(Ordering::SeqCst) > 0;
     finish(common, paths, &settings, &found, started)?;
     Ok(exit(&found.summary))
+}
+
+/// What was asked for and needs a GPU, in sentences.
+fn ignored(tune: &TuneArgs) -> Vec<String> {
+    let mut sentences = Vec::new();
+    if let Some(effort) = tune.effort.to_possible_value().filter(|_| tune.effort != EffortArg::Quick) {
+        let effort = effort.get_name();
+        sentences.push(format!(
+            "`--effort {effort}` changes nothing without a GPU: the {CANDIDATES} best predicted tiles of each bucket \
+             and the default are compiled"
+        ));
+    }
+    if tune.seed != DEFAULT_SEED {
+        sentences.push("`--seed` changes nothing without a GPU: no data is made".to_string());
+    }
+    sentences
 }
 
 /// Compiles the candidates of every bucket of `jobs` until there are no more, or it is time to stop.
@@ -88,19 +110,20 @@ fn predict(settings: &Settings, database: &Database, jit: &Arc<Jit>, jobs: &[Job
     let view = ProgressView::start(problems.len());
     let mut found = Found::default();
     for (done, ((job, problem), tiles)) in problems.iter().zip(&candidates).enumerate() {
-        view.done(done);
-        view.status(format!("{problem} ({} kernels left to compile)", ahead.n_left()));
         if jit.stop().is_due() {
             found.summary.left += 1;
             continue;
         }
+        view.done(done);
+        view.status(format!("{problem} ({} kernels left to compile)", ahead.n_left()));
         match best_compiled(settings, jit, problem, tiles, &mut found.summary) {
             Ok(Some(best)) => {
                 let mut record = predicted_record(settings, problem, &best.tile, best.us, best.us);
                 record.toolchain.nvrtc = best.nvrtc.clone();
-                database.put_winner(&record, 0.0, &|_| false)?;
+                let put = database.put_winner(&record, 0.0, &|_| false)?;
                 found.rows.push(row(&job.name, problem, &best, &settings.gpu));
-                found.records.push(record);
+                found.records.push(put.winner(&record).clone());
+                found.nvrtc.get_or_insert(best.nvrtc);
                 found.summary.searched += 1;
             }
             Ok(None) => {
@@ -201,7 +224,7 @@ fn finish(
     common: &CommonArgs,
     paths: &Paths,
     settings: &Settings,
-    Found { summary, rows, records }: &Found,
+    Found { summary, rows, records, nvrtc }: &Found,
     started: Instant,
 ) -> Result<(), CliError> {
     if common.json {
@@ -209,7 +232,7 @@ fn finish(
             "gpu": settings.gpu.name,
             "product": settings.gpu.identity.product,
             "target": settings.gpu.target,
-            "nvrtc": records.first().map(|record| &record.toolchain.nvrtc),
+            "nvrtc": nvrtc,
             "commit": settings.toolchain.commit,
             "measured": false,
             "calibration": calibration(settings.gpu.arch),

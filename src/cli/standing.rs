@@ -4,7 +4,7 @@ use super::context::Paths;
 use crate::arch::{GpuIdentity, GpuSpec};
 use crate::dispatch::kernels_hash;
 use crate::kernels;
-use crate::problem::Tile;
+use crate::problem::{Problem, Tile};
 use crate::store::{Current, Entry, Record};
 
 /// What can be said of a record.
@@ -30,11 +30,17 @@ pub fn standing(record: &Record, nvrtc: Option<&str>) -> Standing {
         let (expected, found) = (record.problem.layout(), &record.layout);
         return Standing::Stale(format!("weights are packed as {expected} now, it was measured with {found}"));
     }
-    let kernels = |tile: &Tile| kernels_hash(&record.problem, tile, &gpu);
-    match Entry::of(record).stale(&Current { nvrtc, kernels: &kernels }) {
+    match current(nvrtc, &gpu, |current| Entry::of(record).stale(current)) {
         Some(stale) => Standing::Stale(stale.to_string()),
         None => Standing::Current,
     }
+}
+
+/// What `ask` answers, told what this version makes of tiles on `gpu` with the NVRTC of `nvrtc` if there is one.
+pub fn current<T>(nvrtc: Option<&str>, gpu: &GpuSpec, ask: impl FnOnce(&Current<'_>) -> T) -> T {
+    let kernels = |problem: &Problem, tile: &Tile| kernels_hash(problem, tile, gpu);
+    let is_valid = |problem: &Problem, tile: &Tile| kernels::plan(problem, tile, gpu).is_ok();
+    ask(&Current { nvrtc, kernels: &kernels, is_valid: &is_valid })
 }
 
 /// Whether the kernels of `record` have changed since it was written. Of an unknown GPU nobody can say.

@@ -20,7 +20,8 @@ pub struct SubjectArgs {
     /// A problem instead of a model, such as "nvfp4 4096x8192" or "moe nvfp4 256 top6 4096x2048"; may be repeated
     #[arg(long = "problem", value_name = "PROBLEM", conflicts_with_all = ["model", "checkpoint", "tp", "ep", "only"])]
     pub problems: Vec<String>,
-    /// Numbers of tokens, each rounded up to its bucket
+    /// Numbers of tokens, each rounded up to its bucket; all buckets of a model, if nothing is said, and of a problem
+    /// without its own m the one of 1 token
     #[arg(long = "m", value_name = "M,M,...", value_delimiter = ',')]
     pub tokens: Vec<u32>,
     /// Only ops whose name contains this

@@ -82,7 +82,7 @@ pub struct Run {
     pub exit: Exit,
     /// Counts.
     pub summary: Summary,
-    /// Winners in the order in which they were found.
+    /// What is stored now of each problem, in the order in which it was worked on.
     pub records: Vec<Record>,
     /// The worker.
     pub bench_of: WorkerBench,
@@ -196,7 +196,7 @@ fn show(view: &ProgressView, gpu: &GpuSpec, progress: Progress<'_>, records: &mu
                 _ => String::new(),
             };
             view.line(&format!("{}: {}{how}{kept}", record.problem, headline(record, gpu)));
-            records.push(record.clone());
+            records.push(put.winner(record).clone());
         }
         Progress::Fresh { record } => records.push(record.clone()),
         Progress::Lost { problem, reason } => view.line(&format!("error: {problem}: {reason}")),

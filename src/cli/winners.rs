@@ -1,15 +1,17 @@
 //! What is known about a problem on a GPU: the snapshot and the embedded packs, asked down the ladder.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::CliError;
 use super::context::Paths;
+use super::standing;
 use super::voice::talk;
 use crate::arch::GpuSpec;
-use crate::dispatch::kernels_hash;
 use crate::kernels;
 use crate::problem::{Problem, Tile};
-use crate::store::{Current, Database, Entry, Found, How, Lookup, Stale, WinnerKey};
+use crate::store::{Database, Entry, Found, How, Lookup, Stale, WinnerKey};
 
 /// The winners that a run on one GPU would find.
 pub struct Winners {
@@ -29,7 +31,7 @@ pub struct Answer {
     pub is_stale: bool,
     /// What is launched.
     pub tile: Tile,
-    /// Its time, measured or predicted as `why` says; `None` where only the default is left.
+    /// Its time for this problem on this GPU, measured, scaled or predicted as `why` says; `None` if it is not known.
     pub us: Option<f64>,
     /// Time below which no kernel can be.
     pub floor_us: f64,
@@ -46,8 +48,8 @@ pub struct Answer {
 pub struct RunnerUp {
     /// The tile, as text.
     pub tile: String,
-    /// Its time.
-    pub us: f64,
+    /// Its time for this problem on this GPU; `None` where it was measured for another.
+    pub us: Option<f64>,
 }
 
 impl Winners {
@@ -75,8 +77,7 @@ impl Winners {
 
     /// Why `entry` is to be measured again, if it is.
     pub fn stale(&self, entry: &Entry) -> Option<Stale> {
-        let kernels = |tile: &Tile| kernels_hash(&entry.problem, tile, &self.gpu);
-        entry.stale(&Current { nvrtc: self.nvrtc.as_deref(), kernels: &kernels })
+        standing::current(self.nvrtc.as_deref(), &self.gpu, |current| entry.stale(current))
     }
 
     /// Climbs down the ladder for `problem`.
@@ -87,9 +88,9 @@ impl Winners {
         let default = kernels::default_tile(problem, &self.gpu).ok_or_else(|| self.unserved(problem))?;
         let layout = problem.layout();
         let key = WinnerKey { layout, problem, gpu: &self.gpu.identity };
-        let kernels = |tile: &Tile| kernels_hash(problem, tile, &self.gpu);
-        let current = Current { nvrtc: self.nvrtc.as_deref(), kernels: &kernels };
-        let found = self.lookup.find(&key, self.gpu.arch, &current, &default);
+        let found = standing::current(self.nvrtc.as_deref(), &self.gpu, |current| {
+            self.lookup.find(&key, self.gpu.arch, current, &default)
+        });
         Ok(self.answer(problem, &found, default.clone()))
     }
 
@@ -100,20 +101,27 @@ impl Winners {
         // A tile of another bucket, or of older rules, may not be one for this problem.
         let is_first = found.entry.is_none_or(|entry| *entry.tile == *tile.to_string());
         if let (false, Some(entry)) = (is_first, found.entry) {
-            why.push_str(&format!("; its tile `{}` is not valid here, so the next is taken", entry.tile));
+            let next = if entry.tiles().any(|other| other == tile) { "its runner-up" } else { "the default" };
+            why.push_str(&format!("; its tile `{}` is not valid here, so {next} is taken", entry.tile));
         }
-        let entry = found.entry.filter(|_| is_first);
-        let gain = entry.filter(|_| matches!(found.how, How::Exact | How::Borrowed { .. }));
+        let is_own = |entry: &Entry| entry.problem == *problem && *entry.gpu == self.gpu.identity;
+        if let Some(entry) = found.entry.filter(|entry| is_first && !is_own(entry)) {
+            why.push_str(&format!("; it took {:.2} us there", entry.timing.chained_us));
+        }
+        // A time of another bucket or another GPU says nothing about this problem's floor.
+        let own = found.entry.filter(|entry| is_own(entry));
+        let gain = own.filter(|_| is_first && found.how == How::Exact);
         let runners_up = found.entry.into_iter().flat_map(|entry| entry.runners_up.iter());
+        let runner_up = |(tile, us): &(Arc<str>, f64)| RunnerUp { tile: tile.to_string(), us: own.map(|_| *us) };
         Answer {
             problem: problem.to_string(),
             why,
             is_stale: found.is_stale(),
             tile,
-            us: entry.map(|entry| entry.timing.chained_us),
+            us: own.filter(|_| is_first).map(|entry| entry.timing.chained_us),
             floor_us: problem.floor_us(&self.gpu),
             gain: gain.map(|entry| entry.default_us / entry.timing.chained_us),
-            runners_up: runners_up.map(|(tile, us)| RunnerUp { tile: tile.to_string(), us: *us }).collect(),
+            runners_up: runners_up.map(runner_up).collect(),
             default,
         }
     }
@@ -136,7 +144,8 @@ impl std::fmt::Display for Answer {
             f.write_str(")")?;
         }
         for RunnerUp { tile, us } in runners_up {
-            write!(f, "\n  runner-up  {tile}  ({us:.2} us)")?;
+            write!(f, "\n  runner-up  {tile}")?;
+            us.map_or(Ok(()), |us| write!(f, "  ({us:.2} us)"))?;
         }
         write!(f, "\n  default    {default}")
     }

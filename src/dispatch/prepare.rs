@@ -257,10 +257,11 @@ impl Preparation<'_> {
             let default = kernels::default_tile(&problem, spec).ok_or_else(unserved)?;
             let key = WinnerKey { layout: problem.layout(), problem: &problem, gpu: &spec.identity };
             // A warm cache needs no NVRTC: which one compiled a kernel is known when it is loaded.
-            let current = Current { nvrtc: None, kernels: &|tile| kernels_hash(&problem, tile, spec) };
+            let is_valid = |problem: &Problem, tile: &Tile| kernels::plan(problem, tile, spec).is_ok();
+            let kernels = |problem: &Problem, tile: &Tile| kernels_hash(problem, tile, spec);
+            let current = Current { nvrtc: None, kernels: &kernels, is_valid: &is_valid };
             let found = lookup.find(&key, spec.arch, &current, &default);
-            let is_valid = |tile: &Tile| kernels::plan(&problem, tile, spec).is_ok();
-            let tiles: Vec<Tile> = found.tiles().filter(is_valid).collect();
+            let tiles: Vec<Tile> = found.tiles().filter(|tile| is_valid(&problem, tile)).collect();
             let (how, stale) = (found.how.clone(), found.stale.clone());
             let measured_with = found.entry.map(|entry| entry.toolchain.nvrtc.clone());
             let plan = tiles.first().and_then(|tile| kernels::plan(&problem, tile, spec).ok()).ok_or_else(unserved)?;

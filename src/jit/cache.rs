@@ -4,11 +4,12 @@
 //! place. Any fault of the disk is a warning and a compilation: a cache never turns a working launch into a failing
 //! one. A planted cubin would run with the user's rights, so the folder is private to the user.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,17 @@ use crate::codegen::Source;
 pub struct KernelCache {
     root: PathBuf,
     warnings: Mutex<Vec<String>>,
+    unkept: Mutex<Unkept>,
+}
+
+/// What the disk would not take: handed on inside this process, so that nothing is compiled twice in one run.
+#[derive(Default)]
+struct Unkept {
+    cubins: HashMap<String, Cubin>,
+    bytes: usize,
+    /// Kernels since the first that was warned of.
+    more: usize,
+    is_told: bool,
 }
 
 /// What a cache holds.
@@ -45,7 +57,7 @@ struct Header {
 impl KernelCache {
     /// The cache in `root`, which is made when the first kernel is stored.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), warnings: Mutex::default() }
+        Self { root: root.into(), warnings: Mutex::default(), unkept: Mutex::default() }
     }
 
     /// Where it lies.
@@ -53,8 +65,12 @@ impl KernelCache {
         &self.root
     }
 
-    /// The kernel of `source`, if it is there and whole.
+    /// The kernel of `source`, if it is there and whole, or could not be kept a moment ago.
     pub fn load(&self, source: &Source) -> Option<Cubin> {
+        self.load_file(source).or_else(|| self.unkept().cubins.get(&source.hash).cloned())
+    }
+
+    fn load_file(&self, source: &Source) -> Option<Cubin> {
         let folder = self.root.join(&source.hash);
         let bytes = fs::read(folder.join(CUBIN_FILE)).ok()?;
         let cubin = parse(source, &bytes, || fs::read_to_string(folder.join(PTX_FILE)).ok());
@@ -65,10 +81,18 @@ impl KernelCache {
         cubin
     }
 
-    /// Keeps `cubin`. A fault becomes a warning.
+    /// Keeps `cubin`. The first fault becomes a warning, those after it are counted.
     pub fn store(&self, source: &Source, cubin: &Cubin) {
-        if let Err(error) = self.try_store(source, cubin) {
-            self.warn(format!("{} could not be kept in {}: {error}", source.entry, self.root.display()));
+        let Err(error) = self.try_store(source, cubin) else { return };
+        let mut unkept = self.unkept();
+        match std::mem::replace(&mut unkept.is_told, true) {
+            false => self.warn(format!("{} could not be kept in {}: {error}", source.entry, self.root.display())),
+            true => unkept.more += 1,
+        }
+        let bytes = cubin.image.len() + cubin.ptx.len();
+        if unkept.bytes + bytes <= MOST_UNKEPT_BYTES && !unkept.cubins.contains_key(&source.hash) {
+            unkept.bytes += bytes;
+            unkept.cubins.insert(source.hash.clone(), cubin.clone());
         }
     }
 
@@ -82,7 +106,12 @@ impl KernelCache {
 
     /// Takes the warnings since the last call.
     pub fn take_warnings(&self) -> Vec<String> {
-        std::mem::take(&mut self.warnings.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        let mut warnings = std::mem::take(&mut *self.warnings.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        let more = std::mem::take(&mut self.unkept().more);
+        if more > 0 {
+            warnings.push(format!("{more} more kernels could not be kept: the next run compiles them again"));
+        }
+        warnings
     }
 
     /// Counts what is there.
@@ -129,6 +158,10 @@ impl KernelCache {
         }
     }
 
+    fn unkept(&self) -> MutexGuard<'_, Unkept> {
+        self.unkept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     fn warn(&self, warning: String) {
         self.warnings.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(warning);
     }
@@ -166,8 +199,11 @@ const PTX_FILE: &str = "kernel.ptx";
 /// Folder of the locks, one for each kernel.
 pub(super) const LOCKS: &str = "locks";
 
+/// Some thousand kernels, far less than a machine that compiles them has.
+const MOST_UNKEPT_BYTES: usize = 256 << 20;
+
 /// Short beside a compilation, long beside a look at a lock.
-const POLL: Duration = Duration::from_millis(5);
+pub(super) const POLL: Duration = Duration::from_millis(5);
 
 #[cfg(test)]
 mod tests {
@@ -225,14 +261,20 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_cannot_be_written_warns_and_misses() {
+    fn a_cache_that_cannot_be_written_warns_once_and_hands_on() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("file"), "").unwrap();
         let cache = KernelCache::new(root.path().join("file").join("kernels"));
         let (source, cubin) = kernel();
         cache.store(&source, &cubin);
         assert!(cache.lock(&source, &Stop::default()).is_none());
-        assert_eq!(cache.load(&source), None);
-        assert_eq!(cache.take_warnings().len(), 1);
+        assert_eq!(cache.load(&source), Some(cubin.clone()), "handed on in memory");
+        let other = Source { hash: "def".into(), ..source };
+        assert_eq!(cache.load(&other), None);
+        cache.store(&other, &cubin);
+        let warnings = cache.take_warnings();
+        assert!(warnings[0].starts_with("k could not be kept in "), "{warnings:?}");
+        assert_eq!(warnings[1..], ["1 more kernels could not be kept: the next run compiles them again"]);
+        assert!(cache.take_warnings().is_empty());
     }
 }

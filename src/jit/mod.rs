@@ -9,6 +9,7 @@ mod nvrtc;
 mod resources;
 mod stop;
 mod sweep;
+mod turns;
 
 pub use cache::{CacheReport, KernelCache};
 pub use library::{FoundIn, PINNED_VERSION, Search};
@@ -138,6 +139,7 @@ fn first_error(log: &str) -> String {
 pub struct Jit {
     nvrtc: NvrtcSource,
     cache: KernelCache,
+    turns: turns::Turns,
     limit: Duration,
     /// Whether only cubins of the NVRTC at hand will do.
     is_measuring: bool,
@@ -163,7 +165,7 @@ impl Jit {
     /// A compiler that looks for NVRTC as `search` says, when it is first needed, and keeps cubins in `cache`.
     pub fn new(search: Search, cache: KernelCache) -> Self {
         let nvrtc = NvrtcSource { search, loaded: std::sync::OnceLock::new() };
-        Self { nvrtc, cache, limit: COMPILE_LIMIT, is_measuring: false }
+        Self { nvrtc, cache, turns: turns::Turns::default(), limit: COMPILE_LIMIT, is_measuring: false }
     }
 
     /// The same for measuring: a cubin of another NVRTC is compiled again, because a record names the one at hand.
@@ -186,7 +188,8 @@ impl Jit {
         if let Some(cubin) = self.cached(source)? {
             return Ok((cubin, CameFrom::Cache));
         }
-        // One process compiles, the others wait for it and find the result.
+        // One thread of one process compiles, the others wait for it and find the result.
+        let _turn = self.turns.take(&source.hash, self.stop());
         let _lock = self.cache.lock(source, self.stop());
         if let Some(cubin) = self.cached(source)? {
             return Ok((cubin, CameFrom::Cache));

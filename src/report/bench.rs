@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::problem::Problem;
+use crate::quant::WeightFormat;
 
 /// Measured rows and where they come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,10 +71,37 @@ pub struct PeerTime {
     pub us: f64,
 }
 
+impl PeerTime {
+    /// Whether it reads activations of 8 bits, as its name says; ours have 16.
+    pub fn is_eight_bit(&self) -> bool {
+        self.peer.contains("-a8") || self.peer.starts_with("cublas-fp8")
+    }
+}
+
 impl BenchRow {
-    /// The fastest of the peers that compute the same thing with the same activation width.
+    /// The fastest peer with BF16 activations, as ours are; of FP8 weights the fastest of all, since cuBLAS multiplies
+    /// them with FP8 activations only.
     pub fn best_peer(&self) -> Option<&PeerTime> {
-        self.peers.iter().min_by(|a, b| a.us.total_cmp(&b.us))
+        let is_fp8 = self.weights() == Some(WeightFormat::Fp8);
+        self.fastest(|peer| is_fp8 || !peer.is_eight_bit())
+    }
+
+    /// The fastest peer with 8-bit activations.
+    pub fn best_eight_bit_peer(&self) -> Option<&PeerTime> {
+        self.fastest(PeerTime::is_eight_bit)
+    }
+
+    fn fastest(&self, counts: impl Fn(&PeerTime) -> bool) -> Option<&PeerTime> {
+        self.peers.iter().filter(|peer| counts(peer)).min_by(|a, b| a.us.total_cmp(&b.us))
+    }
+
+    /// Format of the weights; `None` where none are read.
+    pub fn weights(&self) -> Option<WeightFormat> {
+        match &self.problem {
+            Problem::Dense(dense) => Some(dense.weights),
+            Problem::MoeBlock(block) => Some(block.weights),
+            Problem::Convert(_) => None,
+        }
     }
 
     /// Our unchained time over the best peer's: below 1 is faster. Both are launches that do not overlap.
@@ -93,11 +121,78 @@ impl BenchRow {
 }
 
 impl BenchReport {
+    /// The row of each weight format that is slowest beside its best peer, with its ratio.
+    pub fn slowest_by_format(&self) -> Vec<(&BenchRow, f64)> {
+        let mut slowest: Vec<(&BenchRow, f64)> = Vec::new();
+        for (row, ratio) in self.rows.iter().filter_map(|row| Some((row, row.ratio()?))) {
+            match slowest.iter_mut().find(|(other, _)| other.weights() == row.weights()) {
+                Some(slower) if slower.1 >= ratio => {}
+                Some(slower) => *slower = (row, ratio),
+                None => slowest.push((row, ratio)),
+            }
+        }
+        slowest
+    }
+
     /// Rows that take more than `limit` times the best peer's time, the worst first.
     pub fn behind(&self, limit: f64) -> Vec<(&BenchRow, f64)> {
         let mut behind: Vec<(&BenchRow, f64)> =
             self.rows.iter().filter_map(|row| Some((row, row.ratio()?))).filter(|(_, ratio)| *ratio > limit).collect();
         behind.sort_by(|a, b| b.1.total_cmp(&a.1));
         behind
+    }
+}
+
+/// Rows beyond this many times the best peer's time are named.
+pub const MOST_RATIO: f64 = 1.5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(problem: &str, unchained_us: f64, peers: &[(&str, f64)]) -> BenchRow {
+        BenchRow {
+            problem: problem.parse().unwrap(),
+            tile: String::new(),
+            chained_us: unchained_us,
+            unchained_us,
+            half_width_us: 0.0,
+            floor_us: 1.0,
+            ceiling_chained_us: 1.0,
+            ceiling_unchained_us: 1.0,
+            relative_l2: 0.0,
+            is_warm: false,
+            sm_clock_mhz: 0,
+            peers: peers.iter().map(|(peer, us)| PeerTime { peer: peer.to_string(), us: *us }).collect(),
+        }
+    }
+
+    #[test]
+    fn the_best_peer_has_our_activations_and_of_fp8_weights_the_only_ones_there_are() {
+        let mxfp4 = row("mxfp4 64x64 m1", 30.0, &[("triton_kernels-mxfp4", 40.0), ("humming-mxfp4-a8", 20.0)]);
+        assert_eq!((mxfp4.ratio(), &*mxfp4.best_eight_bit_peer().unwrap().peer), (Some(0.75), "humming-mxfp4-a8"));
+        assert_eq!(row("mxfp4 64x64 m1", 30.0, &[("humming-mxfp4-a8", 20.0)]).ratio(), None);
+        assert_eq!(row("fp8 64x64 m1", 30.0, &[("cublas-fp8", 20.0), ("cublas-fp8row", 25.0)]).ratio(), Some(1.5));
+    }
+
+    #[test]
+    fn every_format_has_its_slowest_row() {
+        let slow = |problem, ratio| row(problem, ratio, &[("any", 1.0)]);
+        let rows = vec![slow("nvfp4 64x64 m1", 0.5), slow("fp8 64x64 m1", 2.0), slow("nvfp4 64x64 m2", 0.75)];
+        let meta = BenchMeta {
+            gpu: String::new(),
+            driver: String::new(),
+            nvrtc: String::new(),
+            commit: String::new(),
+            written_at: 0,
+            method: String::new(),
+            peers: String::new(),
+        };
+        let report = BenchReport { meta, rows };
+        let named = |report: &BenchReport| {
+            let named = report.slowest_by_format().into_iter().map(|(row, ratio)| (row.problem.to_string(), ratio));
+            named.collect::<Vec<_>>()
+        };
+        assert_eq!(named(&report), [("nvfp4 64x64 m2".to_string(), 0.75), ("fp8 64x64 m1".to_string(), 2.0)]);
     }
 }

@@ -5,7 +5,7 @@ mod markdown;
 mod peers;
 mod readme;
 
-pub use bench::{BenchMeta, BenchReport, BenchRow, PeerTime};
+pub use bench::{BenchMeta, BenchReport, BenchRow, MOST_RATIO, PeerTime};
 pub use markdown::table;
 pub use peers::{PeerError, PeerRow, Peers};
 pub use readme::{ReadmeError, readme_block, replace_block};

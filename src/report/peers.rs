@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::PeerTime;
+use super::{BenchReport, PeerTime};
 use crate::problem::{Dense, Problem};
 use crate::quant::WeightFormat;
 
@@ -83,8 +83,8 @@ struct Meta {
 }
 
 impl Peers {
-    /// Reads the file at `path`. Rows that compute something else than we do (8-bit activations, one GEMM of a block)
-    /// are left out.
+    /// Reads the file at `path`. Rows that compute something else than we do (one GEMM of a block) are left out; those
+    /// with 8-bit activations are shown and are no rivals.
     ///
     /// # Errors
     /// [`PeerError`].
@@ -103,13 +103,22 @@ impl Peers {
     }
 }
 
+impl BenchReport {
+    /// Takes the times of `peers` for every row that they have, in place of those that it had.
+    pub fn take_peers(&mut self, peers: &Peers) {
+        for row in &mut self.rows {
+            if let Some(times) = peers.problems.get(&row.problem) {
+                row.peers.clone_from(times);
+            }
+        }
+        self.meta.peers.clone_from(&peers.gpu);
+    }
+}
+
 impl PeerRow {
     /// The problem of ours that the row is about, if there is one.
     fn problem(&self) -> Option<Problem> {
         let weights = WeightFormat::from_name(&self.weights)?;
-        if self.peer.contains("-a8") {
-            return None;
-        }
         match (self.kind.as_str(), self.part.as_str()) {
             ("dense", _) => Some(Problem::Dense(Dense::new(weights, self.n, self.k, self.m))),
             ("moe", "moe") => {
@@ -136,8 +145,9 @@ mod tests {
         assert_eq!(names("nvfp4 4096x4096 m1"), ["marlin-nvfp4", "humming-nvfp4-a16"]);
         assert_eq!(names("fp8 4096x4096 m64"), ["cublas-fp8", "cublas-fp8row"]);
         assert_eq!(names("moe nvfp4 256 top6 4096x2048 m16"), ["marlin-nvfp4-moe", "humming-nvfp4-a16-moe"]);
+        assert_eq!(names("mxfp4 8192x8192 m1"), ["humming-mxfp4-a8", "triton_kernels-mxfp4"]);
         assert_eq!(times("bf16 1536x4096 m1")[0].us, 10.139);
-        assert!(!peers.problems.values().flatten().any(|time| time.peer.contains("a8") || time.peer.contains("w13")));
+        assert!(!peers.problems.values().flatten().any(|time| time.peer.contains("w13")));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The README's results: written by a tool between two markers, so that nothing in them is typed.
 
-use super::markdown::{HEAD, line};
-use super::{BenchReport, BenchRow};
+use super::markdown::{BEST_PEER, HEAD, line, provenance};
+use super::{BenchReport, BenchRow, MOST_RATIO};
 use crate::problem::Problem;
 
 /// Why a README cannot be rewritten.
@@ -15,27 +15,53 @@ pub enum ReadmeError {
     },
 }
 
-/// The block for a README: provenance and the rows that say most.
-pub fn readme_block(report: &BenchReport) -> String {
-    let meta = &report.meta;
-    let mut text =
-        format!("{}, driver {}, NVRTC {}, commit {}. {}", meta.gpu, meta.driver, meta.nvrtc, meta.commit, meta.method);
-    if !meta.peers.is_empty() {
-        text.push_str(&format!(" Peers: {} (measured apart from this run).", meta.peers));
-    }
-    text.push('\n');
+/// The block for a README: provenance, what is shown of the file called `name`, how all of its rows stand beside their
+/// peers, and the rows that say most.
+pub fn readme_block(report: &BenchReport, name: &str) -> String {
+    let telling: Vec<&BenchRow> = report.rows.iter().filter(|row| is_telling(row)).collect();
+    let [shapes, tokens] =
+        [SHAPES.map(|(n, k)| format!("{n}x{k}")).join(" and "), TOKENS.map(|m| m.to_string()).join(", ")];
+    let mut text = format!(
+        "{}\n\nShown are {} of the {} rows of `{name}`: the shapes {shapes} at {tokens} tokens, and every block of \
+         experts. {BEST_PEER}\n\n{}\n",
+        provenance(report),
+        telling.len(),
+        report.rows.len(),
+        summary(report)
+    );
     text.push_str(HEAD);
-    report.rows.iter().filter(|row| is_telling(row)).for_each(|row| text.push_str(&line(row)));
+    telling.into_iter().for_each(|row| text.push_str(&line(row)));
     text
+}
+
+/// How all rows stand beside their peers.
+fn summary(report: &BenchReport) -> String {
+    let ratios: Vec<f64> = report.rows.iter().filter_map(BenchRow::ratio).collect();
+    let at_most = |limit: f64| ratios.iter().filter(|ratio| **ratio <= limit).count();
+    let slowest = report.slowest_by_format().into_iter().map(|(row, ratio)| format!("{} {ratio:.2}", row.problem));
+    let rivals = report.rows.iter().filter_map(|row| {
+        let peer = row.best_eight_bit_peer().filter(|peer| row.best_peer() != Some(peer))?;
+        Some(peer.us < row.unchained_us)
+    });
+    let rivals: Vec<bool> = rivals.collect();
+    format!(
+        "Of all {} rows with a best peer, {} take no more than its time and {} no more than {MOST_RATIO} times that. \
+         The slowest beside its best peer, of each format: {}. In {} of the {} rows that have another peer with \
+         8-bit activations, that one is faster than ours.",
+        ratios.len(),
+        at_most(1.0),
+        at_most(MOST_RATIO),
+        slowest.collect::<Vec<_>>().join(", "),
+        rivals.iter().filter(|is_faster| **is_faster).count(),
+        rivals.len()
+    )
 }
 
 /// A few shapes of each format, few and many tokens.
 fn is_telling(row: &BenchRow) -> bool {
     let m = row.problem.m();
     match &row.problem {
-        Problem::Dense(dense) => {
-            [1, 16, 64, 256, 1024, 4096].contains(&m) && [(4096, 4096), (8192, 8192)].contains(&(dense.n, dense.k))
-        }
+        Problem::Dense(dense) => TOKENS.contains(&m) && SHAPES.contains(&(dense.n, dense.k)),
         Problem::MoeBlock(_) => true,
         Problem::Convert(_) => false,
     }
@@ -53,6 +79,12 @@ pub fn replace_block(readme: &str, block: &str) -> Result<String, ReadmeError> {
     }
     Ok(format!("{}{BEGIN}\n{}\n{}", &readme[..begin], block.trim_end(), &readme[end..]))
 }
+
+/// Shapes that are shown, rows of the weight and reduction.
+const SHAPES: [(u32, u32); 2] = [(4096, 4096), (8192, 8192)];
+
+/// Tokens that they are shown at.
+const TOKENS: [u32; 6] = [1, 16, 64, 256, 1024, 4096];
 
 const BEGIN: &str = "<!-- results: begin (written by `autotune report`) -->";
 const END: &str = "<!-- results: end -->";

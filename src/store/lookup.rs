@@ -16,7 +16,7 @@ use super::key::KeyMap;
 use super::pack::{self, Embedded};
 use super::{Entry, Interner, KeyHash, Origin, PackError, Snapshot, SnapshotError, WinnerKey};
 use crate::arch::{ArchSpec, GpuIdentity, GpuSpec};
-use crate::problem::Tile;
+use crate::problem::{Problem, Tile};
 
 /// Winners from several sources, by key.
 #[derive(Clone, Debug, Default)]
@@ -48,13 +48,15 @@ impl std::fmt::Display for LookupNote {
     }
 }
 
-/// What the running tilekiln would render and compile now, to tell stale winners.
+/// What the running tilekiln makes of a tile on this GPU, to tell winners that are stale or serve another problem only.
 #[derive(Clone, Copy)]
 pub struct Current<'a> {
     /// NVRTC's version, such as `13.2`; `None` where there is no NVRTC to compare with.
     pub nvrtc: Option<&'a str>,
-    /// Hash of the kernels that a tile renders to on this GPU; `None` for a tile that its family does not know.
-    pub kernels: &'a dyn Fn(&Tile) -> Option<String>,
+    /// Hash of the kernels that a tile renders to for a problem; `None` for a tile that is not valid for it.
+    pub kernels: &'a dyn Fn(&Problem, &Tile) -> Option<String>,
+    /// Whether a tile may be launched for a problem.
+    pub is_valid: &'a dyn Fn(&Problem, &Tile) -> bool,
 }
 
 /// The answer to a lookup.
@@ -161,7 +163,8 @@ impl Lookup {
         &self.entries
     }
 
-    /// Climbs down the ladder for `key` on a GPU of `arch`; `default` is what its family would use unasked.
+    /// Climbs down the ladder for `key` on a GPU of `arch`; `default` is what its family would use unasked. A winner of
+    /// which neither the tile nor a runner-up is valid for the problem is passed by, unless nothing else is known.
     pub fn find<'a>(
         &'a self,
         key: &WinnerKey<'_>,
@@ -169,37 +172,39 @@ impl Lookup {
         current: &Current<'_>,
         default: &'a Tile,
     ) -> Found<'a> {
-        let exact = self.get(&key.hash());
-        let (entry, how) = match exact.map(|entry| (entry, &entry.origin)) {
-            Some((entry, Origin::Measured)) => (Some(entry), How::Exact),
-            Some((entry, Origin::Inherited { from_m })) => (Some(entry), How::OtherBucket { m: *from_m }),
-            Some((_, Origin::Predicted)) | None => {
-                let other_bucket =
-                    || self.other_bucket(key).map(|entry| (entry, How::OtherBucket { m: entry.problem.m() }));
-                let borrowed = || self.borrowed(key, arch);
-                let predicted = || exact.map(|entry| (entry, How::Predicted));
-                match other_bucket().or_else(borrowed).or_else(predicted) {
-                    Some((entry, how)) => (Some(entry), how),
-                    None => (None, How::Default),
-                }
-            }
-        };
+        let serves = |entry: &Entry| entry.tiles().any(|tile| (current.is_valid)(key.problem, &tile));
+        let kept = self.get(&key.hash()).map(|entry| {
+            let how = match entry.origin {
+                Origin::Measured => How::Exact,
+                Origin::Inherited { from_m } => How::OtherBucket { m: from_m },
+                Origin::Predicted => How::Predicted,
+            };
+            (entry, how)
+        });
+        let is_run = |(entry, how): &(&Entry, How)| *how != How::Predicted && serves(entry);
+        let found = kept.clone().filter(is_run);
+        let found = found.or_else(|| self.other_bucket(key, &serves)).or_else(|| self.borrowed(key, arch, &serves));
+        let (entry, how) = found.or(kept).map_or((None, How::Default), |(entry, how)| (Some(entry), how));
         Found { stale: entry.and_then(|entry| entry.stale(current)), entry, how, default }
     }
 
-    /// The winner of the op's nearest measured bucket: above if there is one, since its tile holds every token.
-    fn other_bucket(&self, key: &WinnerKey<'_>) -> Option<&Entry> {
+    /// The winner of the op's nearest measured bucket that `serves`: above if there is one, since its tile holds every
+    /// token.
+    fn other_bucket(&self, key: &WinnerKey<'_>, serves: &dyn Fn(&Entry) -> bool) -> Option<(&Entry, How)> {
         let m = key.problem.m();
+        let is_same_op = |entry: &&Entry| entry.problem.m() != m && entry.problem.with_m(m) == *key.problem;
         let measured = self.measured(key).filter(|entry| *entry.gpu == *key.gpu);
-        let same_op: Vec<&Entry> = measured.filter(|entry| entry.problem.with_m(m) == *key.problem).collect();
-        let above = same_op.iter().filter(|entry| entry.problem.m() > m).min_by_key(|entry| entry.problem.m());
-        above.or_else(|| same_op.iter().max_by_key(|entry| entry.problem.m())).copied()
+        let mut near: Vec<&Entry> = measured.filter(is_same_op).collect();
+        near.sort_by_key(|entry| (entry.problem.m() < m, entry.problem.m().abs_diff(m)));
+        let nearest = near.into_iter().find(|entry| serves(entry))?;
+        Some((nearest, How::OtherBucket { m: nearest.problem.m() }))
     }
 
-    /// The winner on the GPU of `arch` whose SM count is nearest.
-    fn borrowed(&self, key: &WinnerKey<'_>, arch: &ArchSpec) -> Option<(&Entry, How)> {
+    /// The winner that `serves`, on the GPU of `arch` whose SM count is nearest.
+    fn borrowed(&self, key: &WinnerKey<'_>, arch: &ArchSpec, serves: &dyn Fn(&Entry) -> bool) -> Option<(&Entry, How)> {
         let is_of_arch = |gpu: &GpuIdentity| GpuSpec::of_product(&gpu.product).is_some_and(|spec| spec.arch == arch);
-        let others = self.measured(key).filter(|entry| entry.problem == *key.problem && is_of_arch(&entry.gpu));
+        let is_elsewhere = |entry: &&Entry| *entry.gpu != *key.gpu && is_of_arch(&entry.gpu) && serves(entry);
+        let others = self.measured(key).filter(|entry| entry.problem == *key.problem).filter(is_elsewhere);
         let nearest = others.min_by_key(|entry| (entry.gpu.sm_count.abs_diff(key.gpu.sm_count), entry.key))?;
         Some((nearest, How::Borrowed { gpu: nearest.gpu.as_ref().clone() }))
     }
@@ -218,9 +223,7 @@ impl Found<'_> {
     /// What to launch, best first: the winner, those that came next to it, the family's default. Take the first that
     /// compiles.
     pub fn tiles(&self) -> impl Iterator<Item = Tile> + '_ {
-        let winner = self.entry.iter().map(|entry| &entry.tile);
-        let runners_up = self.entry.iter().flat_map(|entry| entry.runners_up.iter().map(|(tile, _)| tile));
-        winner.chain(runners_up).filter_map(|tile| tile.parse().ok()).chain(std::iter::once(self.default.clone()))
+        self.entry.into_iter().flat_map(Entry::tiles).chain(std::iter::once(self.default.clone()))
     }
 }
 
@@ -242,7 +245,7 @@ impl std::fmt::Display for How {
             Self::OtherBucket { m } => write!(f, "inherited: it won m = {m} of the same op on this GPU"),
             Self::Borrowed { gpu } => write!(f, "borrowed: it won on {gpu}, nothing was measured on this GPU"),
             Self::Predicted => f.write_str("predicted: the cost model's choice, never run on this GPU"),
-            Self::Default => f.write_str("default: nothing is known about this problem"),
+            Self::Default => f.write_str("default: no winner is known that serves this problem"),
         }
     }
 }
@@ -259,9 +262,15 @@ impl std::fmt::Display for Stale {
 }
 
 impl Entry {
-    /// Why this is to be measured again, if it is.
+    /// The winner and those that came next to it, best first.
+    pub fn tiles(&self) -> impl Iterator<Item = Tile> + '_ {
+        let runners_up = self.runners_up.iter().map(|(tile, _)| tile);
+        std::iter::once(&self.tile).chain(runners_up).filter_map(|tile| tile.parse().ok())
+    }
+
+    /// Why this is to be measured again, if it is: asked for its own problem, whatever it is used for.
     pub fn stale(&self, current: &Current<'_>) -> Option<Stale> {
-        let kernels = self.tile().ok().and_then(|tile| (current.kernels)(&tile));
+        let kernels = self.tile().ok().and_then(|tile| (current.kernels)(&self.problem, &tile));
         if kernels.as_deref() != Some(&*self.toolchain.kernels) {
             return Some(Stale::Kernels);
         }

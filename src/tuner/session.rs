@@ -106,7 +106,7 @@ pub struct Summary {
     pub searched: usize,
     /// Buckets that had a fresh record.
     pub fresh: usize,
-    /// Buckets that took over a winner.
+    /// Buckets that took over a winner; not those whose own stayed.
     pub inherited: usize,
     /// Buckets without a winner.
     pub lost: usize,
@@ -358,7 +358,7 @@ impl<'a> Session<'a> {
             let problem = job.problem.with_m(m);
             let Some(record) = inherited(self.settings, &problem, &measured) else { continue };
             let put = self.database.put_winner(&record, INCUMBENT_BAND, &|incumbent| self.is_stale(incumbent))?;
-            self.summary.inherited += 1;
+            self.summary.inherited += usize::from(!matches!(put, Put::Kept { .. }));
             (self.on_progress)(Progress::Won { record: &record, put: &put });
         }
         Ok(())

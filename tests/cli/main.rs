@@ -5,6 +5,7 @@ mod doctor;
 mod machine;
 mod mistakes;
 mod packs;
+mod reports;
 mod runs;
 mod shown;
 #[path = "../store_samples/mod.rs"]

@@ -1,6 +1,7 @@
 //! Words that make no sense: one sentence with what was expected and what was found, a hint, exit code 2.
 
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use crate::machine::{Machine, Said};
 
@@ -30,8 +31,15 @@ fn help_and_version_are_data() {
     for command in commands.into_iter().chain(["gc", "doctor"]) {
         let help = machine.data(&[command, "--help"]);
         assert!(help.contains(&format!("Examples:\n  autotune {command}")), "{help}");
+        for path in help.split_whitespace().filter(|word| word.starts_with("benches/")) {
+            let is_there = Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists();
+            assert!(is_there, "{command} --help names {path}, which is not there");
+        }
     }
-    assert!(machine.data(&["--help"]).contains("Examples:"));
+    let help = machine.data(&["--help"]);
+    for words in ["Examples:", "TILEKILN_DATA ", "TILEKILN_CACHE ", "TILEKILN_NVRTC ", "~/.local/share/tilekiln"] {
+        assert!(help.contains(words), "{help}");
+    }
     assert!(machine.data(&["--version"]).starts_with("autotune "));
 }
 
@@ -59,6 +67,9 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("--ep|512", "to split over ep = 512", "show problems"),
     ("--effort|max", "expected quick, full or exhaustive for `--effort <EFFORT>`, found `max`", "--help"),
     ("--budget|1y", "expected a time such as 90s, 2m or 1h, found `1y`", "--help"),
+    ("--compile-threads|100000", "expected 1 to 512 threads, found `100000`", "--help"),
+    ("--compile-threads|0", "expected 1 to 512 threads, found `0`", "--help"),
+    ("--compile-threads|x", "expected 1 to 512 threads, found `x`", "--help"),
     ("--frobnicate", "expected a flag that the command has, found `--frobnicate`", ""),
     ("--modle|dsv4", "found `--modle`", "did you mean `--model`?"),
     ("frobnicate", "expected a command (show, bench", "--help"),

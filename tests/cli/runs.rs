@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use tilekiln::codegen::Source;
 use tilekiln::jit::{Jit, JitError, KernelCache, Nvrtc, Search};
-use tilekiln::store::{Database, Origin};
+use tilekiln::store::{Database, Origin, Record};
 
-use crate::machine::{Machine, Said, ends_within};
+use crate::machine::{Machine, Said, current_record, ends_within};
 
 #[test]
 fn ctrl_c_ends_a_run_within_a_moment_and_the_same_command_goes_on() {
@@ -45,6 +45,47 @@ fn a_spent_budget_is_a_run_done_in_part() {
     assert!(said.stderr.ends_with("the same command goes on where this one stopped\n"), "{said:?}");
     let answer: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
     assert_eq!(answer["records"].as_array().unwrap().len(), winners(&machine));
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_is_one_warning_and_nothing_is_compiled_twice() {
+    let machine = Machine::cold();
+    std::fs::write(machine.path("cache"), "in the way").unwrap();
+    let said = machine.run(&["--problem", "nvfp4 64x64", "--m", "1,2,4,8", "--gpu", "h100"]);
+    assert_eq!(said.code(), 0, "{said:?}");
+    let warnings: Vec<&str> = said.stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
+    let [first, more] = warnings[..] else { panic!("{said:?}") };
+    assert!(first.contains(" could not be kept in ") && more.contains(" more kernels could not be kept"), "{said:?}");
+    let compiled = number_before(&said, " kernels compiled");
+    assert!(compiled >= 2 && compiled == number_before(&said, " more kernels") + 1, "{said:?}");
+    let warm = Machine::cold();
+    let said = warm.run(&["--problem", "nvfp4 64x64", "--m", "1,2,4,8", "--gpu", "h100"]);
+    assert_eq!((number_before(&said, " kernels compiled"), warm.kernels().len()), (compiled, compiled), "{said:?}");
+}
+
+#[test]
+fn the_records_of_a_run_are_those_that_are_stored() {
+    let machine = Machine::new();
+    let measured = current_record("nvfp4 64x64 m1", 5.0);
+    machine.keep(std::slice::from_ref(&measured));
+    let answer = machine.json(&["--problem", "nvfp4 64x64", "--m", "1,2", "--gpu", "h100"]);
+    let records: Vec<Record> = serde_json::from_value(answer["records"].clone()).unwrap();
+    let (database, _) = Database::open(&machine.database()).unwrap();
+    assert_eq!(records, database.winners().unwrap());
+    assert_eq!(records[0], measured);
+}
+
+#[test]
+fn what_needs_a_gpu_is_said_to_change_nothing_without_one() {
+    let machine = Machine::new();
+    let words = ["--problem", "nvfp4 64x64", "--gpu", "h100", "--seed", "7"];
+    let said = machine.run(&[&words[..], &["--effort", "exhaustive"]].concat());
+    assert_eq!(said.code(), 0, "{said:?}");
+    for flag in ["`--effort exhaustive`", "`--seed`"] {
+        assert!(said.stderr.contains(&format!("{flag} changes nothing without a GPU: ")), "{said:?}");
+    }
+    let said = machine.run(&words[..4]);
+    assert!(!said.stderr.contains("changes nothing"), "{said:?}");
 }
 
 #[test]

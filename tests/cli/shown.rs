@@ -63,8 +63,8 @@ fn why_tells_the_rung_of_the_ladder() {
     for (problem, m, sentence) in [
         ("nvfp4 8192x4096", "33", "measured on this GPU\n"),
         ("nvfp4 8192x4096", "128", "measured on this GPU; stale: it was measured with NVRTC 12.9, this is 13."),
-        ("nvfp4 8192x4096", "8", "inherited: it won m = 64 of the same op on this GPU"),
-        ("nvfp4 64x64", "1", "default: nothing is known about this problem"),
+        ("nvfp4 8192x4096", "32", "inherited: it won m = 64 of the same op on this GPU"),
+        ("nvfp4 64x64", "1", "default: no winner is known that serves this problem"),
     ] {
         let text = why(&["--problem", problem, "--m", m]);
         assert!(text.contains(&format!("  why        {sentence}")), "{problem} m{m}: {text}");
@@ -74,6 +74,34 @@ fn why_tells_the_rung_of_the_ladder() {
     assert!(borrowed.contains("borrowed: it won on NVIDIA H100 80GB HBM3/"), "{borrowed}");
     let text = why(&["--problem", "nvfp4 8192x4096 m64"]);
     assert!(text.contains("(10.00 us, 67 % of the floor, 1.15x the default)") && text.contains("runner-up"), "{text}");
+}
+
+#[test]
+fn a_bucket_that_was_not_measured_takes_a_neighbour_whose_tile_is_valid() {
+    let machine = Machine::new();
+    let answers = machine.json(&["show", "records", "--why", "--problem", "fp8 7168x16384", "--m", "2,8"]);
+    for answer in answers["answers"].as_array().unwrap() {
+        assert!(answer["why"].as_str().unwrap().contains("of the same op on this GPU"), "{answer}");
+        assert_eq!(answer["is_stale"], false, "{answer}");
+        assert_ne!(answer["tile"], answer["default"], "{answer}");
+    }
+}
+
+#[test]
+fn a_time_of_another_bucket_or_gpu_is_told_in_words_only() {
+    let machine = Machine::new();
+    machine.keep(&[current_record("nvfp4 8192x4096 m64", 10.0)]);
+    let ask = |words: &[&str]| {
+        let words = [&["show", "records", "--why", "--problem"], words].concat();
+        (machine.data(&words), machine.json(&words)["answers"][0].clone())
+    };
+    for words in [&["nvfp4 8192x4096 m32"][..], &["nvfp4 8192x4096 m64", "--gpu", "h200"]] {
+        let (text, json) = ask(words);
+        assert!(json["us"].is_null() && json["gain"].is_null() && json["runners_up"][0]["us"].is_null(), "{json}");
+        assert!(text.contains("; it took 10.00 us there\n") && !text.contains("% of the floor"), "{text}");
+    }
+    let (text, json) = ask(&["nvfp4 8192x4096 m64"]);
+    assert_eq!((&json["us"], text.contains("us there")), (&serde_json::json!(10.0), false), "{text}");
 }
 
 #[test]

@@ -34,11 +34,23 @@ pub enum Ground {
     Evidence,
     /// The incumbent was measured with kernels or tools that have changed.
     Stale,
+    /// Both were measured, the winner under all routings of the other and more: their times are of different work.
+    Routings,
     /// Both were measured: the newcomer's time over the incumbent's.
     Time {
         /// Below 1 the newcomer is faster.
         ratio: f64,
     },
+}
+
+impl Put {
+    /// What is stored now: `newcomer`, or the incumbent that stays.
+    pub fn winner<'a>(&'a self, newcomer: &'a Record) -> &'a Record {
+        match self {
+            Self::Kept { incumbent, .. } => incumbent,
+            _ => newcomer,
+        }
+    }
 }
 
 impl std::fmt::Display for Put {
@@ -57,6 +69,7 @@ impl std::fmt::Display for Ground {
         match self {
             Self::Evidence => f.write_str("better evidence"),
             Self::Stale => f.write_str("it was stale"),
+            Self::Routings => f.write_str("measured under more routings"),
             Self::Time { ratio } => write!(f, "{ratio:.3} times its time"),
         }
     }
@@ -67,7 +80,8 @@ impl Database {
     ///
     /// A measured incumbent stays unless the newcomer was measured too and is faster by more than `band` (0.02 is
     /// 2 %), or `is_stale` says that the incumbent's kernels or tools have changed. Weaker evidence never replaces
-    /// stronger. The same tile refreshes its evidence.
+    /// stronger, and more routings count more than time. The same tile refreshes its evidence. An incumbent that
+    /// outlasts a larger search takes over its `tried`, so that the search is not made again.
     ///
     /// # Errors
     /// [`DatabaseError`] when the winner cannot be written: the incumbent is then untouched.
@@ -82,11 +96,17 @@ impl Database {
             None => Put::New,
             Some((incumbent, _)) => decide(newcomer, incumbent, band, is_stale),
         };
-        if matches!(put, Put::Kept { .. }) {
-            return Ok(put);
-        }
+        let (put, to_write) = match put {
+            Put::Kept { mut incumbent, ground: ground @ Ground::Time { .. } } if newcomer.tried > incumbent.tried => {
+                incumbent.tried = newcomer.tried;
+                let to_write = incumbent.as_ref().clone();
+                (Put::Kept { incumbent, ground }, to_write)
+            }
+            Put::Kept { .. } => return Ok(put),
+            _ => (put, newcomer.clone()),
+        };
         let sequence = self.sequence();
-        let before = self.winners.write(newcomer, sequence)?;
+        let before = self.winners.write(&to_write, sequence)?;
         self.winners.flush()?;
         let contents = owner.contents().with_write(sequence, before);
         owner.set_contents(Contents { winners: contents.winners + u64::from(before.is_none()), ..contents })?;
@@ -145,11 +165,18 @@ fn decide(newcomer: &Record, incumbent: Record, band: f64, is_stale: &dyn Fn(&Re
     use std::cmp::Ordering;
     let stays = |incumbent, ground| Put::Kept { incumbent: Box::new(incumbent), ground };
     let goes = |incumbent, ground| Put::Replaced { incumbent: Box::new(incumbent), ground };
+    let has_more = |one: &Record, other: &Record| {
+        one.routings.len() > other.routings.len() && other.routings.iter().all(|of| one.routings.contains(of))
+    };
     match newcomer.origin.strength().cmp(&incumbent.origin.strength()) {
         Ordering::Less => stays(incumbent, Ground::Evidence),
+        Ordering::Equal if has_more(&incumbent, newcomer) && !is_stale(&incumbent) => {
+            stays(incumbent, Ground::Routings)
+        }
         _ if newcomer.tile == incumbent.tile => Put::Refreshed,
         Ordering::Greater => goes(incumbent, Ground::Evidence),
         Ordering::Equal if is_stale(&incumbent) => goes(incumbent, Ground::Stale),
+        Ordering::Equal if has_more(newcomer, &incumbent) => goes(incumbent, Ground::Routings),
         Ordering::Equal => {
             let ratio = newcomer.timing.chained_us / incumbent.timing.chained_us;
             let is_measured = newcomer.origin == Origin::Measured;
