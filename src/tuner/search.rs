@@ -337,8 +337,8 @@ impl Field<'_, '_> {
         untried.take(self.search.effort.neighbours).collect()
     }
 
-    /// Tiles one step away from one that won another bucket and is not on this one's axes: its own numbers, each in turn
-    /// with the values that the axes have.
+    /// Tiles one step away from one that won another bucket and is not on this one's axes: its own numbers, each in
+    /// turn with the values that the axes have.
     fn around(&self, leader: &Tile, ranked: &[(Tile, f64)]) -> Vec<Tile> {
         let Search { problem, gpu, known_bad, .. } = self.search;
         let of_family = || ranked.iter().map(|(tile, _)| tile).filter(|tile| tile.family() == leader.family());

@@ -1,5 +1,5 @@
-//! The interface of a rank that has some of the experts: an offset, foreign slots, slots of nobody, fewer tokens than the
-//! bucket. Weights are constant, so that results have a closed form.
+//! The interface of a rank that has some of the experts: an offset, foreign slots, slots of nobody, fewer tokens than
+//! the bucket. Weights are constant, so that results have a closed form.
 
 use std::sync::Arc;
 
