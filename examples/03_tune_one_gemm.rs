@@ -62,7 +62,7 @@ fn tune(problem: &Problem, gpu: &GpuSpec, bench: &mut dyn Bench) -> Result<(), B
 
 fn serve(socket: &str) -> Result<(), tuner::ServeError> {
     let cache = KernelCache::new(environment::cache_dir().join("kernels"));
-    let jit = Arc::new(Jit::new(NvrtcSearch::from_environment(), cache));
+    let jit = Arc::new(Jit::new(NvrtcSearch::from_environment(), cache).measuring());
     tuner::serve(ServeOptions { socket: socket.into(), ordinal: 0, jit })
 }
 
