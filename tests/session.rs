@@ -41,6 +41,7 @@ fn a_bucket_whose_own_winner_stays_has_inherited_nothing() {
         effort: Effort::QUICK,
         deadline: None,
         toolchain: Toolchain::default(),
+        routings: Vec::new(),
         seed: 1,
         is_forced: false,
         compile_threads: 1,

@@ -124,14 +124,17 @@ fn times_under_other_routings_are_not_compared() {
         ..record("nvfp4 64x64 m1", "h100", tile, us)
     };
     let stale = |_: &Record| true;
-    let more = "(measured under more routings)";
+    let more = "(a larger search, under other routings)";
+    let short = |record: Record| Record { tried: 1, ..record };
     #[rustfmt::skip]
-    let cases: [(&str, Record, Record, bool, &str); 7] = [
+    let cases: [(&str, Record, Record, bool, &str); 9] = [
         ("full after quick",      with(1, 10.0, &quick), with(2, 15.0, &full),  false, more),
         ("the same tile, full",   with(1, 10.0, &quick), with(1, 15.0, &full),  false, "the same tile won again"),
         ("quick after full",      with(1, 10.0, &full),  with(2, 5.0, &quick),  false, more),
         ("the same tile, quick",  with(1, 10.0, &full),  with(1, 5.0, &quick),  false, more),
         ("quick after old full",  with(1, 10.0, &full),  with(2, 15.0, &quick), true,  "(it was stale)"),
+        ("a full one cut short",  with(1, 10.0, &quick), short(with(2, 5.0, &full)), false, more),
+        ("quick after that",      short(with(1, 10.0, &full)), with(2, 15.0, &quick), false, more),
         ("full after full",       with(1, 10.0, &full),  with(2, 5.0, &full),   false, "(0.500 times its time)"),
         ("neither holds another", with(1, 10.0, &quick), with(2, 5.0, &[Routing::OneSet]), false,
             "(0.500 times its time)"),
@@ -142,10 +145,9 @@ fn times_under_other_routings_are_not_compared() {
         database.put_winner(&incumbent, 0.02, &never).unwrap();
         let put = database.put_winner(&newcomer, 0.02, if is_stale { &stale } else { &never }).unwrap();
         assert!(put.to_string().ends_with(sentence), "{name}: {put}");
-        assert_eq!(
-            matches!(put, Put::Kept { .. }),
-            incumbent.routings == full && !is_stale && newcomer.routings == quick
-        );
+        let is_larger = incumbent.tried > newcomer.tried
+            || incumbent.tried == newcomer.tried && incumbent.routings == full && newcomer.routings == quick;
+        assert_eq!(matches!(put, Put::Kept { .. }), is_larger && !is_stale, "{name}");
         let kept = database.winner(&WinnerKey::of(&newcomer)).unwrap().unwrap();
         let expected = if matches!(put, Put::Kept { .. }) { &incumbent } else { &newcomer };
         assert_eq!(kept, *expected, "{name}");

@@ -195,11 +195,14 @@ fn a_tile_that_its_family_no_longer_knows_is_stale_and_has_runners_up() {
     let lookup = Lookup::new([Entry::of(&winner)]);
     let (problem, gpu, default) = (problem("nvfp4 64x64 m16"), gpu("h100"), tile(0));
     let key = WinnerKey { layout: "nvfp4@1", problem: &problem, gpu: &gpu };
-    let current = Current { nvrtc: None, kernels: &|_, _| None, is_valid: &|_, _| false };
-    let found = lookup.find(&key, ArchSpec::named("sm90a").unwrap(), &current, &default);
-    assert_eq!(found.stale, Some(Stale::Kernels));
+    let arch = ArchSpec::named("sm90a").unwrap();
+    let current = Current { nvrtc: None, kernels: &|_, _| None, is_valid: &|_, valid| *valid != tile(7) };
+    let found = lookup.find(&key, arch, &current, &default);
+    assert_eq!((&found.how, &found.stale), (&How::Exact, &Some(Stale::Kernels)));
     let tiles: Vec<Tile> = found.tiles().collect();
-    assert_eq!(tiles, [tile(7), tile(8), tile(9), tile(10), default]);
+    assert_eq!(tiles, [tile(7), tile(8), tile(9), tile(10), default.clone()]);
+    let nothing = lookup.find(&key, arch, &Current { is_valid: &|_, _| false, ..current }, &default);
+    assert_eq!((&nothing.how, &nothing.stale, nothing.tiles().count()), (&How::Default, &None, 1));
 }
 
 #[test]

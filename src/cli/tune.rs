@@ -27,10 +27,15 @@ pub fn settings(tune: &TuneArgs, gpu: GpuSpec, driver: &str, nvrtc: String) -> S
         EffortArg::Full => Effort::FULL,
         EffortArg::Exhaustive => Effort::EXHAUSTIVE,
     };
+    let routings = match tune.effort {
+        EffortArg::Quick => vec![Routing::Uniform],
+        EffortArg::Full | EffortArg::Exhaustive => vec![Routing::Uniform, Routing::Zipf(1.0)],
+    };
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     Settings {
         gpu,
         effort,
+        routings,
         deadline: tune.budget.map(|budget| Instant::now() + budget),
         toolchain: Toolchain {
             driver: driver.to_string(),
@@ -123,11 +128,7 @@ pub fn live_run(
     let signals = signals(jit.stop());
     let database = open_database(paths)?;
     let settings = settings(tune, gpu, &worker.gpu().driver, jit.nvrtc()?.version());
-    let routings = match tune.effort {
-        EffortArg::Quick => vec![Routing::Uniform],
-        EffortArg::Full | EffortArg::Exhaustive => vec![Routing::Uniform, Routing::Zipf(1.0)],
-    };
-    let mut bench_of = WorkerBench::new(command, worker, routings, tune.seed);
+    let mut bench_of = WorkerBench::new(command, worker, settings.routings.clone(), tune.seed);
     let of: usize = jobs.iter().map(|job| job.measured.len() + job.inherited.len()).sum();
     talk(&opening(&settings, jobs, of));
     let view = ProgressView::start(of);

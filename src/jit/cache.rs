@@ -67,13 +67,17 @@ impl KernelCache {
 
     /// The kernel of `source`, if it is there and whole, or could not be kept a moment ago.
     pub fn load(&self, source: &Source) -> Option<Cubin> {
-        self.load_file(source).or_else(|| self.unkept().cubins.get(&source.hash).cloned())
+        // What could not be kept was compiled later than a file of another NVRTC that is still there.
+        let unkept = self.unkept().cubins.get(&source.hash).cloned();
+        unkept.or_else(|| self.load_file(source))
     }
 
     fn load_file(&self, source: &Source) -> Option<Cubin> {
         let folder = self.root.join(&source.hash);
         let bytes = fs::read(folder.join(CUBIN_FILE)).ok()?;
-        let cubin = parse(source, &bytes, || fs::read_to_string(folder.join(PTX_FILE)).ok());
+        // A folder that is being replaced has lost its PTX: that is a miss and no damage.
+        let ptx = fs::read_to_string(folder.join(PTX_FILE)).ok()?;
+        let cubin = parse(source, &bytes, || Some(ptx));
         if cubin.is_none() {
             self.warn(format!("{} is damaged and will be compiled again", folder.display()));
             let _ = fs::remove_dir_all(&folder);
@@ -151,7 +155,8 @@ impl KernelCache {
                 if self.load(source).is_some_and(|kept| kept.nvrtc == cubin.nvrtc) {
                     return Ok(());
                 }
-                fs::remove_dir_all(&folder)?;
+                let aside = tempfile::Builder::new().prefix(".building-").tempdir_in(&self.root)?;
+                fs::rename(&folder, aside.path().join("old"))?;
                 fs::rename(building.path(), &folder)
             }
             other => other,

@@ -164,7 +164,7 @@ impl Lookup {
     }
 
     /// Climbs down the ladder for `key` on a GPU of `arch`; `default` is what its family would use unasked. A winner of
-    /// which neither the tile nor a runner-up is valid for the problem is passed by, unless nothing else is known.
+    /// which neither the tile nor a runner-up is valid for the problem is passed by.
     pub fn find<'a>(
         &'a self,
         key: &WinnerKey<'_>,
@@ -184,7 +184,8 @@ impl Lookup {
         let is_run = |(entry, how): &(&Entry, How)| *how != How::Predicted && serves(entry);
         let found = kept.clone().filter(is_run);
         let found = found.or_else(|| self.other_bucket(key, &serves)).or_else(|| self.borrowed(key, arch, &serves));
-        let (entry, how) = found.or(kept).map_or((None, How::Default), |(entry, how)| (Some(entry), how));
+        let found = found.or_else(|| kept.filter(|(entry, _)| serves(entry)));
+        let (entry, how) = found.map_or((None, How::Default), |(entry, how)| (Some(entry), how));
         Found { stale: entry.and_then(|entry| entry.stale(current)), entry, how, default }
     }
 

@@ -136,6 +136,8 @@ struct Field<'a, 'b> {
     on_trial: &'a mut OnTrial<'b>,
     entrants: Vec<Entrant>,
     tried: HashSet<Tile>,
+    /// How many of `tried` failed in an earlier run and are not tried now.
+    n_bad: usize,
     first_failure: Option<Outcome>,
     is_cut_short: bool,
 }
@@ -161,6 +163,7 @@ impl Search<'_> {
             bench,
             on_trial,
             entrants: Vec::new(),
+            n_bad: bad.len(),
             tried: bad.into_iter().map(|(tile, _)| tile).collect(),
             first_failure: None,
             is_cut_short: false,
@@ -371,16 +374,16 @@ impl Field<'_, '_> {
 
     /// The final: the leaders and the default in the same rounds, then the rules for who is level.
     fn finish(mut self, default: &Tile) -> Result<Found, SearchError> {
-        self.race(self.search.effort.rounds)?;
-        self.pair(default)?;
-        let default_us =
-            self.entrants.iter().find(|entrant| entrant.tile == *default).map(|entrant| entrant.times.score());
         let winner_idx = loop {
+            self.race(self.search.effort.rounds)?;
+            self.pair(default)?;
             let Some(winner_idx) = self.choose(default) else { return Err(self.nothing()) };
             if self.time_unchained(winner_idx)? {
                 break winner_idx;
             }
         };
+        let default_us =
+            self.entrants.iter().find(|entrant| entrant.tile == *default).map(|entrant| entrant.times.score());
         for entrant_idx in 0..self.entrants.len() {
             if self.entrants[entrant_idx].times.rounds() > FIRST_LOOK {
                 self.tell(entrant_idx);
@@ -396,7 +399,7 @@ impl Field<'_, '_> {
             default_us: default_us.unwrap_or(winner.timing.chained_us),
             winner,
             others: contenders,
-            tried: self.tried.len(),
+            tried: self.tried.len() - if self.is_cut_short { self.n_bad } else { 0 },
             is_cut_short: self.is_cut_short,
         })
     }

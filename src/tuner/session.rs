@@ -40,6 +40,8 @@ pub struct Settings {
     pub deadline: Option<Instant>,
     /// Driver, NVRTC and commit; kernels are filled in for each record.
     pub toolchain: Toolchain,
+    /// Routings that blocks of experts are measured under.
+    pub routings: Vec<Routing>,
     /// Seed of all data.
     pub seed: u64,
     /// Whether problems with a fresh record are searched anew.
@@ -198,7 +200,12 @@ impl<'a> Session<'a> {
     fn fresh_record(&self, problem: &Problem) -> Result<Option<Record>, SessionError> {
         let key = WinnerKey { layout: problem.layout(), problem, gpu: &self.settings.gpu.identity };
         let Some(record) = self.database.winner(&key)? else { return Ok(None) };
+        let has_routings = match problem {
+            Problem::MoeBlock(_) => self.settings.routings.iter().all(|routing| record.routings.contains(routing)),
+            _ => true,
+        };
         let is_fresh = record.origin == Origin::Measured
+            && has_routings
             && !self.is_stale(&record)
             && self.settings.effort.is_covered_by(record.tried as usize, problem, &self.settings.gpu);
         Ok(is_fresh.then_some(record))
@@ -264,13 +271,16 @@ impl<'a> Session<'a> {
     ) -> Result<Option<Tile>, SessionError> {
         let settings = self.settings;
         let known_bad = self.known_bad(problem)?;
+        let key = WinnerKey { layout: problem.layout(), problem, gpu: &settings.gpu.identity };
+        let incumbent = self.database.winner(&key)?.map(|record| record.tile);
+        let hints: Vec<Tile> = incumbent.into_iter().chain(hints.iter().cloned()).collect();
         let (stop, deadline) = (self.should_stop, settings.deadline);
         let should_stop = || is_over(stop, deadline);
         let search = Search {
             problem,
             gpu: &settings.gpu,
             effort: settings.effort,
-            hints,
+            hints: &hints,
             known_bad: &known_bad,
             should_stop: &should_stop,
             expect: &|tiles: &[Tile]| enqueue(&self.ahead, settings, problem, Urgency::Now, tiles),

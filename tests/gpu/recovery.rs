@@ -111,6 +111,7 @@ fn a_run_in_small(context: &mut Context) -> Result<usize, Failure> {
             kernels: String::new(),
             commit: tilekiln::COMMIT.to_string(),
         },
+        routings: vec![Routing::Uniform],
         seed: 3,
         is_forced: false,
         compile_threads: 4,

@@ -69,7 +69,7 @@ impl std::fmt::Display for Ground {
         match self {
             Self::Evidence => f.write_str("better evidence"),
             Self::Stale => f.write_str("it was stale"),
-            Self::Routings => f.write_str("measured under more routings"),
+            Self::Routings => f.write_str("a larger search, under other routings"),
             Self::Time { ratio } => write!(f, "{ratio:.3} times its time"),
         }
     }
@@ -80,8 +80,8 @@ impl Database {
     ///
     /// A measured incumbent stays unless the newcomer was measured too and is faster by more than `band` (0.02 is
     /// 2 %), or `is_stale` says that the incumbent's kernels or tools have changed. Weaker evidence never replaces
-    /// stronger, and more routings count more than time. The same tile refreshes its evidence. An incumbent that
-    /// outlasts a larger search takes over its `tried`, so that the search is not made again.
+    /// stronger, and under other routings the larger search counts, not time. The same tile refreshes its evidence. An
+    /// incumbent that outlasts a larger search takes over its `tried`, so that the search is not made again.
     ///
     /// # Errors
     /// [`DatabaseError`] when the winner cannot be written: the incumbent is then untouched.
@@ -168,15 +168,20 @@ fn decide(newcomer: &Record, incumbent: Record, band: f64, is_stale: &dyn Fn(&Re
     let has_more = |one: &Record, other: &Record| {
         one.routings.len() > other.routings.len() && other.routings.iter().all(|of| one.routings.contains(of))
     };
+    // Times under different routings cannot be compared: the larger search counts, and of equal ones the one with more.
+    let outweighs = |one: &Record, other: &Record| match one.tried.cmp(&other.tried) {
+        Ordering::Equal => has_more(one, other),
+        larger => larger == Ordering::Greater && (has_more(one, other) || has_more(other, one)),
+    };
     match newcomer.origin.strength().cmp(&incumbent.origin.strength()) {
         Ordering::Less => stays(incumbent, Ground::Evidence),
-        Ordering::Equal if has_more(&incumbent, newcomer) && !is_stale(&incumbent) => {
+        Ordering::Equal if outweighs(&incumbent, newcomer) && !is_stale(&incumbent) => {
             stays(incumbent, Ground::Routings)
         }
         _ if newcomer.tile == incumbent.tile => Put::Refreshed,
         Ordering::Greater => goes(incumbent, Ground::Evidence),
         Ordering::Equal if is_stale(&incumbent) => goes(incumbent, Ground::Stale),
-        Ordering::Equal if has_more(newcomer, &incumbent) => goes(incumbent, Ground::Routings),
+        Ordering::Equal if outweighs(newcomer, &incumbent) => goes(incumbent, Ground::Routings),
         Ordering::Equal => {
             let ratio = newcomer.timing.chained_us / incumbent.timing.chained_us;
             let is_measured = newcomer.origin == Origin::Measured;

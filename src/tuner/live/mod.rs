@@ -95,10 +95,11 @@ enum Subject {
 }
 
 struct Candidate {
+    // First: what a graph launches must outlive it.
+    graphs: HashMap<(Mode, usize), (Graph, u32)>,
     bound: Bound,
     /// Its own memory, unless it works in the subject's.
     workspace: Buffer,
-    graphs: HashMap<(Mode, usize), (Graph, u32)>,
     /// Rough time of one launch, for choosing how many make a graph.
     estimate_us: f64,
 }
