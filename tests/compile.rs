@@ -3,13 +3,11 @@
 //! GPU; `examples/compile_all.rs` does the same for whole spaces.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tilekiln::arch::{ArchSpec, GpuSpec};
 use tilekiln::codegen::{self, Request, Source};
 use tilekiln::environment;
-use tilekiln::jit::{Jit, KernelCache, Search};
+use tilekiln::jit::{Cubin, Jit, JitError, KernelCache, Search};
 use tilekiln::kernels::{self, FAMILIES, Family};
 use tilekiln::problem::{Output, Problem, Tile};
 use tilekiln::quant::WeightFormat;
@@ -115,36 +113,35 @@ impl Job {
         let cache = KernelCache::new(environment::cache_dir().join("kernels"));
         let search = Search { on_progress: Some(|text| eprintln!("{text}")), ..Search::from_environment() };
         let jit = Jit::new(search, cache);
-        let (next, faults) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-        let work = || {
-            while let Some((source, asked_by)) = self.kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(fault) = compile(&jit, source) {
-                    faults.lock().unwrap().push(format!("{} of {asked_by}: {fault}", source.entry));
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-            (0..cores).for_each(|_| drop(scope.spawn(work)));
-        });
+        let sources: Vec<Source> = self.kernels.iter().map(|(source, _)| source.clone()).collect();
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let compiled = jit.compile_all(&sources, cores).into_iter().zip(&self.kernels);
+        let faults: Vec<String> = compiled
+            .filter_map(|(compiled, (source, asked_by))| {
+                let fault = fault(source, compiled.map(|(cubin, _)| cubin))?;
+                Some(format!("{} of {asked_by}: {fault}", source.entry))
+            })
+            .collect();
         println!("{} kernels", self.kernels.len());
-        let faults = faults.into_inner().unwrap();
         assert!(faults.is_empty(), "{} of {} kernels:\n  {}", faults.len(), self.kernels.len(), faults.join("\n  "));
     }
 }
 
-/// Compiles `source` and refuses what is slow without being wrong.
-fn compile(jit: &Jit, source: &Source) -> Result<(), String> {
-    let (cubin, _) = jit.compile(source).map_err(|error| error.to_string())?;
+/// What is wrong with what became of `source`: it does not compile, or is slow without being wrong.
+fn fault(source: &Source, compiled: Result<Cubin, JitError>) -> Option<String> {
+    let cubin = match compiled {
+        Ok(cubin) => cubin,
+        Err(error) => return Some(error.to_string()),
+    };
     if !cubin.resources.is_clean() {
-        return Err(format!("{:?}", cubin.resources));
+        return Some(format!("{:?}", cubin.resources));
     }
     let opcode = match source.entry {
         "dense_mma" | "moe_mma" => "mma.sync.aligned.m16n8k16",
         "dense_wgmma" | "moe_wgmma" => "wgmma.mma_async.sync.aligned.m64n",
-        _ => return Ok(()),
+        _ => return None,
     };
-    if cubin.ptx.contains(opcode) { Ok(()) } else { Err(format!("its PTX has no {opcode}")) }
+    (!cubin.ptx.contains(opcode)).then(|| format!("its PTX has no {opcode}"))
 }
 
 /// Each known GPU, once for each target of its class.

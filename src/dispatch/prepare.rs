@@ -3,15 +3,14 @@
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Bound, LaunchArgs, LaunchError, kernels_hash};
 use crate::codegen::{self, CodegenError, Request};
 use crate::device::{DeviceError, Gpu, Kernel};
 use crate::environment;
-use crate::jit::{CameFrom, Cubin, Jit, JitError, KernelCache, Search};
+use crate::jit::{CameFrom, Jit, JitError, KernelCache, Search};
 use crate::kernels::{self, Plan};
 use crate::problem::{Problem, Tile};
 use crate::store::{Current, Database, How, Lookup, Stale, WinnerKey};
@@ -121,7 +120,7 @@ pub struct PrepareReport {
     pub by_rung: [usize; 5],
     /// Problems whose winner is stale.
     pub stale: usize,
-    /// Problems whose winner did not load, so that a runner-up or the default took its place.
+    /// Problems whose winner is not valid or did not load, so that a runner-up or the default took its place.
     pub replaced: usize,
     /// Distinct kernels loaded.
     pub kernels: usize,
@@ -199,6 +198,7 @@ pub fn prepare(
         for mut choice in choices {
             match preparation.bind(&choice) {
                 Some(bound) => {
+                    choice.settle();
                     choice.stale = choice.stale.take().or_else(|| preparation.other_compiler(&choice));
                     preparation.count(&choice);
                     let Choice { problem, tiles, tried, how, stale, .. } = choice;
@@ -218,12 +218,28 @@ pub fn prepare(
 struct Choice {
     problem: Problem,
     tiles: Vec<Tile>,
+    /// What was found: the winner and its runners-up, valid or not; empty where only the default is known.
+    found: Vec<Tile>,
     tried: usize,
     plan: Plan,
     how: How,
     /// NVRTC that the winner was measured with.
     measured_with: Option<String>,
     stale: Option<Stale>,
+}
+
+impl Choice {
+    /// What was said of the winner does not hold for a default that stands in for it.
+    fn settle(&mut self) {
+        if !self.found.contains(&self.tiles[self.tried]) {
+            (self.how, self.stale, self.measured_with) = (How::Default, None, None);
+        }
+    }
+
+    /// Whether the winner is not what is launched.
+    fn is_replaced(&self) -> bool {
+        self.found.first().is_some_and(|winner| *winner != self.tiles[self.tried])
+    }
 }
 
 /// A kernel on the GPU, and the NVRTC that compiled it.
@@ -263,9 +279,10 @@ impl Preparation<'_> {
             let found = lookup.find(&key, spec.arch, &current, &default);
             let tiles: Vec<Tile> = found.tiles().filter(|tile| is_valid(&problem, tile)).collect();
             let (how, stale) = (found.how.clone(), found.stale.clone());
+            let known = found.entry.map(|entry| entry.tiles().collect()).unwrap_or_default();
             let measured_with = found.entry.map(|entry| entry.toolchain.nvrtc.clone());
             let plan = tiles.first().and_then(|tile| kernels::plan(&problem, tile, spec).ok()).ok_or_else(unserved)?;
-            choices.push(Choice { problem, tiles, tried: 0, plan, how, measured_with, stale });
+            choices.push(Choice { problem, tiles, found: known, tried: 0, plan, how, measured_with, stale });
         }
         Ok(choices)
     }
@@ -279,7 +296,10 @@ impl Preparation<'_> {
         wanted.dedup();
         wanted.retain(|key| !self.kernels.contains_key(key));
         let started = Instant::now();
-        let compiled = self.compile(&wanted)?;
+        let spec = self.gpu.spec();
+        let sources = wanted.iter().map(|(request, _)| codegen::render(request, spec.arch, &spec.target));
+        let sources = sources.collect::<Result<Vec<_>, _>>()?;
+        let compiled = self.options.jit.compile_all(&sources, self.options.threads);
         self.report.compiling += started.elapsed();
         let started = Instant::now();
         for (key, compiled) in wanted.into_iter().zip(compiled) {
@@ -291,49 +311,16 @@ impl Preparation<'_> {
                     let kernel = Kernel::load(self.gpu, &cubin, key.1).map_err(|error| error.to_string());
                     kernel.map(|kernel| OnGpu { kernel: Arc::new(kernel), nvrtc: cubin.nvrtc })
                 }
-                Err(reason) => Err(reason),
+                // A text that NVRTC refuses is one kernel less; its absence is all of them.
+                Err(error @ (JitError::NoNvrtc { .. } | JitError::NotNvrtc { .. })) => {
+                    return Err(PrepareError::Jit(error));
+                }
+                Err(error) => Err(error.to_string()),
             };
             self.kernels.insert(key, kernel);
         }
         self.report.loading += started.elapsed();
         Ok(())
-    }
-
-    /// A cubin for each of `wanted`, on all threads. A text that NVRTC refuses is a reason, its absence an error.
-    #[allow(clippy::type_complexity, reason = "a list of results, once")]
-    fn compile(&self, wanted: &[(Request, u32)]) -> Result<Vec<Result<(Cubin, CameFrom), String>>, PrepareError> {
-        let spec = self.gpu.spec();
-        let next = AtomicUsize::new(0);
-        let results: Vec<Mutex<Option<Result<(Cubin, CameFrom), PrepareError>>>> =
-            wanted.iter().map(|_| Mutex::new(None)).collect();
-        let work = || {
-            while let Some(((request, _), result)) = {
-                let idx = next.fetch_add(1, Ordering::Relaxed);
-                wanted.get(idx).zip(results.get(idx))
-            } {
-                let source = codegen::render(request, spec.arch, &spec.target).map_err(PrepareError::from);
-                let cubin = source.and_then(|source| self.options.jit.compile(&source).map_err(PrepareError::Jit));
-                *result.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(cubin);
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..self.options.threads.clamp(1, wanted.len().max(1)) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        let taken = results.into_iter().map(|result| {
-            let result = result.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-            match result {
-                Some(Ok(cubin)) => Ok(Ok(cubin)),
-                Some(Err(error @ PrepareError::Jit(JitError::NoNvrtc { .. } | JitError::NotNvrtc { .. }))) => {
-                    Err(error)
-                }
-                Some(Err(error)) => Ok(Err(error.to_string())),
-                None => Ok(Err("it was never compiled".to_string())),
-            }
-        });
-        taken.collect()
     }
 
     /// The plan with its kernels, unless one of them is missing.
@@ -381,6 +368,41 @@ impl Preparation<'_> {
         };
         self.report.by_rung[rung] += 1;
         self.report.stale += usize::from(choice.stale.is_some());
-        self.report.replaced += usize::from(choice.tried > 0);
+        self.report.replaced += usize::from(choice.is_replaced());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::GpuSpec;
+
+    #[test]
+    fn a_default_that_stands_in_is_told_as_the_default() {
+        let gpu = GpuSpec::named("h100").unwrap();
+        let problem: Problem = "nvfp4 4096x4096 m1".parse().unwrap();
+        let default = kernels::default_tile(&problem, gpu).unwrap();
+        let [winner, next] = [2, 4].map(|stages| default.with("stages", stages));
+        let choice = |tried| {
+            let plan = kernels::plan(&problem, &default, gpu).unwrap();
+            let (tiles, found) =
+                (vec![winner.clone(), next.clone(), default.clone()], vec![winner.clone(), next.clone()]);
+            let (problem, measured_with) = (problem.clone(), Some("13.2".to_string()));
+            let mut choice = Choice {
+                problem,
+                tiles,
+                found,
+                tried,
+                plan,
+                how: How::Exact,
+                measured_with,
+                stale: Some(Stale::Kernels),
+            };
+            choice.settle();
+            (choice.how.clone(), choice.stale.is_some(), choice.measured_with.is_some(), choice.is_replaced())
+        };
+        assert_eq!(choice(0), (How::Exact, true, true, false));
+        assert_eq!(choice(1), (How::Exact, true, true, true));
+        assert_eq!(choice(2), (How::Default, false, false, true));
     }
 }

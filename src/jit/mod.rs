@@ -19,6 +19,8 @@ pub use stop::Stop;
 pub use sweep::{CachedKernel, Leftover, leftovers};
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -148,7 +150,7 @@ pub struct Jit {
 /// NVRTC is loaded when the first compilation needs it: a warm cache does not.
 struct NvrtcSource {
     search: Search,
-    loaded: std::sync::OnceLock<Result<Nvrtc, JitError>>,
+    loaded: OnceLock<Result<Nvrtc, JitError>>,
 }
 
 /// Where a cubin came from.
@@ -164,7 +166,7 @@ pub enum CameFrom {
 impl Jit {
     /// A compiler that looks for NVRTC as `search` says, when it is first needed, and keeps cubins in `cache`.
     pub fn new(search: Search, cache: KernelCache) -> Self {
-        let nvrtc = NvrtcSource { search, loaded: std::sync::OnceLock::new() };
+        let nvrtc = NvrtcSource { search, loaded: OnceLock::new() };
         Self { nvrtc, cache, turns: turns::Turns::default(), limit: COMPILE_LIMIT, is_measuring: false }
     }
 
@@ -200,6 +202,28 @@ impl Jit {
         let cubin = self.nvrtc()?.compile(source, self.limit)?;
         self.cache.store(source, &cubin);
         Ok((cubin, CameFrom::Compilation))
+    }
+
+    /// Compiles `sources` on `n_threads` threads, and gives what became of each, in their order.
+    pub fn compile_all(&self, sources: &[Source], n_threads: usize) -> Vec<Result<(Cubin, CameFrom), JitError>> {
+        let next = AtomicUsize::new(0);
+        let compiled: Vec<_> = sources.iter().map(|_| OnceLock::new()).collect();
+        let work = || {
+            while let Some((source, compiled)) = {
+                let idx = next.fetch_add(1, Ordering::Relaxed);
+                sources.get(idx).zip(compiled.get(idx))
+            } {
+                let _ = compiled.set(self.compile(source));
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..n_threads.clamp(1, sources.len().max(1)) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        let compiled = compiled.into_iter().map(OnceLock::into_inner);
+        compiled.map(|compiled| compiled.expect("the threads have ended, and took every source")).collect()
     }
 
     /// NVRTC, loaded now if it was not before.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tilekiln::codegen::{self, Request};
 use tilekiln::device::{Buffer, Geometry, Gpu, Kernel, Stream};
@@ -76,25 +75,15 @@ impl Context {
             let plan = kernels::plan(problem, tile, spec).map_err(|error| format!("{tile}: {error}"))?;
             requests.extend(plan.kernels().cloned());
         }
-        let requests: Vec<Request> = requests.into_iter().collect();
-        let next = AtomicUsize::new(0);
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        std::thread::scope(|scope| {
-            for _ in 0..cores {
-                scope.spawn(|| {
-                    while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        // A refusal shows again, with its words, when the tile is checked.
-                        if let Ok(source) = codegen::render(request, spec.arch, &spec.target) {
-                            let _ = self.jit.compile(&source);
-                        }
-                    }
-                });
-            }
-        });
+        let render = |request: &Request| codegen::render(request, spec.arch, &spec.target).ok();
+        // A refusal shows again, with its words, when the tile is checked.
+        self.jit.compile_all(&requests.iter().filter_map(render).collect::<Vec<_>>(), cores);
         Ok(())
     }
 
-    /// Checks every tile of `tiles` on data made for `data`: right, the same bits twice, nothing written outside.
+    /// Checks every tile of `tiles` on data made for `data`: right, the same bits twice, and of a dense
+    /// GEMM nothing written outside.
     pub fn check_tiles(
         &mut self,
         data: &Problem,
