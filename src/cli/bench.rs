@@ -23,7 +23,10 @@ use crate::tuner::{Bench, CompileAhead, Job, Miss, Mode, Urgency, WorkerBench, s
 pub fn run(common: &CommonArgs, bench: &BenchArgs, paths: &Paths) -> Result<Exit, CliError> {
     let peers = bench.peers.as_deref().map(read_peers).transpose()?;
     let jobs = match &peers {
-        Some(peers) => jobs_of(peers.problems.keys().filter(|problem| wanted(problem, bench))),
+        Some(peers) => {
+            let tokens = select::buckets(&bench.tune.subject.tokens)?;
+            jobs_of(peers.problems.keys().filter(|problem| wanted(problem, bench, &tokens)))
+        }
         None => select::jobs(&bench.tune.subject, bench.tune.effort)?,
     };
     let Target::Live(worker, command, gpu) = target(common, paths)? else {
@@ -200,10 +203,10 @@ fn jobs_of<'a>(problems: impl Iterator<Item = &'a Problem>) -> Vec<Job> {
 }
 
 /// Whether `--only` and `--m` let a problem of the peers' file through.
-fn wanted(problem: &Problem, bench: &BenchArgs) -> bool {
-    let subject = &bench.tune.subject;
-    let is_named = subject.only.as_ref().is_none_or(|text| problem.to_string().contains(text.as_str()));
-    is_named && (subject.tokens.is_empty() || subject.tokens.contains(&problem.m()))
+fn wanted(problem: &Problem, bench: &BenchArgs, tokens: &[u32]) -> bool {
+    let only = &bench.tune.subject.only;
+    let is_named = only.as_ref().is_none_or(|text| problem.to_string().contains(text.as_str()));
+    is_named && (tokens.is_empty() || tokens.contains(&problem.m()))
 }
 
 fn write(common: &CommonArgs, out: Option<&Path>, report: &BenchReport) -> Result<(), CliError> {

@@ -12,11 +12,11 @@ use super::context::{self, Paths};
 use super::subject_args::{DEFAULT_CHECKPOINT, SubjectArgs};
 use super::table::Table;
 use super::voice::{answer, talk};
-use super::{CliError, Exit, args::CommonArgs, place::LOG_ENDING, select, tune, upkeep_args::ExportArgs};
+use super::{CliError, Exit, args::CommonArgs, select, tune, upkeep_args::ExportArgs};
 use crate::arch::GpuSpec;
 use crate::models::{self, Checkpoint, Shard};
 use crate::problem::{BUCKETS, Problem};
-use crate::store::{Database, Edits, FileError, Merged, Origin, Pack, Record, TrialLog};
+use crate::store::{Database, Edits, FileError, LOG_ENDING, Merged, Origin, Pack, Record, TrialLog};
 
 /// Writes the packs, and the log if one is asked for.
 pub fn run(common: &CommonArgs, args: &ExportArgs, paths: &Paths) -> Result<Exit, CliError> {

@@ -13,6 +13,7 @@ use super::upkeep_args::ImportArgs;
 use super::voice::{answer, talk};
 use super::{CliError, Exit, place, tune};
 use crate::store::{Database, DatabaseError, Edits, Pack, Put, Record, WinnerKey};
+use crate::tuner::INCUMBENT_BAND;
 
 /// Reads every pack, then puts their winners into the database: one that is refused stops all.
 pub fn run(common: &CommonArgs, args: &ImportArgs, paths: &Paths) -> Result<Exit, CliError> {
@@ -70,7 +71,7 @@ impl Imported {
             }
             return Ok(());
         }
-        let put = database.put_winner(newcomer, BAND, &is_stale)?;
+        let put = database.put_winner(newcomer, INCUMBENT_BAND, &is_stale)?;
         match put {
             Put::New => self.new += 1,
             Put::Refreshed => self.refreshed += 1,
@@ -105,6 +106,3 @@ impl fmt::Display for All {
         table.fmt(f)
     }
 }
-
-/// An incumbent of the same evidence stays unless it is beaten by this much, as in a tuning run.
-const BAND: f64 = 0.02;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::CliError;
 use super::voice::talk;
-use crate::store::{Database, DatabaseError, Edits, FileError, Pack, Record, Snapshot, WinnerKey};
+use crate::store::{Database, DatabaseError, Edits, FileError, Pack, Record, Snapshot, WinnerKey, is_log, is_pack};
 
 /// The packs that `path` means: itself, or every pack below it, by name.
 ///
@@ -90,17 +90,5 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
     Ok(found)
 }
 
-/// `gpu.toml` lies beside packs and is none.
-fn is_pack(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "toml") && !path.ends_with("gpu.toml")
-}
-
-fn is_log(path: &Path) -> bool {
-    path.to_string_lossy().ends_with(LOG_ENDING)
-}
-
 /// What a database's folder always holds.
 const DATABASE_FILES: [&str; 2] = ["conf", "db"];
-
-/// How the name of a trial log ends.
-pub const LOG_ENDING: &str = ".trials.gz";

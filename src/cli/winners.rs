@@ -33,7 +33,7 @@ pub struct Answer {
     pub tile: Tile,
     /// Its time for this problem on this GPU, measured, scaled or predicted as `why` says; `None` if it is not known.
     pub us: Option<f64>,
-    /// Time below which no kernel can be.
+    /// Time at the rates that the GPU reaches on large reads and products.
     pub floor_us: f64,
     /// How much slower the default tile was in the same rounds; `None` where nothing was measured.
     pub gain: Option<f64>,
@@ -58,8 +58,7 @@ impl Winners {
         let (lookup, notes) = Lookup::open(&Database::snapshot_path(&paths.database), gpu.arch);
         notes.iter().for_each(|note| talk(&format!("warning: {note}")));
         // A record that another NVRTC compiled is stale; without an NVRTC nobody can say.
-        let nvrtc = paths.search.find().ok().flatten().map(|(nvrtc, _)| nvrtc.version());
-        Self { gpu, lookup, nvrtc }
+        Self { gpu, lookup, nvrtc: standing::nvrtc(paths) }
     }
 
     /// The GPU that is meant.

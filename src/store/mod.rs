@@ -30,8 +30,8 @@ pub use files::FileError;
 pub use key::{KeyHash, SCHEMA, WinnerKey};
 pub use lookup::{Current, Found, How, Lookup, LookupNote, Stale};
 pub use pack::{
-    Difference, Edits, Embedded, Finding, MergeNote, Merged, Pack, PackError, diff, embedded, embedded_for,
-    embedded_logs,
+    Difference, Edits, Embedded, Finding, LOG_ENDING, MergeNote, Merged, Pack, PackError, diff, embedded, embedded_for,
+    embedded_logs, is_log, is_pack,
 };
 pub use record::{Origin, Outcome, Record, RunnerUp, Timing, Toolchain, Trial};
 pub use snapshot::{Snapshot, SnapshotError};

@@ -17,7 +17,9 @@ pub use live::{Live, LiveError, Mode, Sample};
 pub use predict::{Bound, bound, predict, predict_compiled, rank_correlation, ranked};
 pub use race::median_and_half_width;
 pub use search::{Contender, Effort, Found, OnTrial, Search, SearchError, sentence};
-pub use session::{Job, Progress, Session, SessionError, Settings, Summary, failure, headline, predicted_record};
+pub use session::{
+    INCUMBENT_BAND, Job, Progress, Session, SessionError, Settings, Summary, failure, headline, predicted_record,
+};
 pub use worker::{
     GpuReport, Sabotage, ServeError, ServeOptions, Spent, Worker, WorkerBench, WorkerCommand, WorkerError, serve,
 };

@@ -524,7 +524,7 @@ pub fn failure(tile: &Tile, outcome: &Outcome) -> Option<String> {
 }
 
 /// A measured incumbent stays unless it is beaten by this much: times of one tile move by a few per cent between runs.
-const INCUMBENT_BAND: f64 = 0.02;
+pub const INCUMBENT_BAND: f64 = 0.02;
 
 const RUNNERS_UP: usize = 3;
 

@@ -1,5 +1,7 @@
 //! The packs that travel inside the binary.
 
+use std::path::Path;
+
 use include_dir::{Dir, File};
 
 use super::{Edits, Pack, PackError};
@@ -27,7 +29,7 @@ pub fn embedded_for(arch: &ArchSpec) -> impl Iterator<Item = Embedded> {
 
 fn packs_of(gpu: &'static GpuSpec) -> impl Iterator<Item = Embedded> {
     let files = TUNING_DB.get_dir(&gpu.name).into_iter().flat_map(Dir::files);
-    files.filter(|file| is_pack(file)).map(move |file| {
+    files.filter(|file| is_pack(file.path())).map(move |file| {
         let text = String::from_utf8_lossy(file.contents());
         let pack = Pack::parse(&text, Edits::Refuse).and_then(|pack| match *pack.gpu() == gpu.identity {
             true => Ok(pack),
@@ -47,15 +49,19 @@ pub fn embedded_logs(arch: &ArchSpec) -> Vec<(&'static GpuSpec, TrialLog)> {
 
 fn logs_of(gpu: &GpuSpec) -> impl Iterator<Item = &'static File<'static>> {
     let files = TUNING_DB.get_dir(&gpu.name).into_iter().flat_map(Dir::files);
-    files.filter(|file| file.path().to_string_lossy().ends_with(LOG_ENDING))
+    files.filter(|file| is_log(file.path()))
 }
 
-/// How a recorded trial log's name ends.
-const LOG_ENDING: &str = ".trials.gz";
+/// Whether a file of `tuning_db/` is a trial log, by its name.
+pub fn is_log(path: &Path) -> bool {
+    path.to_string_lossy().ends_with(LOG_ENDING)
+}
 
-/// `gpu.toml` lies beside the packs and is none.
-fn is_pack(file: &File<'_>) -> bool {
-    let path = file.path();
+/// How the name of a trial log ends.
+pub const LOG_ENDING: &str = ".trials.gz";
+
+/// Whether a file of `tuning_db/` is a pack, by its name: `gpu.toml` lies beside the packs and is none.
+pub fn is_pack(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "toml") && !path.ends_with("gpu.toml")
 }
 
@@ -85,7 +91,7 @@ mod tests {
     #[test]
     fn gpu_facts_are_no_packs() {
         let folder = TUNING_DB.get_dir("h100-sxm").unwrap();
-        assert!(folder.files().any(|file| !is_pack(file)), "gpu.toml should lie here");
+        assert!(folder.files().any(|file| !is_pack(file.path())), "gpu.toml should lie here");
         assert!(embedded().all(|embedded| !embedded.name.ends_with("gpu.toml")));
     }
 }

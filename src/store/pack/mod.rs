@@ -11,7 +11,7 @@ mod merge;
 mod text;
 
 pub use diff::{Difference, diff};
-pub use embedded::{Embedded, embedded, embedded_for, embedded_logs};
+pub use embedded::{Embedded, LOG_ENDING, embedded, embedded_for, embedded_logs, is_log, is_pack};
 pub use error::PackError;
 pub use merge::{MergeNote, Merged};
 pub use text::Edits;

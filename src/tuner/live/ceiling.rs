@@ -106,4 +106,5 @@ const LAUNCHES: u32 = 200;
 
 /// What one graph reads, if that is not fewer launches than there are buffers: a few milliseconds.
 const GRAPH_BYTES: usize = 8 << 30;
+
 const REPLAYS: usize = 8;

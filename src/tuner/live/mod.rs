@@ -204,7 +204,8 @@ impl Live {
         Ok(all)
     }
 
-    /// Bytes that candidate `id` writes outside of its result, for problems small enough to look at every byte.
+    /// Bytes that candidate `id` of a dense GEMM writes outside of its result, for problems small enough to look at
+    /// every byte. For others nothing is looked at: 0.
     ///
     /// # Errors
     /// [`LiveError`]: the launch failed.
