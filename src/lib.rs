@@ -23,6 +23,7 @@ pub mod cli;
 pub mod codegen;
 pub mod device;
 pub mod dispatch;
+pub mod engine;
 pub mod environment;
 pub mod jit;
 pub mod kernels;

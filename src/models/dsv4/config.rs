@@ -1,10 +1,12 @@
 //! The constants of DeepSeek-V4. Each names its key in the release's `config.json`, which is where its value is from.
 //!
-//! Both are the preview releases of 2026; later ones changed weights and draft heads, not these numbers. What follows
+//! Both constants are the preview releases of 2026; later ones changed weights and draft heads, not these numbers. What follows
 //! from other numbers is a function, not a field.
 
+use std::borrow::Cow;
+
 /// One model of the family.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Tokens of the vocabulary (`vocab_size`).
     pub vocabulary: u32,
@@ -21,7 +23,7 @@ pub struct Config {
 
     /// What each layer's attention looks at (`compress_ratios` without the entries of the draft head behind the last
     /// layer; its length is `num_hidden_layers`).
-    pub layer_kinds: &'static [LayerKind],
+    pub layer_kinds: Cow<'static, [LayerKind]>,
     /// Query heads (`num_attention_heads`); keys and values have one head, and are one vector.
     pub heads: u32,
     /// Length of a head (`head_dim`).
@@ -100,7 +102,7 @@ impl Config {
         sinkhorn_rounds: 20,
         hc_epsilon: 1e-6,
         norm_epsilon: 1e-6,
-        layer_kinds: &layer_kinds::<43>(LayerKind::Swa),
+        layer_kinds: Cow::Borrowed(&layer_kinds::<43>(LayerKind::Swa)),
         heads: 64,
         head_dim: 512,
         rope_dim: 64,
@@ -127,7 +129,7 @@ impl Config {
     /// DeepSeek-V4-Pro: what is not named here is as in Flash.
     pub const PRO: Self = Self {
         hidden: 7168,
-        layer_kinds: &layer_kinds::<61>(LayerKind::Hca),
+        layer_kinds: Cow::Borrowed(&layer_kinds::<61>(LayerKind::Hca)),
         heads: 128,
         q_rank: 1536,
         o_groups: 16,
@@ -150,6 +152,15 @@ impl Config {
 }
 
 impl LayerKind {
+    /// Tokens of one compressed entry; 0 where there are none.
+    pub fn ratio(self) -> u32 {
+        match self {
+            Self::Swa => 0,
+            Self::Csa => 4,
+            Self::Hca => 128,
+        }
+    }
+
     /// Series of entries that a compressor computes: CSA's overlap, so each entry mixes two.
     pub fn series(self) -> u32 {
         match self {
@@ -177,14 +188,9 @@ mod tests {
 
     #[test]
     fn layers_are_as_compress_ratios_lists_them() {
-        let ratio = |kind: &LayerKind| match kind {
-            LayerKind::Swa => 0,
-            LayerKind::Csa => 4,
-            LayerKind::Hca => 128,
-        };
         for (config, first, pairs) in [(Config::FLASH, 0, 20), (Config::PRO, 128, 29)] {
             let listed = [vec![first, first], [4, 128].repeat(pairs), vec![4]].concat();
-            assert_eq!(config.layer_kinds.iter().map(ratio).collect::<Vec<_>>(), listed);
+            assert_eq!(config.layer_kinds.iter().map(|kind| kind.ratio()).collect::<Vec<_>>(), listed);
         }
     }
 

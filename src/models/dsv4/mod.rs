@@ -6,6 +6,7 @@
 
 mod config;
 mod inventory;
+pub mod weights;
 
 pub use config::{Config, LayerKind, Yarn};
 pub use inventory::inventory;

@@ -1,0 +1,46 @@
+//! One weight matrix as a checkpoint holds it.
+
+use std::borrow::Cow;
+
+use crate::quant::{WeightFormat, bf16, e2m1, e4m3, ue8m0};
+
+/// A matrix `[n, k]` with everything that belongs to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear<'a> {
+    /// Native name without `.weight`, such as `layers.3.attn.wq_a`.
+    pub name: String,
+    /// How it is stored.
+    pub format: WeightFormat,
+    /// Rows.
+    pub n: usize,
+    /// Values in a row.
+    pub k: usize,
+    /// Codes row-major: `n * k / 2` bytes (low nibble first), `n * k`, or for BF16 `2 * n * k`, little-endian.
+    pub codes: &'a [u8],
+    /// Block scales as [`quant::SourceMatrix`](crate::quant::SourceMatrix) has them; empty for BF16.
+    pub scales: Cow<'a, [u8]>,
+    /// What all weights are multiplied by: the `weight_scale_2` of NVFP4, otherwise 1.
+    pub tensor_scale: f32,
+    /// The file's scale of activations, as a multiplier (ModelOpt's convention), unvalidated: it may be anything.
+    pub input_scale: Option<f32>,
+}
+
+impl Linear<'_> {
+    /// The weights `[n, k]` as f32.
+    pub fn dequantized(&self) -> Vec<f32> {
+        let value = |row: usize, k: usize| {
+            let idx = row * self.k + k;
+            let nibble = || e2m1::decode(self.codes[idx / 2] >> (idx % 2 * 4) & 0xF);
+            match self.format {
+                WeightFormat::Nvfp4 => nibble() * e4m3::decode(self.scales[idx / 16]) * self.tensor_scale,
+                WeightFormat::Mxfp4 => nibble() * ue8m0::decode(self.scales[idx / 32]),
+                WeightFormat::Fp8 => {
+                    let scale = self.scales[row / 128 * self.k.div_ceil(128) + k / 128];
+                    e4m3::decode(self.codes[idx]) * ue8m0::decode(scale)
+                }
+                WeightFormat::Bf16 => bf16::decode(u16::from_le_bytes([self.codes[2 * idx], self.codes[2 * idx + 1]])),
+            }
+        };
+        (0..self.n).flat_map(|row| (0..self.k).map(move |k| (row, k))).map(|(row, k)| value(row, k)).collect()
+    }
+}

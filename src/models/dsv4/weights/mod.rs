@@ -1,0 +1,134 @@
+//! The weights of a checkpoint, by what they are for. Large ones stay where they lie in the files.
+
+mod linear;
+
+pub use linear::Linear;
+
+use super::LayerKind;
+
+/// All weights of a model. Names in errors and ledgers are the native ones, whatever the files call them.
+#[derive(Clone, Debug)]
+pub struct Weights<'a> {
+    /// `[vocabulary, hidden]`, BF16.
+    pub embed: Linear<'a>,
+    /// One entry a layer.
+    pub layers: Vec<Layer<'a>>,
+    /// What mixes the streams into one behind the last layer; `function` is `[streams, streams * hidden]`.
+    pub hc_head: HyperConnection,
+    /// Norm behind the last layer, `[hidden]`.
+    pub norm: Vec<f32>,
+    /// `[vocabulary, hidden]`, BF16.
+    pub head: Linear<'a>,
+}
+
+/// One layer.
+#[derive(Clone, Debug)]
+pub struct Layer<'a> {
+    /// What its attention looks at.
+    pub kind: LayerKind,
+    /// Around attention.
+    pub hc_attn: HyperConnection,
+    /// `[hidden]`.
+    pub attn_norm: Vec<f32>,
+    /// Attention.
+    pub attention: Attention<'a>,
+    /// Around the experts.
+    pub hc_ffn: HyperConnection,
+    /// `[hidden]`.
+    pub ffn_norm: Vec<f32>,
+    /// Experts.
+    pub feed_forward: FeedForward<'a>,
+}
+
+/// What mixes the streams around a sublayer, in F32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HyperConnection {
+    /// `[24, streams * hidden]` around a sublayer: weights in, weights out, and the mixing matrix.
+    pub function: Vec<f32>,
+    /// `[24]`.
+    pub base: Vec<f32>,
+    /// `[3]`; of the head `[1]`.
+    pub scale: Vec<f32>,
+}
+
+/// Attention of one layer.
+#[derive(Clone, Debug)]
+pub struct Attention<'a> {
+    /// `[heads]`.
+    pub sink: Vec<f32>,
+    /// `[q_rank, hidden]`.
+    pub wq_a: Linear<'a>,
+    /// `[q_rank]`.
+    pub q_norm: Vec<f32>,
+    /// `[heads * head_dim, q_rank]`.
+    pub wq_b: Linear<'a>,
+    /// `[head_dim, hidden]`.
+    pub wkv: Linear<'a>,
+    /// `[head_dim]`.
+    pub kv_norm: Vec<f32>,
+    /// `[o_groups * o_rank, heads * head_dim / o_groups]`.
+    pub wo_a: Linear<'a>,
+    /// `[hidden, o_groups * o_rank]`.
+    pub wo_b: Linear<'a>,
+    /// CSA and HCA layers.
+    pub compressor: Option<Compressor<'a>>,
+    /// CSA layers.
+    pub indexer: Option<Indexer<'a>>,
+}
+
+/// What makes one entry of several tokens. `width` is `series * head_dim`: two series in CSA layers, one in HCA.
+#[derive(Clone, Debug)]
+pub struct Compressor<'a> {
+    /// `[width, hidden]`.
+    pub wkv: Linear<'a>,
+    /// `[width, hidden]`.
+    pub wgate: Linear<'a>,
+    /// `[ratio, width]`.
+    pub ape: Vec<f32>,
+    /// `[head_dim]`.
+    pub norm: Vec<f32>,
+}
+
+/// What chooses among CSA's entries.
+#[derive(Clone, Debug)]
+pub struct Indexer<'a> {
+    /// `[index_heads * index_head_dim, q_rank]`.
+    pub wq_b: Linear<'a>,
+    /// `[index_heads, hidden]`.
+    pub weights_proj: Linear<'a>,
+    /// Entries of its own, `index_head_dim` long.
+    pub compressor: Compressor<'a>,
+}
+
+/// Router, routed experts and shared expert of one layer.
+#[derive(Clone, Debug)]
+pub struct FeedForward<'a> {
+    /// `[experts, hidden]`.
+    pub gate: Linear<'a>,
+    /// How experts are chosen.
+    pub choice: Choice,
+    /// One entry a routed expert.
+    pub experts: Vec<Expert<'a>>,
+    /// The expert that every token goes to.
+    pub shared: Expert<'a>,
+}
+
+/// How the experts of a token are chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Choice {
+    /// The largest scores with this bias added, `[experts]`.
+    Score(Vec<f32>),
+    /// By token id: `[vocabulary, top_k]`.
+    Hash(Vec<i32>),
+}
+
+/// One expert.
+#[derive(Clone, Debug)]
+pub struct Expert<'a> {
+    /// Gate, `[intermediate, hidden]`.
+    pub w1: Linear<'a>,
+    /// Up, `[intermediate, hidden]`.
+    pub w3: Linear<'a>,
+    /// Down, `[hidden, intermediate]`.
+    pub w2: Linear<'a>,
+}
