@@ -25,7 +25,8 @@ pub use pack::{SCAN_RANGE_START, pack, pack_scan};
 pub use plan::{BoxBase, BoxMap, Launch, Operand, Param, Plan, Work};
 pub use space::{Axis, Rejection, Rule, Space, space};
 pub use tools::{
-    COMPARE_BLOCKS, COMPARE_FIELDS, FillKind, compare, fill, probe, reference, reference_moe, sabotage, stream,
+    COMPARE_BLOCKS, COMPARE_FIELDS, FillKind, compare, fill, probe, random_codes, random_mean_square, random_scales,
+    reference, reference_moe, sabotage, stream,
 };
 
 use crate::arch::{ArchSpec, GpuSpec};

@@ -9,7 +9,7 @@ mod inventory;
 pub mod weights;
 
 pub use config::{Config, LayerKind, Yarn};
-pub use inventory::inventory;
+pub use inventory::{Formats, inventory, inventory_of};
 
 use super::Model;
 
