@@ -12,6 +12,7 @@ mod moe_mma;
 mod moe_wgmma;
 mod pack;
 mod plan;
+pub mod runner;
 mod space;
 mod stream;
 mod tools;
