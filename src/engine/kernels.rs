@@ -86,12 +86,8 @@ impl Kernels {
     pub fn bind(&self, op: &Op) -> BoundOp {
         let key = (op.kernel.clone(), op.smem_bytes);
         let kernel = self.loaded.get(&key).expect("an op is bound after it was loaded").clone();
-        let geometry = Geometry {
-            grid: op.grid,
-            threads: op.threads,
-            smem_bytes: op.smem_bytes,
-            is_dependent: self.can_overlap,
-        };
+        let geometry =
+            Geometry { grid: op.grid, threads: op.threads, smem_bytes: op.smem_bytes, is_dependent: self.can_overlap };
         BoundOp { kernel, geometry }
     }
 }

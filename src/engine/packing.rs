@@ -255,7 +255,8 @@ impl Matrix<'_> {
         let [largest, smallest, faults, first] = scanned else { unreachable!("four numbers a matrix") };
         if *faults > 0 {
             let what = if self.format == WeightFormat::Bf16 { "value" } else { "block" };
-            let reason = format!("expected finite weights and scales, found {faults} that are not, first in {what} {first}");
+            let reason =
+                format!("expected finite weights and scales, found {faults} that are not, first in {what} {first}");
             return Err(EngineError::Packing { name: self.name.to_string(), reason });
         }
         let range = ExponentRange { largest: *largest as u8, smallest: *smallest as u8 };
@@ -278,10 +279,11 @@ fn rebases(
         let each = matrices.iter().zip(ranges);
         return each.map(|(m, range)| quant::rebase(format, *range).map_err(|error| refused(m, error))).collect();
     }
-    let all = ranges.iter().flatten().copied().reduce(|a, b| ExponentRange {
-        largest: a.largest.max(b.largest),
-        smallest: a.smallest.min(b.smallest),
-    });
+    let all = ranges
+        .iter()
+        .flatten()
+        .copied()
+        .reduce(|a, b| ExponentRange { largest: a.largest.max(b.largest), smallest: a.smallest.min(b.smallest) });
     let rebase = quant::rebase(format, all).map_err(|error| refused(&matrices[0], error))?;
     Ok(vec![rebase; matrices.len()])
 }

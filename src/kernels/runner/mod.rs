@@ -6,18 +6,26 @@
 //! captured in a graph. The doc of each function lists the kernel's parameters in order; pointers are 64 bits, `i32`
 //! unless another type is named, and arrays are row-major without gaps.
 
+mod attend;
+mod compress;
 mod fake_quantise;
 mod finite;
+mod index;
 mod norms;
 mod routing;
 mod sampling;
+mod store;
 mod streams;
 
+pub use attend::{AttendShape, Compressed, attend, attend_combine, attend_workspace_bytes};
+pub use compress::{CompressShape, EntryRounding, compress};
 pub use fake_quantise::{ActivationScale, FakeQuantise, amax, fake_quantise, reset_amax};
 pub use finite::{FINITE_FIELDS, find_non_finite};
+pub use index::{INDEX_TILE, IndexShape, index_score, top_k};
 pub use norms::{QkvNorm, Rotate, RotateKind, qkv_norm, rotate};
 pub use routing::{Route, SlotRows, combine_slots, expand_rows, route};
 pub use sampling::{advance, sample};
+pub use store::{StateShape, StoreShape, store_step};
 pub use streams::{Connection, MIX_VALUES, STREAMS, embed, gather_rows, hc_mix, hc_pre, hc_splits};
 
 use std::collections::BTreeMap;
@@ -85,4 +93,12 @@ fn float_word(value: f32) -> Value {
 /// Threads of a block that serves `items` of them: whole warps, at most `most`.
 fn threads_for(items: u32, most: u32) -> u32 {
     items.next_multiple_of(32).min(most)
+}
+
+/// Entries in a page of compressed keys.
+pub const PAGE_ENTRIES: u32 = 64;
+
+/// The request for `template` with `values` as its fields `op.*`.
+fn request<const N: usize>(template: &'static str, values: [(&'static str, Value); N]) -> Request {
+    Request { template, values: BTreeMap::from([("op", BTreeMap::from(values))]), wgmma_tokens: None }
 }
