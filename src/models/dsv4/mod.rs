@@ -6,6 +6,7 @@
 
 mod config;
 mod inventory;
+pub mod reference;
 pub mod weights;
 
 pub use config::{Config, LayerKind, Yarn};
