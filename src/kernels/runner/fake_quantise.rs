@@ -3,7 +3,7 @@
 use super::{Op, threads_for};
 
 /// Where the f32 scale of a row is from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ActivationScale {
     /// The row's own amax.
     PerToken,

@@ -165,8 +165,7 @@ impl Uploader<'_> {
                 Some(indexer) => Some(DeviceIndexer {
                     wq_b: self.projection(&at("attn.indexer.wq_b"), &[&indexer.wq_b])?,
                     weights_proj: self.projection(&at("attn.indexer.weights_proj"), &[&indexer.weights_proj])?,
-                    compressor: self
-                        .compressor(&at("attn.indexer.compressor.fused_wkv_wgate"), &indexer.compressor)?,
+                    compressor: self.compressor(&at("attn.indexer.compressor.fused_wkv_wgate"), &indexer.compressor)?,
                 }),
                 None => None,
             },
@@ -283,9 +282,8 @@ impl Uploader<'_> {
 
     fn buffer(&self, op: &str, bytes: usize) -> Result<Buffer, ForwardError> {
         let (free, _) = self.gpu.memory()?;
-        Buffer::new(self.gpu, bytes).map_err(|_| {
-            EngineError::Memory { what: format!("`{op}`"), needed: bytes as u64, free }.into()
-        })
+        Buffer::new(self.gpu, bytes)
+            .map_err(|_| EngineError::Memory { what: format!("`{op}`"), needed: bytes as u64, free }.into())
     }
 
     /// Writes down that `parts` went to `op`'s buffer, and tells the progress.
