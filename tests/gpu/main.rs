@@ -7,6 +7,7 @@ mod context;
 mod dense;
 mod experts;
 mod moe;
+mod oracles;
 mod recovery;
 mod serving;
 
@@ -22,7 +23,15 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !HARNESS_FLAGS.contains(&word.as_str())).collect();
     let is_list = words.iter().any(|word| word == "--list");
     let filter = words.iter().find(|word| !word.starts_with("--")).cloned().unwrap_or_default();
-    let rooms = [bits::cases(), dense::cases(), moe::cases(), experts::cases(), serving::cases(), recovery::cases()];
+    let rooms = [
+        bits::cases(),
+        dense::cases(),
+        moe::cases(),
+        experts::cases(),
+        serving::cases(),
+        oracles::cases(),
+        recovery::cases(),
+    ];
     let mut cases: Vec<Case> = rooms.into_iter().flatten().collect();
     cases.retain(|case| case.name.contains(&filter));
     if is_list {

@@ -123,6 +123,8 @@ pub(super) struct Uploader<'a> {
     pub config: &'a Config,
     pub ledger: &'a mut Ledger,
     pub progress: &'a mut dyn Progress,
+    /// Whether MXFP4 experts are packed as NVFP4.
+    pub has_nvfp4_experts: bool,
 }
 
 impl Uploader<'_> {
@@ -253,6 +255,16 @@ impl Uploader<'_> {
     }
 
     fn experts(&mut self, op: &str, experts: &[Expert<'_>]) -> Result<Experts, ForwardError> {
+        // A layer at a time, for the new scales take memory.
+        let converted;
+        let is_mxfp4 = experts.iter().all(|expert| expert.w1.format == WeightFormat::Mxfp4);
+        let experts = match self.has_nvfp4_experts && is_mxfp4 {
+            true => {
+                converted = experts.iter().map(as_nvfp4).collect::<Result<Vec<_>, _>>()?;
+                &converted
+            }
+            false => experts,
+        };
         let all: Vec<&Linear<'_>> = experts.iter().flat_map(|expert| [&expert.w1, &expert.w3, &expert.w2]).collect();
         let format = same_format(&all)?;
         let (layout, first) = (PackedLayout::of(format), &experts[0]);
@@ -293,6 +305,14 @@ impl Uploader<'_> {
             self.progress.add((part.codes.len() + part.scales.len()) as u64);
         }
     }
+}
+
+/// An expert whose scales are two NVFP4 scales each; the values are the same.
+fn as_nvfp4<'a>(expert: &Expert<'a>) -> Result<Expert<'a>, ForwardError> {
+    let convert = |linear: &Linear<'a>| {
+        linear.to_nvfp4().map_err(|error| EngineError::Packing { name: linear.name.clone(), reason: error.to_string() })
+    };
+    Ok(Expert { w1: convert(&expert.w1)?, w3: convert(&expert.w3)?, w2: convert(&expert.w2)? })
 }
 
 fn matrix<'a>(linear: &'a Linear<'_>) -> Matrix<'a> {

@@ -49,9 +49,13 @@ impl Forward {
         kernels: &PrepareOptions,
         progress: &mut dyn Progress,
     ) -> Result<Self, ForwardError> {
-        let formats = formats_of(weights)?;
+        let mut formats = formats_of(weights)?;
+        let has_nvfp4_experts = options.has_nvfp4_experts;
+        if has_nvfp4_experts && formats.experts == WeightFormat::Mxfp4 {
+            formats.experts = WeightFormat::Nvfp4;
+        }
         let upload = |gpu: &Arc<Gpu>, packer: &mut Packer, ledger: &mut Ledger| {
-            Uploader { gpu, packer, config, ledger, progress }.weights(weights)
+            Uploader { gpu, packer, config, ledger, progress, has_nvfp4_experts }.weights(weights)
         };
         Builder::new(gpu, config, formats, options)?.build(kernels, upload)
     }
@@ -189,6 +193,7 @@ impl<'a> Builder<'a> {
         Ok(Model {
             config: config.clone(),
             options: options.clone(),
+            formats: self.formats,
             weights,
             buffers: StepBuffers::new(&mut allocator, config, options, &self.shapes)?,
             caches: Caches::new(&mut allocator, config, options, &self.shapes)?,

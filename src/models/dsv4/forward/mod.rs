@@ -27,20 +27,23 @@ use a4::{ScaleTable, Slots, Workspaces};
 use buffers::{Caches, Part, StepBuffers};
 use device_weights::DeviceWeights;
 use ops::{Bucket, Kernel};
+pub use pass::Imposed;
 use pass::Pass;
 use rows::{Fed, Rows};
 
-use super::{Config, LayerKind};
+use super::{Config, Formats, LayerKind};
 use crate::device::{Gpu, Graph, Stream, Value};
 use crate::dispatch::Prepared;
 use crate::engine::{Element, LanguageModel, Limits, Observer, OpId, PageTable, Sampling, Unobserved};
+use crate::kernels::runner;
 use crate::problem::bucket_of;
-use crate::quant::Counters;
+use crate::quant::{Counters, bf16};
 
 /// What a step needs, and nothing that a step changes on the host.
 struct Model {
     config: Config,
     options: ForwardOptions,
+    formats: Formats,
     weights: DeviceWeights,
     buffers: StepBuffers,
     caches: Caches,
@@ -95,6 +98,11 @@ impl Forward {
     /// The model's constants.
     pub fn config(&self) -> &Config {
         &self.model.config
+    }
+
+    /// Formats of its ops.
+    pub fn formats(&self) -> Formats {
+        self.model.formats
     }
 
     /// How it runs.
@@ -179,6 +187,42 @@ impl Forward {
         Ok(())
     }
 
+    /// Runs layer `layer` alone on the first tokens of an empty sequence: `streams` `[tokens, 4 * hidden]` in, what the
+    /// layer gives out. Experts and picks are imposed, so that a choice by a hair's breadth makes no difference.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::logits`].
+    pub fn run_layer(
+        &mut self,
+        (layer, tokens): (usize, &[u32]),
+        streams: &[f32],
+        imposed: &Imposed,
+    ) -> Result<Vec<f32>, ForwardError> {
+        self.check(0, tokens)?;
+        self.sequences.decoding.clear();
+        let rows = Rows::of(&[Fed { slot: 0, start: 0, tokens }], self.model.options.sequences);
+        self.reserve(0, rows.len())?;
+        rows.upload(&self.model.buffers)?;
+        let is_bf16 = self.model.options.streams == runner::Element::Bf16;
+        match is_bf16 {
+            true => {
+                let bits: Vec<u16> = streams.iter().map(|value| bf16::encode(*value)).collect();
+                self.model.buffers.streams.upload(&bits)?;
+            }
+            false => self.model.buffers.streams.upload(streams)?,
+        }
+        let bucket = self.bucket(rows.bucket(&self.model.options));
+        let (stream, observer) = (self.stream.raw(), &mut Unobserved);
+        let imposed = Some(imposed);
+        Pass { model: &self.model, bucket, tokens: rows.len(), stream, observer, layer: None, imposed }
+            .run_layer(layer)?;
+        let count = streams.len();
+        Ok(match is_bf16 {
+            true => self.model.buffers.streams.download::<u16>(count)?.into_iter().map(bf16::decode).collect(),
+            false => self.model.buffers.streams.download(count)?,
+        })
+    }
+
     /// One step: arrays up, launches out.
     fn step(&mut self, rows: &Rows, observer: &mut dyn Observer) -> Result<(), ForwardError> {
         self.sequences.decoding.clear();
@@ -188,7 +232,7 @@ impl Forward {
         rows.upload(&self.model.buffers)?;
         let bucket = self.bucket(rows.bucket(&self.model.options));
         let stream = self.stream.raw();
-        Pass { model: &self.model, bucket, tokens: rows.len(), stream, observer, layer: None }.run()
+        Pass { model: &self.model, bucket, tokens: rows.len(), stream, observer, layer: None, imposed: None }.run()
     }
 
     /// Logits of these rows of the step, into the logits buffer.
@@ -197,7 +241,8 @@ impl Forward {
         let count = rows.len() as u32;
         let bucket = self.bucket(bucket_of(count).unwrap_or(count));
         let stream = self.stream.raw();
-        Pass { model: &self.model, bucket, tokens: count, stream, observer, layer: None }.head_of_chosen()
+        Pass { model: &self.model, bucket, tokens: count, stream, observer, layer: None, imposed: None }
+            .head_of_chosen()
     }
 
     fn bucket(&self, m: u32) -> &Bucket {
@@ -258,8 +303,15 @@ impl Forward {
             let stream = self.stream.raw();
             let count = rows.len() as u32;
             let mut observer = Unobserved;
-            let mut pass =
-                Pass { model: &self.model, bucket, tokens: count, stream, observer: &mut observer, layer: None };
+            let mut pass = Pass {
+                model: &self.model,
+                bucket,
+                tokens: count,
+                stream,
+                observer: &mut observer,
+                layer: None,
+                imposed: None,
+            };
             pass.sample_chosen()?;
             let sampled: Vec<i32> = self.model.buffers.sampled.download(rows.len())?;
             for ((slot, _), token) in part.iter().zip(sampled) {
@@ -300,7 +352,7 @@ impl Forward {
     pub fn launch_decode(&mut self, m: u32, observer: &mut dyn Observer) -> Result<(), ForwardError> {
         let bucket = self.bucket(m);
         let stream = self.stream.raw();
-        Pass { model: &self.model, bucket, tokens: m, stream, observer, layer: None }.decode()
+        Pass { model: &self.model, bucket, tokens: m, stream, observer, layer: None, imposed: None }.decode()
     }
 
     /// A graph of a decode step of bucket `m` with the ops that `observer` wants.
@@ -310,8 +362,9 @@ impl Forward {
     pub fn capture_decode(&self, m: u32, observer: &mut dyn Observer) -> Result<Graph, ForwardError> {
         let bucket = self.bucket(m);
         let raw = self.stream.raw();
-        self.stream
-            .capture(|| Pass { model: &self.model, bucket, tokens: m, stream: raw, observer, layer: None }.decode())
+        self.stream.capture(|| {
+            Pass { model: &self.model, bucket, tokens: m, stream: raw, observer, layer: None, imposed: None }.decode()
+        })
     }
 
     /// A graph of a step of `m` tokens without its head, with the ops that `observer` wants. The arrays on the device
@@ -322,7 +375,9 @@ impl Forward {
     pub fn capture_step(&self, m: u32, observer: &mut dyn Observer) -> Result<Graph, ForwardError> {
         let bucket = self.bucket(m);
         let raw = self.stream.raw();
-        self.stream.capture(|| Pass { model: &self.model, bucket, tokens: m, stream: raw, observer, layer: None }.run())
+        self.stream.capture(|| {
+            Pass { model: &self.model, bucket, tokens: m, stream: raw, observer, layer: None, imposed: None }.run()
+        })
     }
 
     /// The stream that everything runs on.

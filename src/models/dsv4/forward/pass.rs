@@ -24,6 +24,18 @@ pub(super) struct Pass<'a> {
     pub stream: CUstream,
     pub observer: &'a mut dyn Observer,
     pub layer: Option<usize>,
+    pub imposed: Option<&'a Imposed>,
+}
+
+/// Choices of a layer that are made for it, so that it can be compared with another implementation of the same layer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Imposed {
+    /// `[tokens, top_k]`.
+    pub experts: Vec<i32>,
+    /// `[tokens, top_k]`, weights of these experts.
+    pub routing: Vec<f32>,
+    /// `[tokens, index_top_k]`, ascending, then -1.
+    pub picks: Vec<i32>,
 }
 
 /// A matrix of activations: where it begins, and elements between rows.
@@ -51,9 +63,8 @@ impl Pass<'_> {
             vec![(&weights.embed).into(), ids, (&buffers.streams).into(), count, m]
         })?;
         for layer_idx in 0..weights.layers.len() {
-            self.layer = Some(layer_idx);
-            self.attention_layer(layer_idx)?;
-            self.feed_forward_layer(layer_idx)?;
+            let mix = if layer_idx == 0 { Kernel::FirstMix } else { Kernel::Mix };
+            self.whole_layer(layer_idx, mix)?;
         }
         self.layer = None;
         self.connect(Kernel::HeadMix, Kernel::HeadPre, "hc_head", &weights.hc_head, &weights.norm)?;
@@ -61,11 +72,24 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn attention_layer(&mut self, layer_idx: usize) -> Result<(), ForwardError> {
+    /// One layer by itself, on the streams that lie in their buffer, which then has what it gives.
+    pub fn run_layer(&mut self, layer_idx: usize) -> Result<(), ForwardError> {
+        self.whole_layer(layer_idx, Kernel::FirstMix)?;
+        // Any connection closes the layer; what it starts is of no use here.
+        let weights = &self.model.weights;
+        self.connect(Kernel::HeadMix, Kernel::HeadPre, "hc_head", &weights.hc_head, &weights.norm)
+    }
+
+    fn whole_layer(&mut self, layer_idx: usize, mix: Kernel) -> Result<(), ForwardError> {
+        self.layer = Some(layer_idx);
+        self.attention_layer(layer_idx, mix)?;
+        self.feed_forward_layer(layer_idx)
+    }
+
+    fn attention_layer(&mut self, layer_idx: usize, mix: Kernel) -> Result<(), ForwardError> {
         let (model, buffers) = (self.model, &self.model.buffers);
         let (layer, cache) = (&model.weights.layers[layer_idx], &model.caches.layers[layer_idx]);
         let config = &model.config;
-        let mix = if layer_idx == 0 { Kernel::FirstMix } else { Kernel::Mix };
         self.connect(mix, Kernel::Pre, "hc_attn", &layer.hc_attn, &layer.attn_norm)?;
 
         let x = Rows::of(&buffers.x, config.hidden);
@@ -97,6 +121,10 @@ impl Pass<'_> {
         let x = Rows::of(&buffers.x, config.hidden);
         self.linear("ffn.gate", &layer.gate, x, Rows::of(&buffers.gate_logits, config.experts))?;
         self.route(layer)?;
+        if let Some(imposed) = self.imposed {
+            self.model.buffers.experts.upload(&imposed.experts)?;
+            self.model.buffers.routing.upload(&imposed.routing)?;
+        }
         let inner = Rows::of(&buffers.shared_h, config.shared_experts * config.intermediate);
         self.linear("ffn.shared.gate_up", &layer.shared_gate_up, x, inner)?;
         self.linear("ffn.shared.down", &layer.shared_down, inner, Rows::of(&buffers.shared_y, config.hidden))?;
@@ -230,7 +258,11 @@ impl Pass<'_> {
         let picks = self.view("picks", &buffers.picks, config.index_top_k, Element::I32);
         self.op(Kernel::TopK, "attn.indexer.top_k", &[picks], |count, m| {
             vec![(&buffers.scores).into(), positions, (&buffers.picks).into(), count, m, capacity]
-        })
+        })?;
+        match self.imposed {
+            Some(imposed) => Ok(buffers.picks.upload(&imposed.picks)?),
+            None => Ok(()),
+        }
     }
 
     fn attend(&mut self, layer: &DeviceLayer, cache: &LayerCache) -> Result<(), ForwardError> {
