@@ -125,6 +125,15 @@ impl Packer {
         Ok(vec![1.0])
     }
 
+    /// Fills `buffer` with random BF16 numbers between -1 and 1.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the GPU is lost.
+    pub fn fill_bf16(&self, buffer: &Buffer, seed: u64) -> Result<(), EngineError> {
+        self.launch_fill(buffer.pointer(), (buffer.bytes() / 2, FillKind::Bf16), [0, 0], seed)?;
+        Ok(self.stream.synchronize()?)
+    }
+
     fn pack_batch(
         &mut self,
         matrices: &[Matrix<'_>],
@@ -185,24 +194,31 @@ impl Packer {
         let (kind, elements) = kernels::random_codes(matrix.format, matrix.code_bytes());
         let codes = self.codes.pointer() + (idx * matrix.code_bytes()) as u64;
         let scales = self.scales.pointer() + (idx * matrix.scale_bytes()) as u64;
-        let mut fills = vec![(codes, elements, kind, [0, 0], seed)];
+        self.launch_fill(codes, (elements, kind), [0, 0], seed)?;
         if let Some(range) = kernels::random_scales(matrix.format) {
-            fills.push((scales, matrix.scale_bytes(), FillKind::Range, range, seed ^ SCALES_SEED));
-        }
-        for (to, count, kind, [low, high], seed) in fills {
-            let values = [
-                Value::Pointer(to),
-                Value::Long(count as i64),
-                Value::Int(kind as i32),
-                Value::Int(i32::from(low)),
-                Value::Int(i32::from(high)),
-                Value::Long(seed as i64),
-            ];
-            let op = self.kernels.bind(&fill_op(count));
-            // SAFETY: the values are those that `kernels::fill` lists; the buffers outlive the scan's wait.
-            unsafe { op.launch(&values, self.stream.raw())? };
+            self.launch_fill(scales, (matrix.scale_bytes(), FillKind::Range), range, seed ^ SCALES_SEED)?;
         }
         Ok(())
+    }
+
+    fn launch_fill(
+        &self,
+        to: DevicePointer,
+        (count, kind): (usize, FillKind),
+        [low, high]: [u8; 2],
+        seed: u64,
+    ) -> Result<(), EngineError> {
+        let values = [
+            Value::Pointer(to),
+            Value::Long(count as i64),
+            Value::Int(kind as i32),
+            Value::Int(i32::from(low)),
+            Value::Int(i32::from(high)),
+            Value::Long(seed as i64),
+        ];
+        let op = self.kernels.bind(&fill_op(count));
+        // SAFETY: the values are those that `kernels::fill` lists; the buffers outlive the caller's wait.
+        unsafe { op.launch(&values, self.stream.raw()) }
     }
 
     /// For each matrix the range of its scales in use; refuses what is not finite.

@@ -93,12 +93,26 @@ pub(super) struct DeviceWeights {
 }
 
 impl Projection {
+    pub fn new(packed: Buffer, segments: Segments, input_scales: Vec<Option<f32>>, format: WeightFormat) -> Self {
+        Self { packed, segments, input_scales, format }
+    }
+
     pub fn pointer(&self) -> DevicePointer {
         self.packed.pointer()
     }
 }
 
 impl Experts {
+    /// Of gate-up and down, their alphas, and each expert's scales of activations.
+    pub fn new(
+        [gate_up, down]: [Buffer; 2],
+        [up_alpha, down_alpha]: [Buffer; 2],
+        input_scales: Vec<[Option<f32>; 2]>,
+        format: WeightFormat,
+    ) -> Self {
+        Self { gate_up, down, up_alpha, down_alpha, input_scales, format }
+    }
+
     pub fn gate_up(&self) -> DevicePointer {
         self.gate_up.pointer()
     }

@@ -14,6 +14,7 @@ mod ops;
 mod options;
 mod pass;
 mod rows;
+mod synthetic;
 
 pub use error::ForwardError;
 pub use ledger::{Ledger, LedgerEntry, Progress};
