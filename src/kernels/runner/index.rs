@@ -39,8 +39,8 @@ pub fn index_score(shape: &IndexShape, m: u32, capacity: u32) -> Op {
     } else {
         1
     };
-    // A tile of keys, two tokens' queries, and two tokens' weights.
-    let smem_bytes = 2 * shape.head_dim * (INDEX_TILE + 2 * shape.heads) + 2 * 4 * shape.heads;
+    // A tile of keys and two tokens' queries.
+    let smem_bytes = 2 * shape.head_dim * (INDEX_TILE + 2 * shape.heads);
     let values = [
         ("head_dim", shape.head_dim.into()),
         ("heads", shape.heads.into()),
