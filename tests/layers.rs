@@ -11,13 +11,13 @@ use sources::{SourceFile, expect_none, files};
 
 /// Rooms from the ground up, each with the rooms that it imports, all of them on lower floors.
 const FLOORS: [&[(&str, &[&str])]; 7] = [
-    &[("arch", &[]), ("environment", &[]), ("quant", &[])],
+    &[("arch", &[]), ("engine", &[]), ("environment", &[]), ("quant", &[])],
     &[("codegen", &["arch"]), ("problem", &["arch", "quant"])],
     &[
         ("check", &["problem", "quant"]),
         ("jit", &["codegen", "environment"]),
         ("kernels", &["arch", "codegen", "problem", "quant"]),
-        ("models", &["arch", "problem", "quant"]),
+        ("models", &["arch", "engine", "problem", "quant"]),
         ("report", &["problem", "quant"]),
         ("store", &["arch", "problem"]),
     ],

@@ -17,8 +17,8 @@ const MOST_COLUMNS: usize = 120;
 const MOST_TAGS: usize = 20;
 const LEAST_COMMENT_PERCENT: usize = 15;
 
-/// Files with `unsafe`: calls of NVRTC and the driver, and launches, whose parameters no type can check.
-const UNSAFE: [&str; 11] = [
+/// Files with `unsafe`: calls of NVRTC and the driver, launches, whose parameters no type can check, and maps of files.
+const UNSAFE: [&str; 12] = [
     "src/device/driver.rs",
     "src/device/graph.rs",
     "src/device/kernel.rs",
@@ -26,6 +26,7 @@ const UNSAFE: [&str; 11] = [
     "src/device/mod.rs",
     "src/dispatch/bound.rs",
     "src/dispatch/prepare.rs",
+    "src/engine/files/map.rs",
     "src/jit/nvrtc.rs",
     "src/tuner/live/ceiling.rs",
     "src/tuner/live/mod.rs",

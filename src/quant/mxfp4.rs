@@ -116,6 +116,15 @@ pub enum ConvertError {
 /// # Errors
 /// [`ConvertError`] for slices that do not fit, NaN scales, and a spread of more than 17 binades; it names the block.
 pub fn to_nvfp4(n: usize, k: usize, codes: &[u8], scales: &[u8]) -> Result<Nvfp4Matrix, ConvertError> {
+    let (scales, scale_2) = nvfp4_scales(n, k, codes, scales)?;
+    Ok(Nvfp4Matrix { n, k, codes: codes.to_vec(), scales, scale_2 })
+}
+
+/// The E4M3 block scales and the `scale_2` of [`to_nvfp4`], for codes that stay where they are.
+///
+/// # Errors
+/// As [`to_nvfp4`].
+pub fn nvfp4_scales(n: usize, k: usize, codes: &[u8], scales: &[u8]) -> Result<(Vec<u8>, f32), ConvertError> {
     check(n, k, codes, scales)?;
     let place = |idx: usize| (idx / (k / GROUP), idx % (k / GROUP));
     if let Some((row, block)) = scales.iter().position(|&scale| scale == ue8m0::NAN).map(place) {
@@ -137,8 +146,7 @@ pub fn to_nvfp4(n: usize, k: usize, codes: &[u8], scales: &[u8]) -> Result<Nvfp4
         };
         block_scales.extend([e4m3::encode(e4m3_scale); 2]);
     }
-    let scale_2 = ue8m0::decode(largest - EXPONENT_OF_MAX);
-    Ok(Nvfp4Matrix { n, k, codes: codes.to_vec(), scales: block_scales, scale_2 })
+    Ok((block_scales, ue8m0::decode(largest - EXPONENT_OF_MAX)))
 }
 
 /// Refuses slices that are not those of an `[n, k]` matrix.

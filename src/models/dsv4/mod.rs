@@ -5,6 +5,7 @@
 //! hyper-connections mix four residual streams around both. The draft heads (MTP, DSpark) are left out.
 
 mod config;
+pub mod config_file;
 mod inventory;
 pub mod reference;
 pub mod weights;

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::quant::{WeightFormat, bf16, e2m1, e4m3, ue8m0};
+use crate::quant::{ConvertError, WeightFormat, bf16, e2m1, e4m3, mxfp4, ue8m0};
 
 /// A matrix `[n, k]` with everything that belongs to it.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +25,20 @@ pub struct Linear<'a> {
     pub input_scale: Option<f32>,
 }
 
-impl Linear<'_> {
+impl<'a> Linear<'a> {
+    /// The same values as NVFP4: scales of its own, codes where they lie. What is no MXFP4 stays as it is.
+    ///
+    /// # Errors
+    /// [`ConvertError`] for scales that are NaN or too far apart; it names the block.
+    pub fn to_nvfp4(&self) -> Result<Linear<'a>, ConvertError> {
+        if self.format != WeightFormat::Mxfp4 {
+            return Ok(self.clone());
+        }
+        let (scales, tensor_scale) = mxfp4::nvfp4_scales(self.n, self.k, self.codes, &self.scales)?;
+        let scales = Cow::Owned(scales);
+        Ok(Linear { format: WeightFormat::Nvfp4, scales, tensor_scale, ..self.clone() })
+    }
+
     /// The weights `[n, k]` as f32.
     pub fn dequantized(&self) -> Vec<f32> {
         let value = |row: usize, k: usize| {

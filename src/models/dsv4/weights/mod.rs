@@ -1,8 +1,20 @@
 //! The weights of a checkpoint, by what they are for. Large ones stay where they lie in the files.
 
+mod agreement;
+mod faults;
+mod input_scale;
+mod ledger;
 mod linear;
+mod load;
+mod names;
+mod parts;
+mod reader;
 
+pub use faults::{Fault, Faults, MOST_LINES, Reason, WeightsError};
+pub use input_scale::{InputScaleWarning, Unusable, ceiling};
+pub use ledger::{Fate, Ledger, LedgerEntry, Role, Unused, Use};
 pub use linear::Linear;
+pub use load::{LoadOptions, Loaded};
 
 use super::LayerKind;
 
