@@ -10,6 +10,7 @@ mod device_weights;
 mod error;
 mod ledger;
 mod load;
+mod measure;
 mod ops;
 mod options;
 mod pass;
@@ -19,6 +20,7 @@ mod synthetic;
 pub use error::ForwardError;
 pub use ledger::{Ledger, LedgerEntry, Progress};
 pub use load::LoadReport;
+pub use measure::{OpTime, StepTimes};
 pub use options::ForwardOptions;
 
 use std::collections::HashMap;
