@@ -11,6 +11,7 @@ mod measuring;
 mod observe;
 mod packing;
 mod pages;
+pub mod sampling;
 mod tokens;
 
 pub use comparison::{Comparison, NonFinite, Worst};

@@ -5,7 +5,7 @@ use super::{Element, Op, float_word, threads_for};
 /// The four residual streams of a model and how they are kept: `[m, STREAMS, hidden]` of `element`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Connection {
-    /// Length of a stream, a multiple of 32.
+    /// Length of a stream, a multiple of 64.
     pub hidden: u32,
     /// What streams are stored as.
     pub element: Element,
@@ -120,7 +120,7 @@ impl MixTile {
         let (tokens, warps) = (4, 4);
         let groups = m.div_ceil(tokens * warps);
         let fits = |slice: &u32| hidden.is_multiple_of(*slice) && hidden / slice * groups >= 256;
-        let slice = [1024, 512, 256, 128, 64].into_iter().find(fits).unwrap_or(32);
+        let slice = [1024, 512, 256, 128].into_iter().find(fits).unwrap_or(64);
         Self { slice, tokens, warps }
     }
 }
