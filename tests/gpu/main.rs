@@ -9,6 +9,10 @@ mod experts;
 mod moe;
 mod oracles;
 mod recovery;
+mod runner_attention;
+mod runner_entries;
+mod runner_step;
+mod runner_timings;
 mod serving;
 
 use std::process::ExitCode;
@@ -33,6 +37,7 @@ fn main() -> ExitCode {
         recovery::cases(),
     ];
     let mut cases: Vec<Case> = rooms.into_iter().flatten().collect();
+    cases.extend([runner_attention::cases(), runner_entries::cases(), runner_timings::cases()].into_iter().flatten());
     cases.retain(|case| case.name.contains(&filter));
     if is_list {
         cases.iter().for_each(|case| println!("{}", case.name));
