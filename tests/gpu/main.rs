@@ -9,6 +9,7 @@ mod experts;
 mod moe;
 mod oracles;
 mod recovery;
+mod runner;
 mod serving;
 
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         experts::cases(),
         serving::cases(),
         oracles::cases(),
+        runner::cases(),
         recovery::cases(),
     ];
     let mut cases: Vec<Case> = rooms.into_iter().flatten().collect();
