@@ -137,8 +137,8 @@ fn attend_wgmma(shape: &AttendShape, m: u32) -> Op {
     Op { kernel: request("attend_wgmma", values), grid, threads: 256, smem_bytes }
 }
 
-/// Merges the splits of [`attend`] in ascending order: `(workspace, sinks, rope, positions, o, m_on_device, m, splits)`,
-/// the arrays as there, m and splits i32.
+/// Merges the splits of [`attend`] in ascending order: `(workspace, sinks, rope, positions, o, m_on_device, m,
+/// splits)`, the arrays as there, m and splits i32.
 pub fn attend_combine(shape: &AttendShape, arch: &ArchSpec, m: u32) -> Op {
     let (compressed, ratio, top_k) = shape.compressed_numbers();
     let values = [
