@@ -4,14 +4,14 @@
 use tilekiln::kernels::runner::{AttendShape, Compressed, attend, attend_combine, attend_workspace_bytes};
 use tilekiln::quant::bf16;
 
-use crate::context::{Case, Context, Failure};
+use crate::context::{Case, Context, Failure, Run};
 use crate::runner_step::{
     Bench, KEY, NAN_BF16, POISON, Pages, Step, UNTOUCHED, outside, place, rope_table, same, turn, value,
 };
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    let mut add = |name: String, run: Box<dyn Fn(&mut Context) -> Result<usize, Failure>>| {
+    let mut add = |name: String, run: Run| {
         cases.push(Case { name: format!("runner {name}"), run });
     };
     for (name, shape, last) in attend_shapes() {

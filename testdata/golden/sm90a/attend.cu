@@ -9,6 +9,12 @@
 //   kv_step     [m, head_dim]                BF16, keys of this step           gathered by rows
 //   kv_ring     [slots, window, head_dim]    BF16, position p in p % window    gathered by rows
 //   pool        [pages, 64, head_dim]        BF16, compressed entries          gathered by rows
+//   table       [slots, max_pages]           int32, pages of entry w / 64      read for each key
+//   picks       [m, top_k]                   int32, entries of a list          read for each key
+//   sinks       [heads]                      f32                               read at the end
+//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read at the end
+//   positions, sequences    [m]              int32, of each token              read first
+//   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written (one split)
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     written (several splits)
 //
@@ -47,7 +53,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 29 "templates/attend/kernel.cu"
+#line 35 "templates/attend/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -69,7 +75,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 30 "templates/attend/kernel.cu"
+#line 36 "templates/attend/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -93,7 +99,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 31 "templates/attend/kernel.cu"
+#line 37 "templates/attend/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -105,7 +111,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 32 "templates/attend/kernel.cu"
+#line 38 "templates/attend/kernel.cu"
 #line 1 "templates/arch/sm80/matrix.cuh"
 // Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
 
@@ -125,7 +131,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#line 33 "templates/attend/kernel.cu"
+#line 39 "templates/attend/kernel.cu"
 #line 1 "templates/arch/sm80/matrix_transposed.cuh"
 // ldmatrix with a transposition on the way: columns of what is stored by rows.
 
@@ -137,7 +143,7 @@ __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&to)[4], uin
                : "r"(smem_from)
                : "memory");
 }
-#line 34 "templates/attend/kernel.cu"
+#line 40 "templates/attend/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -176,7 +182,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 35 "templates/attend/kernel.cu"
+#line 41 "templates/attend/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -184,7 +190,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 36 "templates/attend/kernel.cu"
+#line 42 "templates/attend/kernel.cu"
 #line 1 "templates/lib/pieces.cuh"
 // Rows of BF16 in shared memory as 16-byte pieces, placed so that ldmatrix meets no bank conflict.
 
@@ -196,7 +202,7 @@ __device__ __forceinline__ uint32_t piece_address(uint32_t base, int row, int pi
   const int pattern = kPieces == 4 ? row >> 1 & 3 : row & 7;
   return base + (row * kPieces + (piece ^ pattern)) * 16;
 }
-#line 37 "templates/attend/kernel.cu"
+#line 43 "templates/attend/kernel.cu"
 #line 1 "templates/lib/attended.cuh"
 // The keys of a token in the order in which they are summed: its window from the oldest position on, then its entries.
 
@@ -240,7 +246,7 @@ constexpr float kLog2E = 1.44269502162933349609375f;
 __device__ __forceinline__ float2 rotated_back(float2 pair, float2 turn) {
   return make_float2(__fmaf_rn(pair.y, turn.y, pair.x * turn.x), __fmaf_rn(-pair.x, turn.y, pair.y * turn.x));
 }
-#line 38 "templates/attend/kernel.cu"
+#line 44 "templates/attend/kernel.cu"
 #line 1 "templates/lib/attention_block.cuh"
 // What the blocks of templates/attend and templates/attend_wgmma have in common: how warps share scores, where a
 // token's keys lie, and the softmax between the two products.
@@ -396,7 +402,7 @@ __device__ __forceinline__ float with_tile(float sum, const uint8_t* shared, int
 __device__ __forceinline__ float inverse_of(float sum, float sink, float running) {
   return 1.0f / (sum + exp2_defined(sink * kLog2E - running));
 }
-#line 39 "templates/attend/kernel.cu"
+#line 45 "templates/attend/kernel.cu"
 
 struct Config {
   static constexpr Compressed kCompressed = Compressed::kListed;
@@ -435,6 +441,7 @@ __device__ __forceinline__ void multiply(Scores<Config>& scores, uint32_t querie
   for (int t = 0; t < Shape::kKeyTiles; ++t) s[t][0] = s[t][1] = s[t][2] = s[t][3] = 0.0f;
 #pragma unroll 4
   for (int piece = 0; piece < kPieces; piece += 4) {
+    // 32 columns at a time: one load brings the keys' operands of two products.
     uint32_t q[2][4];
     const int head = head_warp * 16 + lane % 16;
     load_matrix_x4(q[0], piece_address<kPieces>(queries, head, piece + lane / 16));
@@ -474,6 +481,7 @@ struct Values {
   __device__ __forceinline__ void multiply(uint32_t probabilities, uint32_t keys, int warp, int lane) {
 #pragma unroll
     for (int step = 0; step < Config::kKeyTile / 32; ++step) {
+      // P of 32 keys for all heads stays in registers, so that each value is read once.
       uint32_t p[kHeadWarps][2][4];
 #pragma unroll
       for (int h = 0; h < kHeadWarps; ++h) {
@@ -550,6 +558,7 @@ struct Block {
     for (int tile = range.begin; tile < range.end; ++tile) {
       const int buffer = (tile - range.begin) & 1;
       const uint32_t tile_keys = smem + Shape::kKeysAt + buffer * Shape::kTileBytes;
+      // The copies of this tile were started while the one before was multiplied.
       wait_copies<0>();
       __syncthreads();  // the tile has arrived, and nobody reads the other one or P any more
       if (tile + 1 < range.end) {

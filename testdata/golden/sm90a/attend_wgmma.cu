@@ -9,6 +9,12 @@
 //   kv_step     [m, head_dim]                BF16, keys of this step           gathered by rows
 //   kv_ring     [slots, window, head_dim]    BF16, position p in p % window    gathered by rows
 //   pool        [pages, 64, head_dim]        BF16, compressed entries          gathered by rows
+//   table       [slots, max_pages]           int32, pages of entry w / 64      read for each key
+//   picks       [m, top_k]                   int32, entries of a list          read for each key
+//   sinks       [heads]                      f32                               read at the end
+//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read at the end
+//   positions, sequences    [m]              int32, of each token              read first
+//   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written
 //
 //   block = 2 warpgroups, one token, 64 heads; grid = (tokens, head tiles)
@@ -46,7 +52,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 28 "templates/attend_wgmma/kernel.cu"
+#line 34 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -68,7 +74,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 29 "templates/attend_wgmma/kernel.cu"
+#line 35 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/barrier.cuh"
 // mbarriers in shared memory: arrivals and bytes are counted, phases alternate between parity 0 and 1.
 
@@ -121,7 +127,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 __device__ __forceinline__ void named_barrier_sync(int barrier_idx, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier_idx), "r"(threads) : "memory");
 }
-#line 30 "templates/attend_wgmma/kernel.cu"
+#line 36 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -145,7 +151,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 31 "templates/attend_wgmma/kernel.cu"
+#line 37 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/bulk_copy.cuh"
 // The copy engine: whole runs of bytes and boxes of tensors, counted in at an mbarrier.
 
@@ -179,7 +185,7 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 
 // fence.proxy.async: what threads have written to shared memory is there for the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-#line 32 "templates/attend_wgmma/kernel.cu"
+#line 38 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -191,7 +197,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 33 "templates/attend_wgmma/kernel.cu"
+#line 39 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/matrix.cuh"
 // Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
 
@@ -211,7 +217,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#line 34 "templates/attend_wgmma/kernel.cu"
+#line 40 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma.cuh"
 // Warpgroup MMA: four warps multiply 64 rows held in registers with tokens held in shared memory.
 // The instruction itself comes from generated/wgmma.cuh, for the one width that a kernel uses.
@@ -248,7 +254,7 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem_address) {
   constexpr uint64_t kSwizzle128 = 1;
   return uint64_t{(smem_address & 0x3FFFF) >> 4} | (uint64_t{1} << 16) | (kEightRows << 32) | (kSwizzle128 << 62);
 }
-#line 35 "templates/attend_wgmma/kernel.cu"
+#line 41 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma_attention.cuh"
 // Warpgroup MMA in the two widths of attention. Both operands lie in shared memory in blocks of 64 columns, 128 bytes a
 // row, swizzled by 128 bytes; a block of keys serves as K-major operand of the scores and, transposed, of the values.
@@ -313,7 +319,7 @@ __device__ __forceinline__ void wgmma_values(float (&d)[128], const uint32_t (&a
         "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
-#line 36 "templates/attend_wgmma/kernel.cu"
+#line 42 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -352,7 +358,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 37 "templates/attend_wgmma/kernel.cu"
+#line 43 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -360,7 +366,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 38 "templates/attend_wgmma/kernel.cu"
+#line 44 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/lib/pieces.cuh"
 // Rows of BF16 in shared memory as 16-byte pieces, placed so that ldmatrix meets no bank conflict.
 
@@ -372,7 +378,7 @@ __device__ __forceinline__ uint32_t piece_address(uint32_t base, int row, int pi
   const int pattern = kPieces == 4 ? row >> 1 & 3 : row & 7;
   return base + (row * kPieces + (piece ^ pattern)) * 16;
 }
-#line 39 "templates/attend_wgmma/kernel.cu"
+#line 45 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/lib/attended.cuh"
 // The keys of a token in the order in which they are summed: its window from the oldest position on, then its entries.
 
@@ -416,7 +422,7 @@ constexpr float kLog2E = 1.44269502162933349609375f;
 __device__ __forceinline__ float2 rotated_back(float2 pair, float2 turn) {
   return make_float2(__fmaf_rn(pair.y, turn.y, pair.x * turn.x), __fmaf_rn(-pair.x, turn.y, pair.y * turn.x));
 }
-#line 40 "templates/attend_wgmma/kernel.cu"
+#line 46 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/lib/attention_block.cuh"
 // What the blocks of templates/attend and templates/attend_wgmma have in common: how warps share scores, where a
 // token's keys lie, and the softmax between the two products.
@@ -572,7 +578,7 @@ __device__ __forceinline__ float with_tile(float sum, const uint8_t* shared, int
 __device__ __forceinline__ float inverse_of(float sum, float sink, float running) {
   return 1.0f / (sum + exp2_defined(sink * kLog2E - running));
 }
-#line 41 "templates/attend_wgmma/kernel.cu"
+#line 47 "templates/attend_wgmma/kernel.cu"
 
 struct Config {
   static constexpr Compressed kCompressed = Compressed::kListed;

@@ -8,6 +8,12 @@
 //   operand   shape                         in memory                          written / read
 //   cg        [m, 2 * width]                f32, stride ld_cg: c, then g       rows of this step
 //   state     [slots, rows, 2 * width]      f32: c, then g + ape; p % rows     rows of earlier steps
+//   ape       [ratio, width]                f32, added to g of a token         read
+//   norm      [head_dim]                    f32                                read
+//   rope      [positions, rope_dim / 2]     f32 pairs (cos, sin)               read
+//   table     [slots, max_pages]            int32, pages of entry w / 64       read
+//   positions, sequences    [m]             int32, of each token               read first
+//   step_start, first_row   [slots]         int32, position and row of the first token of a sequence in the step
 //   pool      [pages, 64, head_dim]         BF16                               one entry written
 //
 //   block = kParts x head_dim threads: a channel each, parts share the tokens of an entry; grid = tokens
@@ -39,7 +45,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 21 "templates/compress/kernel.cu"
+#line 27 "templates/compress/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -63,7 +69,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 22 "templates/compress/kernel.cu"
+#line 28 "templates/compress/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -75,7 +81,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 23 "templates/compress/kernel.cu"
+#line 29 "templates/compress/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -114,7 +120,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 24 "templates/compress/kernel.cu"
+#line 30 "templates/compress/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -122,7 +128,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 25 "templates/compress/kernel.cu"
+#line 31 "templates/compress/kernel.cu"
 #line 1 "templates/lib/entry_rounding.cuh"
 // Quantised and back at once: what a value becomes when it is kept in E4M3 or E2M1 under a power-of-two scale.
 
@@ -157,7 +163,7 @@ __device__ __forceinline__ float nearest_e2m1(float x) {
                                              : 6.0f;
   return copysignf(nearest, x);
 }
-#line 26 "templates/compress/kernel.cu"
+#line 32 "templates/compress/kernel.cu"
 
 enum class Rounding { kBf16, kFakeFp8, kHadamardMxfp4 };
 
@@ -214,6 +220,7 @@ __device__ __forceinline__ float pooled(Shared& shared, const Inputs& inputs, in
   constexpr float kLog2E = 1.44269502162933349609375f;
   const int first_position = (entry + 1 - Config::kSeries) * Config::kRatio;  // below 0: absent
   const auto column_of = [&](int row) { return row / Config::kRatio * Config::kHeadDim % kWidth + channel; };
+  // The gates are read twice, from L2 the second time: 64 of them would not fit in the registers of 1,024 threads.
   float most = -__int_as_float(0x7F800000);
 #pragma unroll 8
   for (int i = 0; i < kRowsOfPart; ++i) {

@@ -8,6 +8,8 @@
 //   qi        [m, heads, head_dim]        BF16                           read once for each tile of entries
 //   wt        [m, heads]                  f32, stride ld_wt              likewise
 //   pool      [pages, 64, head_dim]       BF16, keys of entries          gathered by rows, once for each token tile
+//   table     [slots, max_pages]          int32, pages of entry w / 64   read with the keys
+//   positions, sequences   [m]            int32, of each token           read first
 //   scores    [m, capacity]               f32                            written where an entry is visible
 //
 //   block = 8 warps, kTokens tokens, 128 entries; grid = (token tiles, entry tiles)
@@ -44,7 +46,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 26 "templates/index_score/kernel.cu"
+#line 28 "templates/index_score/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -66,7 +68,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 27 "templates/index_score/kernel.cu"
+#line 29 "templates/index_score/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -78,7 +80,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 28 "templates/index_score/kernel.cu"
+#line 30 "templates/index_score/kernel.cu"
 #line 1 "templates/arch/sm80/matrix.cuh"
 // Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
 
@@ -98,7 +100,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#line 29 "templates/index_score/kernel.cu"
+#line 31 "templates/index_score/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -106,7 +108,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 30 "templates/index_score/kernel.cu"
+#line 32 "templates/index_score/kernel.cu"
 #line 1 "templates/lib/pieces.cuh"
 // Rows of BF16 in shared memory as 16-byte pieces, placed so that ldmatrix meets no bank conflict.
 
@@ -118,7 +120,7 @@ __device__ __forceinline__ uint32_t piece_address(uint32_t base, int row, int pi
   const int pattern = kPieces == 4 ? row >> 1 & 3 : row & 7;
   return base + (row * kPieces + (piece ^ pattern)) * 16;
 }
-#line 31 "templates/index_score/kernel.cu"
+#line 33 "templates/index_score/kernel.cu"
 
 struct Config {
   static constexpr int kHeads = 64;
@@ -276,6 +278,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     wait_copies<0>();
     __syncthreads();  // queries and keys have arrived, and nobody reads the other queries any more
     const int next = tokens.next(token + 1);
+    // Keys stay in registers as long as the sequence is the same: a token then costs its queries only.
     if (are_new) keys.load(smem, warp, lane);
     are_new = next < end && sequences[next] != sequences[token];
     if (are_new) {
