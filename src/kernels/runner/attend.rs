@@ -89,8 +89,8 @@ impl AttendShape {
 /// | m, max_pages | by value | i32 |
 ///
 /// With `splits` > 1 [`attend_combine`] follows. One split of keys of 512 numbers runs on warpgroup MMA where the chip
-/// has it (`templates/attend_wgmma`), all else on `mma.sync` (`templates/attend`). The bits of a row depend on its position and on `splits`, on nothing
-/// else in the batch.
+/// has it (`templates/attend_wgmma`), all else on `mma.sync` (`templates/attend`). The bits of a row depend on its
+/// position and on `splits`, on nothing else in the batch.
 pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32) -> Op {
     if splits == 1 && shape.head_dim == 512 && arch.capabilities.wgmma {
         return attend_wgmma(shape, m);
