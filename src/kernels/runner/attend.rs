@@ -79,10 +79,10 @@ impl AttendShape {
 /// | kv_ring | [slots, window, head_dim] | bf16 |
 /// | pool, table | [pages, 64, head_dim], [slots, max_pages]; null without entries | bf16, i32 |
 /// | picks | [m, top_k]; null unless listed | i32 |
-/// | sinks | [heads] | f32 |
+/// | sinks | `[heads]` | f32 |
 /// | rope | [positions, rope_dim / 2] (cos, sin) | f32 pairs |
-/// | positions, sequences | [m] | i32 |
-/// | step_start, first_row | [slots] | i32 |
+/// | positions, sequences | `[m]` | i32 |
+/// | step_start, first_row | `[slots]` | i32 |
 /// | o | [m, heads * head_dim], written if `splits` is 1 | bf16 |
 /// | workspace | [`attend_workspace_bytes`], written if `splits` > 1, else null | f32 |
 /// | m_on_device | one, or null for m | i32 |
