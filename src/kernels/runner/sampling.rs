@@ -2,8 +2,8 @@
 
 use super::{Op, threads_for};
 
-/// Chooses a token from each row of logits: `(logits f32 [m, vocabulary], settings, positions [m], sequences [m], tokens
-/// [m] out, m_on_device, m)`, where `m` counts rows of logits.
+/// Chooses a token from each row of logits: `(logits f32 [m, vocabulary], settings, positions [m], sequences [m],
+/// tokens [m] out, m_on_device, m)`, where `m` counts rows of logits.
 ///
 /// `settings` are 16 bytes in device memory, so that a captured graph can be given others: temperature f32, top_p f32,
 /// seed u64. Temperature 0 takes the largest logit, ties to the lower id. A row with a NaN or an infinity gives -1.
