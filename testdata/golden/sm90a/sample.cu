@@ -7,8 +7,9 @@
 //   operand    shape                 in memory                            written / read
 //   logits     [m, vocabulary]       f32, row-major                        read; once for temperature 0
 //   settings   one                   temperature f32, top_p f32, seed u64  read
-//   positions  [m]                   int32                                 read
-//   sequences  [m]                   int32                                 read
+//   rows       [m]                   int32, or null for the row itself     row of the step that a row is of
+//   positions  [rows of the step]    int32                                 read at that row
+//   sequences  [rows of the step]    int32                                 read at that row
 //   tokens     [m]                   int32                                 written; -1 where a logit is not finite
 //
 //   block = kThreads threads, one row
@@ -43,7 +44,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 25 "templates/sample/kernel.cu"
+#line 26 "templates/sample/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -67,7 +68,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 26 "templates/sample/kernel.cu"
+#line 27 "templates/sample/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -79,7 +80,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 27 "templates/sample/kernel.cu"
+#line 28 "templates/sample/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -87,7 +88,7 @@ __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcon
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 28 "templates/sample/kernel.cu"
+#line 29 "templates/sample/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -126,7 +127,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 29 "templates/sample/kernel.cu"
+#line 30 "templates/sample/kernel.cu"
 #line 1 "templates/lib/elements.cuh"
 // Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
 
@@ -211,7 +212,7 @@ __device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
 __device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
   *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
 }
-#line 30 "templates/sample/kernel.cu"
+#line 31 "templates/sample/kernel.cu"
 
 struct Config {
   static constexpr int kVocabulary = 129280;
@@ -396,8 +397,8 @@ __device__ __forceinline__ uint64_t scramble(uint64_t z) {
 }
 
 extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
-    sample(const float* logits, const Settings* settings, const int* positions, const int* sequences, int* tokens,
-           const int* m_on_device, int m) {
+    sample(const float* logits, const Settings* settings, const int* rows, const int* positions, const int* sequences,
+           int* tokens, const int* m_on_device, int m) {
   __shared__ Shared shared;
   launch_dependents();
   wait_for_dependency();
@@ -410,8 +411,9 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
     constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
     const Row row{own_logits, own_logits[token], kLog2E / temperature};
     const Nucleus nucleus = nucleus_of(row, settings->top_p, shared);
-    const uint64_t counter = uint64_t{static_cast<uint32_t>(sequences[idx])} << 32 |
-                             static_cast<uint32_t>(positions[idx]);
+    const int step_row = rows == nullptr ? idx : rows[idx];
+    const uint64_t counter = uint64_t{static_cast<uint32_t>(sequences[step_row])} << 32 |
+                             static_cast<uint32_t>(positions[step_row]);
     const uint64_t random = scramble(scramble(settings->seed + 0x9E3779B97F4A7C15ull) + counter);
     token = token_at(row, nucleus.threshold, __umul64hi(random, nucleus.mass), shared);
   }
