@@ -301,11 +301,7 @@ impl Forward {
         let mut tokens = Vec::with_capacity(ended.len());
         for part in ended.chunks(self.model.options.head_rows() as usize) {
             let rows: Vec<i32> = part.iter().map(|(_, row)| *row).collect();
-            let slots: Vec<i32> = part.iter().map(|(slot, _)| *slot as i32).collect();
-            let positions: Vec<i32> = part.iter().map(|(slot, _)| self.length(*slot) as i32 - 1).collect();
             self.head(&rows, &mut Unobserved)?;
-            self.model.buffers.ints.upload(Part::HeadPositions, &positions)?;
-            self.model.buffers.ints.upload(Part::HeadSequences, &slots)?;
             let bucket = self.bucket(bucket_of(rows.len() as u32).unwrap_or(1));
             let stream = self.stream.raw();
             let count = rows.len() as u32;
@@ -489,7 +485,8 @@ impl Pass<'_> {
         let sampled: Value = (&buffers.sampled).into();
         let view = self.view("sampled", &buffers.sampled, 1, Element::I32);
         self.op(Kernel::Sample, "sample", &[view], |count, m| {
-            vec![(&buffers.logits).into(), (&buffers.sampling).into(), positions, sequences, sampled, count, m]
+            let settings = [(&buffers.logits).into(), (&buffers.sampling).into(), Value::Pointer(0)];
+            [&settings[..], &[positions, sequences, sampled, count, m]].concat()
         })?;
         let (ids, starts) = (self.ints(Part::TokenIds), self.ints(Part::StepStart));
         self.op(Kernel::Advance, "advance", &[], |count, m| vec![sampled, ids, positions, sequences, starts, count, m])
@@ -517,7 +514,7 @@ impl Pass<'_> {
         let count = Value::Pointer(buffers.ints.head_count());
         self.op(Kernel::Sample, "sample", &[], |_, m| {
             let settings = (&buffers.sampling).into();
-            vec![(&buffers.logits).into(), settings, positions, sequences, (&buffers.sampled).into(), count, m]
+            vec![(&buffers.logits).into(), settings, rows, positions, sequences, (&buffers.sampled).into(), count, m]
         })
     }
 }
