@@ -8,6 +8,7 @@ mod bench;
 mod context;
 mod diff;
 mod doctor;
+mod dsv4;
 mod duration;
 mod error;
 mod explain;
@@ -33,6 +34,7 @@ mod verify;
 mod voice;
 mod winners;
 
+pub use dsv4::dsv4;
 pub use error::{CliError, Exit};
 
 use std::ffi::OsString;
@@ -43,7 +45,7 @@ use context::{Paths, Target};
 /// Runs `autotune` with the words of a command line, the program's name first, and gives its exit code.
 pub fn autotune(words: impl IntoIterator<Item = OsString>) -> Exit {
     let words: Vec<OsString> = words.into_iter().collect();
-    let end = usage::parse(&words).map_or_else(|end| end, run);
+    let end = usage::parse(&words, usage::tuning_before_command).map_or_else(|end| end, run);
     end.unwrap_or_else(|error| {
         voice::complain(&error);
         error.exit()

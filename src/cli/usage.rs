@@ -6,26 +6,29 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches};
 
-use super::args::{Cli, TuneArgs};
+use super::args::TuneArgs;
 use super::voice::print;
 use super::{CliError, Exit};
 
-/// Understands the words of a command line, the program's name first.
+/// Understands the words of a command line, the program's name first. `misplaced` finds what clap lets pass.
 ///
 /// # Errors
 /// What becomes of the rest: `Ok` for `--help` and `--version`, which are printed here, and the sentence of a mistake.
-pub fn parse(words: &[OsString]) -> Result<Cli, Result<Exit, CliError>> {
-    let mut command = Cli::command();
+pub fn parse<C: CommandFactory + FromArgMatches>(
+    words: &[OsString],
+    misplaced: impl Fn(&ArgMatches) -> Option<CliError>,
+) -> Result<C, Result<Exit, CliError>> {
+    let mut command = C::command();
     let matches = command.try_get_matches_from_mut(words).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => print(&error.render().to_string()).map(|()| Exit::Done),
         _ => Err(CliError::usage(sentence(&error, named(&command, words)), hint(&error))),
     })?;
     misplaced(&matches).map_or(Ok(()), |mistake| Err(Err(mistake)))?;
-    Cli::from_arg_matches(&matches).map_err(|error| Err(CliError::usage(sentence(&error, &command), hint(&error))))
+    C::from_arg_matches(&matches).map_err(|error| Err(CliError::usage(sentence(&error, &command), hint(&error))))
 }
 
 /// A flag of tuning before another command, which clap would read and nobody would look at.
-fn misplaced(matches: &ArgMatches) -> Option<CliError> {
+pub fn tuning_before_command(matches: &ArgMatches) -> Option<CliError> {
     let after = matches.subcommand_name()?;
     let flags = TuneArgs::augment_args(Command::new(""));
     let is_given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
@@ -112,6 +115,7 @@ fn either(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::args::Cli;
 
     #[test]
     fn the_command_line_is_sound() {

@@ -8,7 +8,7 @@ use cudarc::driver::sys::{
 };
 
 use super::driver::driver;
-use super::{DeviceError, Gpu};
+use super::{Buffer, DeviceError, DevicePointer, Gpu};
 use crate::jit::Cubin;
 
 /// A loaded kernel. It keeps its module alive.
@@ -35,6 +35,40 @@ pub struct Geometry {
     pub smem_bytes: u32,
     /// Whether it may start before the launch ahead of it in the stream has ended. The kernel waits by itself.
     pub is_dependent: bool,
+}
+
+/// One value of a kernel's parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value {
+    /// An address in device memory.
+    Pointer(DevicePointer),
+    /// A 64-bit number.
+    Long(i64),
+    /// A 32-bit number.
+    Int(i32),
+    /// An f32.
+    Float(f32),
+    /// An f64.
+    Double(f64),
+}
+
+impl Value {
+    /// The value's bits in a slot wide enough for any: a narrow one is the low half, for our hosts are little-endian.
+    fn slot(self) -> u64 {
+        match self {
+            Self::Pointer(pointer) => pointer,
+            Self::Long(long) => long as u64,
+            Self::Int(int) => int as u32 as u64,
+            Self::Float(float) => float.to_bits().into(),
+            Self::Double(double) => double.to_bits(),
+        }
+    }
+}
+
+impl From<&Buffer> for Value {
+    fn from(buffer: &Buffer) -> Self {
+        Self::Pointer(buffer.pointer())
+    }
 }
 
 impl Kernel {
@@ -110,6 +144,33 @@ impl Kernel {
         };
         driver!(cuLaunchKernelEx(&config, self.function, params.as_mut_ptr(), std::ptr::null_mut()))
     }
+
+    /// As [`Kernel::launch`], with plain values.
+    ///
+    /// # Safety
+    /// As [`Kernel::launch`]; `values` are the kernel's parameters in its order.
+    ///
+    /// # Errors
+    /// As [`Kernel::launch`].
+    ///
+    /// # Panics
+    /// If there are more values than any of our kernels has parameters.
+    pub unsafe fn launch_values(
+        &self,
+        geometry: &Geometry,
+        values: &[Value],
+        stream: CUstream,
+    ) -> Result<(), DeviceError> {
+        assert!(values.len() <= MOST_VALUES, "{} has {} parameters, more than {MOST_VALUES}", self.entry, values.len());
+        let mut slots = [0u64; MOST_VALUES];
+        let mut pointers = [std::ptr::null_mut(); MOST_VALUES];
+        for (idx, value) in values.iter().enumerate() {
+            slots[idx] = value.slot();
+            pointers[idx] = (&raw mut slots[idx]).cast();
+        }
+        // SAFETY: the caller's, and each pointer leads to a slot that outlives the call.
+        unsafe { self.launch(geometry, &mut pointers[..values.len()], stream) }
+    }
 }
 
 impl Drop for Kernel {
@@ -118,3 +179,6 @@ impl Drop for Kernel {
         let _ = driver!(cuModuleUnload(self.module));
     }
 }
+
+/// More parameters than any of our kernels has.
+const MOST_VALUES: usize = 40;

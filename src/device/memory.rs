@@ -75,11 +75,23 @@ impl Buffer {
     /// # Panics
     /// If they do not fit.
     pub fn upload<T: Plain>(&self, values: &[T]) -> Result<(), DeviceError> {
-        assert!(size_of_val(values) <= self.bytes, "{} bytes do not fit in {}", size_of_val(values), self.bytes);
+        self.upload_at(0, values)
+    }
+
+    /// Writes `values` from byte `offset` on, and waits.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the context is lost.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub fn upload_at<T: Plain>(&self, offset: usize, values: &[T]) -> Result<(), DeviceError> {
+        let bytes = size_of_val(values);
+        assert!(offset + bytes <= self.bytes, "{bytes} bytes at {offset} do not fit in {}", self.bytes);
         if values.is_empty() {
             return Ok(());
         }
-        driver!(cuMemcpyHtoD_v2(self.pointer, values.as_ptr().cast::<c_void>(), size_of_val(values)))?;
+        driver!(cuMemcpyHtoD_v2(self.pointer + offset as u64, values.as_ptr().cast::<c_void>(), bytes))?;
         // From pageable memory the copy may return before the bytes have landed, and our streams do not wait for it.
         driver!(cuCtxSynchronize())
     }
@@ -92,11 +104,23 @@ impl Buffer {
     /// # Panics
     /// If there are not as many.
     pub fn download<T: Plain>(&self, count: usize) -> Result<Vec<T>, DeviceError> {
-        assert!(count * size_of::<T>() <= self.bytes, "{count} values are more than {} bytes", self.bytes);
+        self.download_at(0, count)
+    }
+
+    /// Reads `count` values from byte `offset` on, after everything that was launched before.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the context is lost.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn download_at<T: Plain>(&self, offset: usize, count: usize) -> Result<Vec<T>, DeviceError> {
+        let bytes = count * size_of::<T>();
+        assert!(offset + bytes <= self.bytes, "{bytes} bytes at {offset} are more than {} bytes", self.bytes);
         let mut values = vec![T::default(); count];
         if count > 0 {
             driver!(cuCtxSynchronize())?;
-            driver!(cuMemcpyDtoH_v2(values.as_mut_ptr().cast::<c_void>(), self.pointer, count * size_of::<T>()))?;
+            driver!(cuMemcpyDtoH_v2(values.as_mut_ptr().cast::<c_void>(), self.pointer + offset as u64, bytes))?;
         }
         Ok(values)
     }

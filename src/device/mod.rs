@@ -13,7 +13,7 @@ mod tensor_map;
 pub use clocks::{ClockSample, Clocks};
 pub use driver::DeviceError;
 pub use graph::{Event, Graph, Stream};
-pub use kernel::{Geometry, Kernel};
+pub use kernel::{Geometry, Kernel, Value};
 pub use memory::{Buffer, DevicePointer, Plain};
 pub use tensor_map::{TensorMap, TensorShape};
 

@@ -78,22 +78,50 @@ impl Bound {
         is_dependent: bool,
     ) -> Result<(), LaunchError> {
         args.validate(&self.problem, &self.plan)?;
-        for (launch, kernel) in self.plan.launches.iter().zip(&self.kernels) {
-            let mut values = Values::new(args);
-            for param in &launch.params {
-                values.push(param)?;
-            }
-            let geometry = Geometry {
-                grid: launch.grid,
-                threads: launch.threads,
-                smem_bytes: launch.smem_bytes,
-                is_dependent: is_dependent && self.can_overlap,
-            };
-            // SAFETY: the family lists the kernel's parameters in its order (a test compares their sizes with what the
-            // driver says), and the caller answers for the addresses.
-            unsafe { kernel.launch(&geometry, values.pointers(), stream.cast())? };
+        for idx in 0..self.plan.launches.len() {
+            // SAFETY: passed on to the caller.
+            unsafe { self.launch_one(idx, args, stream, is_dependent)? };
         }
         Ok(())
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Launches one of the plan's launches, for a caller that has something to do between them.
+    ///
+    /// # Safety
+    /// As [`Bound::launch`].
+    ///
+    /// # Errors
+    /// As [`Bound::launch`].
+    ///
+    /// # Panics
+    /// If the plan has no launch `idx`.
+    pub unsafe fn launch_one(
+        &self,
+        idx: usize,
+        args: &LaunchArgs,
+        stream: *mut c_void,
+        is_dependent: bool,
+    ) -> Result<(), LaunchError> {
+        args.validate(&self.problem, &self.plan)?;
+        let (launch, kernel) = (&self.plan.launches[idx], &self.kernels[idx]);
+        let mut values = Values::new(args);
+        for param in &launch.params {
+            values.push(param)?;
+        }
+        let geometry = Geometry {
+            grid: launch.grid,
+            threads: launch.threads,
+            smem_bytes: launch.smem_bytes,
+            is_dependent: is_dependent && self.can_overlap,
+        };
+        // SAFETY: the family lists the kernel's parameters in its order (a test compares their sizes with what the
+        // driver says), and the caller answers for the addresses.
+        Ok(unsafe { kernel.launch(&geometry, values.pointers(), stream.cast())? })
     }
 }
 

@@ -12,6 +12,7 @@ mod moe_mma;
 mod moe_wgmma;
 mod pack;
 mod plan;
+pub mod runner;
 mod space;
 mod stream;
 mod tools;
@@ -25,7 +26,8 @@ pub use pack::{SCAN_RANGE_START, pack, pack_scan};
 pub use plan::{BoxBase, BoxMap, Launch, Operand, Param, Plan, Work};
 pub use space::{Axis, Rejection, Rule, Space, space};
 pub use tools::{
-    COMPARE_BLOCKS, COMPARE_FIELDS, FillKind, compare, fill, probe, reference, reference_moe, sabotage, stream,
+    COMPARE_BLOCKS, COMPARE_FIELDS, FillKind, compare, fill, probe, random_codes, random_mean_square, random_scales,
+    reference, reference_moe, sabotage, stream,
 };
 
 use crate::arch::{ArchSpec, GpuSpec};

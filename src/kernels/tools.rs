@@ -6,7 +6,7 @@ use super::dense_mma::out_word;
 use super::plan::word_of;
 use crate::codegen::Request;
 use crate::problem::Output;
-use crate::quant::WeightFormat;
+use crate::quant::{WeightFormat, e2m1, e4m3, ue8m0};
 
 /// What [`fill`] writes; the numbers are those of `templates/fill`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,44 @@ pub enum FillKind {
 /// Random data: `(out, count, kind, low, high, seed)`.
 pub fn fill() -> Request {
     Request { template: "fill", values: BTreeMap::new(), wgmma_tokens: None }
+}
+
+/// How random codes of `format` are filled in: the kind, and how many elements `bytes` of them are.
+pub fn random_codes(format: WeightFormat, bytes: usize) -> (FillKind, usize) {
+    match format {
+        WeightFormat::Nvfp4 | WeightFormat::Mxfp4 => (FillKind::E2m1, bytes),
+        WeightFormat::Fp8 => (FillKind::E4m3, bytes),
+        WeightFormat::Bf16 => (FillKind::Bf16, bytes / 2),
+    }
+}
+
+/// Ends of random scale bytes: a few binades, as weights have. `None` where there are no scales.
+pub fn random_scales(format: WeightFormat) -> Option<[u8; 2]> {
+    match format {
+        WeightFormat::Nvfp4 => Some([0x30, 0x47]),
+        WeightFormat::Mxfp4 => Some([120, 125]),
+        WeightFormat::Fp8 => Some([121, 125]),
+        WeightFormat::Bf16 => None,
+    }
+}
+
+/// Mean square of a random weight, before alpha: codes and scales are independent, so their mean squares multiply.
+pub fn random_mean_square(format: WeightFormat) -> f64 {
+    let mean = |values: &mut dyn Iterator<Item = f32>| {
+        let squares: Vec<f64> = values.map(|value| f64::from(value).powi(2)).collect();
+        squares.iter().sum::<f64>() / squares.len() as f64
+    };
+    let scales = |decode: fn(u8) -> f32| match random_scales(format) {
+        Some([low, high]) => mean(&mut (low..=high).map(decode)),
+        None => 1.0,
+    };
+    match format {
+        WeightFormat::Nvfp4 => mean(&mut (0..16).map(e2m1::decode)) * scales(e4m3::decode),
+        WeightFormat::Mxfp4 => mean(&mut (0..16).map(e2m1::decode)) * scales(ue8m0::decode),
+        // What `templates/fill` makes of kind 1: magnitude bytes from 0x10, 0x48 of them.
+        WeightFormat::Fp8 => mean(&mut (0x10..0x58).map(e4m3::decode)) * scales(ue8m0::decode),
+        WeightFormat::Bf16 => 1.0 / 3.0,
+    }
 }
 
 /// The f64 product of raw weights: `(codes, scales, a, row_of, tiles, r, lda, ldr, group_code_bytes, group_scale_bytes,

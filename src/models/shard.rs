@@ -104,6 +104,8 @@ pub enum InventoryError {
 fn part(whole: Whole, by: &'static str, ranks: u32, multiple: u32) -> Result<u32, InventoryError> {
     let Whole { op, axis, size } = whole;
     match ranks.checked_mul(multiple) {
+        // Nothing is cut, so a small model may have parts of any size.
+        _ if ranks == 1 && size > 0 => Ok(size),
         Some(step) if step > 0 && size >= step && size.is_multiple_of(step) => Ok(size / ranks),
         _ => Err(InventoryError::Split { op, axis, size, by, ranks, multiple }),
     }

@@ -4,8 +4,10 @@ mod bench;
 mod markdown;
 mod peers;
 mod readme;
+mod runner;
 
 pub use bench::{BenchMeta, BenchReport, BenchRow, MOST_RATIO, PeerTime};
 pub use markdown::table;
 pub use peers::{PeerError, PeerRow, Peers};
 pub use readme::{ReadmeError, readme_block, replace_block};
+pub use runner::{CellTimes, OpTime, RunnerCell, RunnerMeta, RunnerReport, StepTime, runner_table};

@@ -7,7 +7,12 @@ mod context;
 mod dense;
 mod experts;
 mod moe;
+mod oracles;
 mod recovery;
+mod runner_attention;
+mod runner_entries;
+mod runner_step;
+mod runner_timings;
 mod serving;
 
 use std::process::ExitCode;
@@ -22,8 +27,17 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !HARNESS_FLAGS.contains(&word.as_str())).collect();
     let is_list = words.iter().any(|word| word == "--list");
     let filter = words.iter().find(|word| !word.starts_with("--")).cloned().unwrap_or_default();
-    let rooms = [bits::cases(), dense::cases(), moe::cases(), experts::cases(), serving::cases(), recovery::cases()];
+    let rooms = [
+        bits::cases(),
+        dense::cases(),
+        moe::cases(),
+        experts::cases(),
+        serving::cases(),
+        oracles::cases(),
+        recovery::cases(),
+    ];
     let mut cases: Vec<Case> = rooms.into_iter().flatten().collect();
+    cases.extend([runner_attention::cases(), runner_entries::cases(), runner_timings::cases()].into_iter().flatten());
     cases.retain(|case| case.name.contains(&filter));
     if is_list {
         cases.iter().for_each(|case| println!("{}", case.name));

@@ -70,7 +70,7 @@ pub struct Config {
 }
 
 /// What a layer's attention looks at beside the sliding window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LayerKind {
     /// Nothing (`compress_ratios` entry 0).
     Swa,

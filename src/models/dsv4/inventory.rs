@@ -14,11 +14,19 @@ use crate::quant::WeightFormat;
 /// [`InventoryError`] if `tp` or `ep` is no power of two, if `tp` is above `o_groups`, or if a part is no whole number
 /// of heads, of experts, of 64 inner rows (the slab of k that packing pads to), or of FP8's blocks of 128.
 pub fn inventory(config: &Config, checkpoint: Checkpoint, shard: Shard) -> Result<Vec<Op>, InventoryError> {
+    inventory_of(config, Formats::of(checkpoint), shard)
+}
+
+/// As [`inventory`], with the formats that a file was found to have.
+///
+/// # Errors
+/// As [`inventory`].
+pub fn inventory_of(config: &Config, formats: Formats, shard: Shard) -> Result<Vec<Op>, InventoryError> {
     shard.check()?;
     if shard.tp > config.o_groups {
         return Err(InventoryError::Groups { op: WO_A, groups: config.o_groups, tp: shard.tp });
     }
-    let rank = Rank { config, formats: Formats::of(checkpoint), shard };
+    let rank = Rank { config, formats, shard };
     let mut ops = vec![rank.hyper_connection("hc_attn_fn")];
     ops.extend(rank.attention()?);
     ops.extend(rank.compressors());
@@ -28,23 +36,31 @@ pub fn inventory(config: &Config, checkpoint: Checkpoint, shard: Shard) -> Resul
     Ok(ops)
 }
 
-/// Formats of the ops that differ between checkpoints; all others keep their native one.
-#[derive(Clone, Copy)]
-struct Formats {
-    /// `wq_a`, `wkv`, `wq_b`, `wo_b` and the shared expert.
-    projections: WeightFormat,
+/// Formats of the ops that differ between checkpoints; all others are BF16, or F32, in each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Formats {
+    /// `wq_a`, `wkv`, `wq_b`, `wo_b`.
+    pub attention: WeightFormat,
+    /// `wo_a`, which full NVFP4 checkpoints leave as it is.
+    pub wo_a: WeightFormat,
+    /// `indexer.wq_b`.
+    pub index_q: WeightFormat,
+    /// The shared expert.
+    pub shared: WeightFormat,
     /// Routed experts.
-    experts: WeightFormat,
+    pub experts: WeightFormat,
 }
 
 impl Formats {
-    fn of(checkpoint: Checkpoint) -> Self {
+    /// Those of a published form.
+    pub fn of(checkpoint: Checkpoint) -> Self {
         let (projections, experts) = match checkpoint {
             Checkpoint::Native => (WeightFormat::Fp8, WeightFormat::Mxfp4),
             Checkpoint::Nvfp4 => (WeightFormat::Fp8, WeightFormat::Nvfp4),
             Checkpoint::Nvfp4Full => (WeightFormat::Nvfp4, WeightFormat::Nvfp4),
         };
-        Self { projections, experts }
+        let (wo_a, index_q) = (WeightFormat::Fp8, WeightFormat::Fp8);
+        Self { attention: projections, wo_a, index_q, shared: projections, experts }
     }
 }
 
@@ -69,12 +85,12 @@ impl Rank<'_> {
         let wq_b = Matrix::new(&[(WQ_B, q_part)], q_rank);
         let wo_a = Matrix::new(&[(WO_A, o_rank)], q_rows / o_groups).grouped(groups_part);
         let wo_b = Matrix::new(&[(WO_B, hidden)], z_part);
-        let projections = self.formats.projections;
+        let Formats { attention, wo_a: wo_a_format, .. } = self.formats;
         Ok([
-            gemm("attn.fused_wqa_wkv", count, projections, wqa_wkv),
-            gemm(WQ_B, count, projections, wq_b),
-            gemm(WO_A, count, WeightFormat::Fp8, wo_a),
-            gemm(WO_B, count, projections, wo_b),
+            gemm("attn.fused_wqa_wkv", count, attention, wqa_wkv),
+            gemm(WQ_B, count, attention, wq_b),
+            gemm(WO_A, count, wo_a_format, wo_a),
+            gemm(WO_B, count, attention, wo_b),
         ])
     }
 
@@ -93,7 +109,7 @@ impl Rank<'_> {
         [
             gemm_f32("attn.compressor.csa.fused_wkv_wgate", csa_count, csa_rows),
             gemm_f32("attn.compressor.hca.fused_wkv_wgate", hca_count, hca_rows),
-            gemm("attn.indexer.wq_b", csa_count, WeightFormat::Fp8, wq_b),
+            gemm("attn.indexer.wq_b", csa_count, self.formats.index_q, wq_b),
             gemm_f32("attn.indexer.compressor.fused_wkv_wgate", csa_count, index_rows),
             gemm_f32("attn.indexer.weights_proj", csa_count, weights_proj),
         ]
@@ -103,17 +119,17 @@ impl Rank<'_> {
     fn feed_forward(&self) -> Result<[Op; 4], InventoryError> {
         let &Config { hidden, experts, shared_experts, intermediate, .. } = self.config;
         let count = self.config.layers();
-        let projections = self.formats.projections;
+        let shared = self.formats.shared;
         let inner = Whole { op: SHARED_DOWN, axis: "k", size: shared_experts * intermediate };
-        let inner_part = self.shard.tp_part(inner, inner_multiple(projections))?;
+        let inner_part = self.shard.tp_part(inner, inner_multiple(shared))?;
 
         let gate = Matrix::new(&[("ffn.gate", experts)], hidden);
         let gate_up = [("ffn.shared_experts.w1", inner_part), ("ffn.shared_experts.w3", inner_part)];
         let down = Matrix::new(&[("ffn.shared_experts.w2", hidden)], inner_part);
         Ok([
             gemm_f32("ffn.gate", count, gate),
-            swiglu("ffn.shared.gate_up", count, projections, Matrix::new(&gate_up, hidden)),
-            gemm(SHARED_DOWN, count, projections, down),
+            swiglu("ffn.shared.gate_up", count, shared, Matrix::new(&gate_up, hidden)),
+            gemm(SHARED_DOWN, count, shared, down),
             self.routed_experts()?,
         ])
     }

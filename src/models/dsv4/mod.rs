@@ -6,12 +6,16 @@
 
 mod config;
 pub mod config_file;
+mod footprint;
+pub mod forward;
 mod inventory;
+pub mod prompt;
 pub mod reference;
 pub mod weights;
 
 pub use config::{Config, LayerKind, Yarn};
-pub use inventory::inventory;
+pub use footprint::{Footprint, IndexFormat, KvFormat, Load, floor_us, layers_that_fit};
+pub use inventory::{Formats, inventory, inventory_of};
 
 use super::Model;
 

@@ -1,12 +1,12 @@
 //! The kernels that make data and check results, loaded once, launched with plain values.
 
 use std::collections::HashMap;
-use std::ffi::c_void;
 use std::sync::Arc;
 
 use super::LiveError;
 use crate::check::{Comparison, slope};
 use crate::codegen::{self, Request};
+pub(super) use crate::device::Value;
 use crate::device::{Buffer, DevicePointer, Geometry, Gpu, Kernel, Stream};
 use crate::jit::Jit;
 use crate::kernels::{self, COMPARE_BLOCKS, COMPARE_FIELDS, FillKind};
@@ -19,21 +19,6 @@ pub(super) struct Toolbox {
     loaded: HashMap<Request, Arc<Kernel>>,
     // Last: what is above is destroyed in a context that must still be there.
     pub gpu: Arc<Gpu>,
-}
-
-/// One value of a tool's parameter.
-#[derive(Clone, Copy)]
-pub(super) enum Value {
-    Pointer(DevicePointer),
-    Long(i64),
-    Int(i32),
-    Double(f64),
-}
-
-impl From<&Buffer> for Value {
-    fn from(buffer: &Buffer) -> Self {
-        Self::Pointer(buffer.pointer())
-    }
 }
 
 impl Toolbox {
@@ -58,20 +43,10 @@ impl Toolbox {
     /// Launches the tool `request` with `values`, in order on this toolbox's stream.
     pub fn run(&mut self, request: &Request, grid: [u32; 3], values: &[Value]) -> Result<(), LiveError> {
         let kernel = self.kernel(request, 0)?;
-        let mut slots: Vec<u64> = values
-            .iter()
-            .map(|value| match *value {
-                Value::Pointer(pointer) => pointer,
-                Value::Long(long) => long as u64,
-                Value::Int(int) => int as u32 as u64,
-                Value::Double(double) => double.to_bits(),
-            })
-            .collect();
-        let mut pointers: Vec<*mut c_void> = slots.iter_mut().map(|slot| (slot as *mut u64).cast()).collect();
         let geometry = Geometry { grid, threads: TOOL_THREADS, smem_bytes: 0, is_dependent: false };
         // SAFETY: the tools are our own; each caller passes the values that the tool's doc lists, and buffers that it
-        // keeps until it has waited for the stream. Slots are wide enough for any value, low bytes first.
-        unsafe { kernel.launch(&geometry, &mut pointers, self.stream.raw())? };
+        // keeps until it has waited for the stream.
+        unsafe { kernel.launch_values(&geometry, values, self.stream.raw())? };
         Ok(())
     }
 

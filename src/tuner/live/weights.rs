@@ -4,7 +4,7 @@ use super::LiveError;
 use super::tools::{Toolbox, Value};
 use crate::device::{Buffer, DevicePointer};
 use crate::kernels::{self, FillKind, SCAN_RANGE_START};
-use crate::quant::{self, ExponentRange, PackedLayout, Rebase, WeightFormat, e2m1, e4m3, ue8m0};
+use crate::quant::{self, ExponentRange, PackedLayout, Rebase, WeightFormat};
 
 /// Raw matrices `[groups][n, k]` of one format in device memory.
 pub(super) struct RawWeights {
@@ -31,14 +31,9 @@ impl RawWeights {
             (groups * code_bytes(format, n, k), groups * scale_bytes(format, n, k, is_gate_up));
         let codes = Buffer::new(&tools.gpu, code_bytes)?;
         let scales = Buffer::new(&tools.gpu, scale_bytes)?;
-        let kind = match format {
-            WeightFormat::Nvfp4 | WeightFormat::Mxfp4 => FillKind::E2m1,
-            WeightFormat::Fp8 => FillKind::E4m3,
-            WeightFormat::Bf16 => FillKind::Bf16,
-        };
-        let elements = if format == WeightFormat::Bf16 { code_bytes / 2 } else { code_bytes };
+        let (kind, elements) = kernels::random_codes(format, code_bytes);
         tools.fill(&codes, elements, kind, [0, 0], seed)?;
-        if let Some(range) = scale_range(format) {
+        if let Some(range) = kernels::random_scales(format) {
             tools.fill(&scales, scale_bytes, FillKind::Range, range, seed ^ 0x5CA1E)?;
         }
         Ok(Self { format, groups, n, k, is_gate_up, codes, scales })
@@ -135,7 +130,7 @@ impl RawWeights {
 
     /// Mean square of a weight before alpha.
     pub fn mean_square(&self) -> f64 {
-        mean_square(self.format)
+        kernels::random_mean_square(self.format)
     }
 }
 
@@ -156,34 +151,5 @@ fn scale_bytes(format: WeightFormat, n: usize, k: usize, is_gate_up: bool) -> us
         WeightFormat::Fp8 if is_gate_up => 2 * (n / 2).div_ceil(128) * k.div_ceil(128),
         WeightFormat::Fp8 => n.div_ceil(128) * k.div_ceil(128),
         WeightFormat::Bf16 => 0,
-    }
-}
-
-/// Scale bytes from `.0` to `.1`: a few binades, as weights have.
-fn scale_range(format: WeightFormat) -> Option<[u8; 2]> {
-    match format {
-        WeightFormat::Nvfp4 => Some([0x30, 0x47]),
-        WeightFormat::Mxfp4 => Some([120, 125]),
-        WeightFormat::Fp8 => Some([121, 125]),
-        WeightFormat::Bf16 => None,
-    }
-}
-
-/// Codes and scales are independent, so their mean squares multiply.
-fn mean_square(format: WeightFormat) -> f64 {
-    let mean = |values: &mut dyn Iterator<Item = f32>| {
-        let squares: Vec<f64> = values.map(|value| f64::from(value).powi(2)).collect();
-        squares.iter().sum::<f64>() / squares.len() as f64
-    };
-    let scales = |decode: fn(u8) -> f32| {
-        let [low, high] = scale_range(format).expect("formats with scales have a range");
-        mean(&mut (low..=high).map(decode))
-    };
-    match format {
-        WeightFormat::Nvfp4 => mean(&mut (0..16).map(e2m1::decode)) * scales(e4m3::decode),
-        WeightFormat::Mxfp4 => mean(&mut (0..16).map(e2m1::decode)) * scales(ue8m0::decode),
-        // What `templates/fill` makes of kind 1: magnitude bytes from 0x10, 0x48 of them.
-        WeightFormat::Fp8 => mean(&mut (0x10..0x58).map(e4m3::decode)) * scales(ue8m0::decode),
-        WeightFormat::Bf16 => 1.0 / 3.0,
     }
 }

@@ -18,7 +18,7 @@ mod matrix;
 mod observer;
 mod options;
 mod pass;
-mod rope;
+pub(in crate::models::dsv4) mod rope;
 mod rounding;
 
 pub use activations::{ActivationEntry, ActivationLog, ActivationWarning};

@@ -4,16 +4,16 @@ use crate::models::dsv4::{Config, LayerKind, Yarn};
 
 /// Angles per position of the pairs `(2i, 2i + 1)` at the end of a head.
 #[derive(Clone, Debug)]
-pub(super) struct Rope {
+pub(in crate::models::dsv4) struct Rope {
     frequencies: Vec<f64>,
 }
 
 /// Cosine and sine of each pair at one position.
-pub(super) type Turn = Vec<(f32, f32)>;
+pub(in crate::models::dsv4) type Turn = Vec<(f32, f32)>;
 
 impl Rope {
     /// The rotation that layers of `kind` use for everything: queries, keys, compressed entries, indexer.
-    pub(super) fn new(config: &Config, kind: LayerKind) -> Self {
+    pub(in crate::models::dsv4) fn new(config: &Config, kind: LayerKind) -> Self {
         let pairs = config.rope_dim / 2;
         let frequency = |base: f64, pair: u32| base.powf(-f64::from(2 * pair) / f64::from(config.rope_dim));
         let frequencies = match kind {
@@ -28,7 +28,7 @@ impl Rope {
     }
 
     /// What `position` turns by. Angles are f64: at a million tokens an f32 knows them to a sixteenth of a turn.
-    pub(super) fn at(&self, position: usize) -> Turn {
+    pub(in crate::models::dsv4) fn at(&self, position: usize) -> Turn {
         let cos_sin = |frequency: &f64| {
             let (sin, cos) = (position as f64 * frequency).sin_cos();
             (cos as f32, sin as f32)

@@ -1,0 +1,32 @@
+//! The command line of `dsv4`, which runs DeepSeek-V4. Voices and exit codes are those of all commands here.
+
+mod args;
+mod bench;
+mod bench_args;
+mod compare;
+mod numerics_args;
+mod token_list;
+
+use std::ffi::OsString;
+
+use super::{CliError, Exit, usage, voice};
+use args::{Cli, Command};
+
+/// Runs `dsv4` with the words of a command line, the program's name first, and gives its exit code.
+pub fn dsv4(words: impl IntoIterator<Item = OsString>) -> Exit {
+    let words: Vec<OsString> = words.into_iter().collect();
+    let end = usage::parse(&words, |_| None).map_or_else(|end| end, run);
+    end.unwrap_or_else(|error| {
+        voice::complain(&error);
+        error.exit()
+    })
+}
+
+fn run(cli: Cli) -> Result<Exit, CliError> {
+    let is_json = cli.common.json;
+    match cli.command {
+        Command::Compare(args) => compare::run(&args, is_json),
+        Command::Bench(args) => bench::run(&args, is_json),
+        _ => Err(CliError::failed("not yet", None)),
+    }
+}

@@ -1,0 +1,139 @@
+//! Attention over a sliding window and compressed entries, with sinks: the key is also the value.
+
+use super::{Op, PAGE_ENTRIES, request};
+use crate::arch::ArchSpec;
+
+/// Sizes of one layer's attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttendShape {
+    /// Query heads; they share one key.
+    pub heads: u32,
+    /// Numbers of a key: a multiple of 64.
+    pub head_dim: u32,
+    /// The last of them that are rotated.
+    pub rope_dim: u32,
+    /// Positions of the sliding window, the token's own among them.
+    pub window: u32,
+    /// What is attended beyond the window.
+    pub compressed: Compressed,
+}
+
+/// Which compressed entries a token attends. Entry w is visible at position t if w < (t + 1) / ratio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compressed {
+    /// None: the window is all.
+    None,
+    /// Those of its list, which holds the first min(visible, `top_k`) numbers of the row.
+    Listed {
+        /// Tokens of an entry.
+        ratio: u32,
+        /// Length of a list.
+        top_k: u32,
+    },
+    /// All visible ones.
+    All {
+        /// Tokens of an entry.
+        ratio: u32,
+    },
+}
+
+impl AttendShape {
+    /// Keys that are fetched together, of what fits in the shared memory of `arch`. Splits end on such tiles.
+    fn key_tile(&self, arch: &ArchSpec) -> u32 {
+        if self.smem_bytes(16, 64) <= arch.smem_per_block { 64 } else { 32 }
+    }
+
+    /// Heads of a block: as many as fit, but enough blocks to fill a chip. Their number changes no bit of the result.
+    fn head_tile(&self, arch: &ArchSpec, rows: u32) -> u32 {
+        let key_tile = self.key_tile(arch);
+        let suits = |tile: &u32| {
+            self.smem_bytes(*tile, key_tile) <= arch.smem_per_block
+                && *tile < self.heads + 16
+                && rows * self.heads.div_ceil(*tile) >= FEW_BLOCKS
+        };
+        [64, 32].into_iter().find(suits).unwrap_or(16)
+    }
+
+    /// Queries, two tiles of keys, probabilities, and for each head 16 sums and 3 numbers.
+    fn smem_bytes(&self, head_tile: u32, key_tile: u32) -> u32 {
+        2 * self.head_dim * (head_tile + 2 * key_tile) + 2 * head_tile * key_tile + 4 * 19 * head_tile
+    }
+
+    /// Kind, ratio and list length as the templates take them.
+    fn compressed_numbers(&self) -> (&'static str, u32, u32) {
+        match self.compressed {
+            Compressed::None => ("Compressed::kNone", 1, 0),
+            Compressed::Listed { ratio, top_k } => ("Compressed::kListed", ratio, top_k),
+            Compressed::All { ratio } => ("Compressed::kAll", ratio, 0),
+        }
+    }
+}
+
+/// Attention of up to `m` tokens, each over its own keys, rotated back (spec 2.7 and 2.8): `(q, kv_step, kv_ring, pool,
+/// table, picks, sinks, rope, positions, sequences, step_start, first_row, o, workspace, m_on_device, m, max_pages)`.
+///
+/// | parameter | shape | element |
+/// |---|---|---|
+/// | q | [m, heads * head_dim], rotated | bf16 |
+/// | kv_step | [m, head_dim] | bf16 |
+/// | kv_ring | [slots, window, head_dim] | bf16 |
+/// | pool, table | [pages, 64, head_dim], [slots, max_pages]; null without entries | bf16, i32 |
+/// | picks | [m, top_k]; null unless listed | i32 |
+/// | sinks | [heads] | f32 |
+/// | rope | [positions, rope_dim / 2] (cos, sin) | f32 pairs |
+/// | positions, sequences | [m] | i32 |
+/// | step_start, first_row | [slots] | i32 |
+/// | o | [m, heads * head_dim], written if `splits` is 1 | bf16 |
+/// | workspace | [`attend_workspace_bytes`], written if `splits` > 1, else null | f32 |
+/// | m_on_device | one, or null for m | i32 |
+/// | m, max_pages | by value | i32 |
+///
+/// With `splits` > 1 [`attend_combine`] follows. The bits of a row depend on its position and on `splits`, on nothing
+/// else in the batch.
+pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32) -> Op {
+    let (key_tile, head_tile) = (shape.key_tile(arch), shape.head_tile(arch, m * splits));
+    let (compressed, ratio, top_k) = shape.compressed_numbers();
+    let smem_bytes = shape.smem_bytes(head_tile, key_tile);
+    let values = [
+        ("compressed", compressed.into()),
+        ("head_dim", shape.head_dim.into()),
+        ("head_tile", head_tile.into()),
+        ("heads", shape.heads.into()),
+        ("is_partial", (splits > 1).into()),
+        ("key_tile", key_tile.into()),
+        ("page_entries", PAGE_ENTRIES.into()),
+        ("ratio", ratio.into()),
+        ("rope_dim", shape.rope_dim.into()),
+        ("smem_bytes", smem_bytes.into()),
+        ("top_k", top_k.into()),
+        ("window", shape.window.into()),
+    ];
+    let grid = [m, shape.heads.div_ceil(head_tile), splits];
+    Op { kernel: request("attend", values), grid, threads: 256, smem_bytes }
+}
+
+/// Merges the splits of [`attend`] in ascending order: `(workspace, sinks, rope, positions, o, m_on_device, m, splits)`,
+/// the arrays as there, m and splits i32.
+pub fn attend_combine(shape: &AttendShape, arch: &ArchSpec, m: u32) -> Op {
+    let (compressed, ratio, top_k) = shape.compressed_numbers();
+    let values = [
+        ("compressed", compressed.into()),
+        ("head_dim", shape.head_dim.into()),
+        ("heads", shape.heads.into()),
+        ("key_tile", shape.key_tile(arch).into()),
+        ("ratio", ratio.into()),
+        ("rope_dim", shape.rope_dim.into()),
+        ("top_k", top_k.into()),
+        ("window", shape.window.into()),
+    ];
+    let threads = shape.head_dim / 4;
+    Op { kernel: request("attend_combine", values), grid: [m, shape.heads, 1], threads, smem_bytes: 0 }
+}
+
+/// Bytes of the workspace of [`attend`]: for each split, token and head an f32 sum of values, a maximum and a sum.
+pub fn attend_workspace_bytes(shape: &AttendShape, m: u32, splits: u32) -> u64 {
+    if splits > 1 { 4 * u64::from(m) * u64::from(splits * shape.heads) * u64::from(shape.head_dim + 2) } else { 0 }
+}
+
+/// Fewer blocks than this leave a large chip with nothing to do.
+const FEW_BLOCKS: u32 = 120;

@@ -1,0 +1,62 @@
+//! Which experts a token goes to, and rows of tokens against rows of slots.
+
+use super::{Op, float_word, threads_for};
+
+/// How tokens choose experts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Route {
+    /// Experts of the layer.
+    pub experts: u32,
+    /// Experts of a token, at most 32.
+    pub top_k: u32,
+    /// What the normalised weights are multiplied by.
+    pub scale: f32,
+    /// Tokens of the vocabulary, for layers that choose by token id; `None` chooses by score.
+    pub hashed_vocabulary: Option<u32>,
+}
+
+/// Rows of tokens and of their slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotRows {
+    /// Slots of a token.
+    pub top_k: u32,
+    /// Columns of a row, a multiple of 8.
+    pub hidden: u32,
+}
+
+/// Experts and weights of each token: `(logits f32 [m, experts], bias f32 [experts] or null, tid2eid [vocabulary,
+/// top_k] or null, token_ids [m], experts [m, top_k], weights f32 [m, top_k], m_on_device, m)`.
+///
+/// A score is `sqrt(softplus(logit))`. Experts are those of the largest `score + bias`, in descending order, ties to
+/// the lower index; or the row of `tid2eid`. Weights are scores over their sum, times the scale. A logit that is not
+/// finite makes every weight of its token NaN, and so does a token id or a table entry out of range; the experts are
+/// within range nevertheless.
+pub fn route(m: u32, shape: &Route) -> Op {
+    let warps = m.clamp(1, 4);
+    let fields = [
+        ("experts", shape.experts.into()),
+        ("top_k", shape.top_k.into()),
+        ("scale", float_word(shape.scale)),
+        ("is_hashed", shape.hashed_vocabulary.is_some().into()),
+        ("vocabulary", shape.hashed_vocabulary.unwrap_or(0).into()),
+        ("warps", warps.into()),
+    ];
+    Op::new("route", fields, [m.div_ceil(warps), 1, 1], warps * 32)
+}
+
+/// Sums each token's slots: `(y bf16 [m * top_k, hidden], weights f32 [m, top_k], out bf16 [m, hidden], m_on_device,
+/// m)`.
+///
+/// `out[t] = sum over s, ascending, of weights[t][s] * y[t * top_k + s]`, f32 with one rounding at the end.
+pub fn combine_slots(m: u32, shape: SlotRows) -> Op {
+    let threads = threads_for(shape.hidden / 8, 256);
+    let fields = [("hidden", shape.hidden.into()), ("top_k", shape.top_k.into())];
+    Op::new("combine_slots", fields, [(shape.hidden / 8).div_ceil(threads), m, 1], threads)
+}
+
+/// Copies each token's row to its slots: `(x bf16 [m, hidden], out bf16 [m * top_k, hidden], m_on_device, m)`.
+pub fn expand_rows(m: u32, shape: SlotRows) -> Op {
+    let threads = threads_for(shape.hidden / 8, 256);
+    let fields = [("hidden", shape.hidden.into()), ("top_k", shape.top_k.into())];
+    Op::new("expand_rows", fields, [(shape.hidden / 8).div_ceil(threads), m, 1], threads)
+}

@@ -1,0 +1,132 @@
+//! Residual streams: where they start, how hyper-connections mix them around a sublayer, what leaves them.
+
+use super::{Element, Op, float_word, threads_for};
+
+/// The four residual streams of a model and how they are kept: `[m, STREAMS, hidden]` of `element`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Connection {
+    /// Length of a stream, a multiple of 64.
+    pub hidden: u32,
+    /// What streams are stored as.
+    pub element: Element,
+    /// Whether this is the head's connection, which only reads: 4 mixing values in place of 24.
+    pub is_head: bool,
+    /// Added to the mean square of every RMS norm.
+    pub norm_epsilon: f32,
+    /// Added to mixing weights and to the sums that they are divided by.
+    pub hc_epsilon: f32,
+    /// Rounds of normalising the mixing matrix, the first one counted.
+    pub sinkhorn_rounds: u32,
+}
+
+impl Connection {
+    /// Rows of `fn`: mixing values of a token.
+    pub fn rows(&self) -> u32 {
+        if self.is_head { STREAMS } else { STREAMS * (STREAMS + 2) }
+    }
+}
+
+/// Embedding of each token, copied to all streams: `(table bf16 [vocabulary, hidden], token_ids [m], streams
+/// [m, 4, hidden], m_on_device, m)`.
+///
+/// A token that is not of the vocabulary gives NaN: the id -1 of a failed sampling stays visible.
+pub fn embed(m: u32, vocabulary: u32, connection: &Connection) -> Op {
+    let fields = [
+        ("hidden", connection.hidden.into()),
+        ("vocabulary", vocabulary.into()),
+        ("element", connection.element.word()),
+    ];
+    let threads = threads_for(connection.hidden / 8, 256);
+    Op::new("embed", fields, [(connection.hidden / 8).div_ceil(threads), m, 1], threads)
+}
+
+/// Closes one sublayer and starts the next: new streams, and partial sums of the next mixing values.
+///
+/// `(streams_in [m, 4, hidden], y0 bf16 [m, hidden], y1 bf16 [m, hidden] or null, mix_prev f32 [m, 20], fn f32
+/// [rows, 4 * hidden], streams_out [m, 4, hidden], partials f32 [splits, m, rows + 1], m_on_device, m)`
+///
+/// With `has_post`, `streams_out[k] = post[k] * (y0 + y1) + sum over j of C[j][k] * streams_in[j]`, where `mix_prev`
+/// holds `post[4]` and `C[4][4]`; `streams_out` may be `streams_in`. Without it `y0`, `y1`, `mix_prev` and
+/// `streams_out` are not touched. Sums are of the streams as stored: `rows` products with `fn`, then the squares.
+/// `splits` is [`hc_splits`]; `connection` is that of the sublayer that starts.
+pub fn hc_mix(m: u32, connection: &Connection, has_post: bool) -> Op {
+    let tile = MixTile::of(m, connection.hidden);
+    let fields = [
+        ("hidden", connection.hidden.into()),
+        ("rows", connection.rows().into()),
+        ("element", connection.element.word()),
+        ("has_post", has_post.into()),
+        ("slice", tile.slice.into()),
+        ("tokens", tile.tokens.into()),
+        ("warps", tile.warps.into()),
+    ];
+    let groups = if tile.tokens == 1 { 1 } else { m.div_ceil(tile.tokens * tile.warps) };
+    Op::new("hc_mix", fields, [connection.hidden / tile.slice, groups, 1], tile.warps * 32)
+}
+
+/// Parts that [`hc_mix`] leaves each sum in, for a bucket of `m` tokens.
+pub fn hc_splits(m: u32, hidden: u32) -> u32 {
+    hidden / MixTile::of(m, hidden).slice
+}
+
+/// Mixing values, and the normalised input of the sublayer.
+///
+/// `(streams [m, 4, hidden], partials f32 [splits, m, rows + 1], base f32 [rows], scale f32 [3] or [1], norm_weight f32
+/// [hidden], x bf16 [m, hidden], mix_out f32 [m, 20] or null, m_on_device, m)`
+///
+/// `x = rms(sum over j of pre[j] * streams[j]) * norm_weight`, f32 with one rounding at the end; `mix_out` is what the
+/// closing [`hc_mix`] takes, post and C after Sinkhorn. The head's connection writes no `mix_out`.
+pub fn hc_pre(m: u32, connection: &Connection) -> Op {
+    let fields = [
+        ("hidden", connection.hidden.into()),
+        ("rows", connection.rows().into()),
+        ("element", connection.element.word()),
+        ("splits", hc_splits(m, connection.hidden).into()),
+        ("rounds", connection.sinkhorn_rounds.into()),
+        ("norm_epsilon", float_word(connection.norm_epsilon)),
+        ("hc_epsilon", float_word(connection.hc_epsilon)),
+    ];
+    // One warp more than the columns need: it makes the mixing matrix while the others make x.
+    let threads = threads_for(connection.hidden / 8, 992) + 32;
+    Op::new("hc_pre", fields, [m, 1, 1], threads)
+}
+
+/// Rows by index, such as the last token of each sequence: `(x bf16 [m, hidden], rows [count], out bf16
+/// [count, hidden], count_on_device, count)`.
+///
+/// `out[i] = x[rows[i]]`; `count_on_device` may be null, then all `count` rows are copied.
+pub fn gather_rows(count: u32, hidden: u32) -> Op {
+    let threads = threads_for(hidden / 8, 256);
+    Op::new("gather_rows", [("hidden", hidden.into())], [(hidden / 8).div_ceil(threads), count, 1], threads)
+}
+
+/// How [`hc_mix`] is cut.
+struct MixTile {
+    /// Columns of each stream for a block.
+    slice: u32,
+    /// Tokens that a warp works on at a time. At 1 a warp keeps its part of `fn` in registers and walks the tokens.
+    tokens: u32,
+    /// Warps of a block; they share the columns and divide the tokens.
+    warps: u32,
+}
+
+impl MixTile {
+    /// Few tokens: as many blocks as there are slices of 32 columns, for the 1.5 MB of `fn` are the work. Many tokens:
+    /// the largest slice that still gives each SM two blocks, so that partial sums stay few.
+    fn of(m: u32, hidden: u32) -> Self {
+        if m <= 32 {
+            return Self { slice: 32, tokens: 1, warps: m.clamp(1, 4) };
+        }
+        let (tokens, warps) = (4, 4);
+        let groups = m.div_ceil(tokens * warps);
+        let fits = |slice: &u32| hidden.is_multiple_of(*slice) && hidden / slice * groups >= 256;
+        let slice = [1024, 512, 256, 128].into_iter().find(fits).unwrap_or(64);
+        Self { slice, tokens, warps }
+    }
+}
+
+/// Residual streams of a token.
+pub const STREAMS: u32 = 4;
+
+/// Values that [`hc_pre`] leaves for a token: `post[4]`, then `C[4][4]`.
+pub const MIX_VALUES: u32 = STREAMS * (STREAMS + 1);

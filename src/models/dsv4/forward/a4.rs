@@ -1,0 +1,426 @@
+//! Quantised activations where there are no FP4 tensor cores: inputs are rounded to NVFP4, kept as BF16, and multiplied
+//! by the kernels of a16.
+//!
+//! The value `e2m1 * e4m3 * scale` is rounded to BF16 once, because experts share a product across tokens of different
+//! scales; what that adds is what BF16 adds anywhere. Experts run slot by slot in this mode, as one token with one
+//! expert each: a file may give every expert a scale of its own, and the input of down has to be rounded between the two
+//! launches. That is for reproducing numbers, not for speed.
+
+use std::collections::HashMap;
+
+use super::super::reference::{Activation, RouterWeight, ScaleSource};
+use super::device_weights::{DeviceLayer, Projection};
+use super::ops::Kernel;
+use super::pass::{Pass, Rows};
+use super::{ForwardError, Model};
+use crate::device::{Buffer, DevicePointer, Gpu, Value};
+use crate::dispatch::{Bound, LaunchArgs, Segments};
+use crate::engine::{Element, OpId};
+use crate::kernels::Param;
+use crate::kernels::runner::ActivationScale;
+use crate::problem::{Dense, Problem};
+use crate::quant::{Counters, NonFinite, TensorScale, WeightFormat};
+
+/// Ops whose inputs are rounded, in the order of a layer's places; the last two have a place for each expert.
+pub(super) const QUANTISED: [&str; 8] =
+    ["attn.wq_a", "attn.wkv", "attn.wq_b", "attn.wo_b", "ffn.shared.gate_up", "ffn.shared.down", GATE_UP, DOWN];
+const GATE_UP: &str = "ffn.experts.gate_up";
+const DOWN: &str = "ffn.experts.down";
+
+/// Scales, largest magnitudes and counters of every op of every layer, in device memory.
+pub(super) struct ScaleTable {
+    scales: Buffer,
+    amax_seen: Buffer,
+    counters: Buffer,
+    /// The amax of all rows of one launch.
+    row_amax: Buffer,
+    /// Where scales are from.
+    pub mode: ActivationScale,
+    experts: usize,
+    layers: usize,
+    known: Vec<f32>,
+}
+
+/// Buffers and kernels of the slot-by-slot path.
+pub(super) struct Slots {
+    pub walk: Bound,
+    pub hidden_offset: u64,
+    pub workspace: Buffer,
+    /// `[most slots, hidden]` twice: inputs and outputs.
+    pub x: Buffer,
+    pub y: Buffer,
+    /// `[SLOT_CHUNK]` ones.
+    pub ones: Buffer,
+    /// Rounded inputs of dense projections.
+    pub rounded: Buffer,
+}
+
+/// Slots that one pair of launches serves.
+pub(super) const SLOT_CHUNK: u32 = 64;
+
+impl ScaleTable {
+    /// Places for `layers` layers of `experts` experts; scales are 1 until they are set.
+    pub fn new(gpu: &Gpu, layers: usize, experts: usize, mode: ActivationScale) -> Result<Self, ForwardError> {
+        let per_layer = QUANTISED.len() - 2 + 2 * experts;
+        let known = vec![1.0f32; layers * per_layer];
+        Ok(Self {
+            scales: Buffer::of(gpu, &known)?,
+            amax_seen: Buffer::zeros(gpu, 4 * known.len())?,
+            counters: Buffer::zeros(gpu, 16 * layers * QUANTISED.len())?,
+            row_amax: Buffer::zeros(gpu, 4)?,
+            mode,
+            experts,
+            layers,
+            known,
+        })
+    }
+
+    fn per_layer(&self) -> usize {
+        QUANTISED.len() - 2 + 2 * self.experts
+    }
+
+    fn op_idx(name: &str) -> usize {
+        let name = if name == "attn.fused_wqa_wkv" { QUANTISED[0] } else { name };
+        QUANTISED.iter().position(|op| *op == name).expect("only ops of the list are rounded")
+    }
+
+    /// First place of an op of a layer.
+    fn place(&self, layer: usize, name: &str) -> usize {
+        let op_idx = Self::op_idx(name);
+        let experts_before = op_idx.saturating_sub(QUANTISED.len() - 2);
+        layer * self.per_layer() + op_idx.min(QUANTISED.len() - 2) + experts_before * self.experts
+    }
+
+    /// Sets scales, multipliers, of an op from `scale_of(expert)`.
+    pub fn set(&mut self, layer: usize, name: &str, scales: &[TensorScale]) {
+        let place = self.place(layer, name);
+        for (idx, scale) in scales.iter().enumerate() {
+            self.known[place + idx] = scale.value();
+        }
+    }
+
+    /// Writes what was set to the device.
+    pub fn upload(&self) -> Result<(), ForwardError> {
+        Ok(self.scales.upload(&self.known)?)
+    }
+
+    /// Scales from the largest magnitudes so far, for every op that has met some; from now on they are used.
+    pub fn end_warmup(&mut self) -> Result<(), ForwardError> {
+        let seen: Vec<f32> = self.amax_seen.download(self.known.len())?;
+        for (known, amax) in self.known.iter_mut().zip(seen) {
+            *known = TensorScale::from_amax(amax).map_or(*known, TensorScale::value);
+        }
+        self.mode = ActivationScale::Static;
+        self.upload()
+    }
+
+    /// What each op of each layer has met since the last time.
+    pub fn read_counters(&self) -> Result<Vec<(OpId, Counters)>, ForwardError> {
+        let count = self.layers * QUANTISED.len();
+        let numbers: Vec<u32> = self.counters.download(4 * count)?;
+        self.counters.set_bytes(0)?;
+        let mut all = Vec::with_capacity(count);
+        for (idx, found) in numbers.chunks_exact(4).enumerate() {
+            let id = OpId { name: QUANTISED[idx % QUANTISED.len()], layer: Some(idx / QUANTISED.len()) };
+            let counters = Counters {
+                blocks: found[0].into(),
+                saturated_blocks: found[1].into(),
+                non_finite: NonFinite { count: found[2].into(), first: None },
+                ..Counters::default()
+            };
+            if counters.blocks > 0 {
+                all.push((id, counters));
+            }
+        }
+        Ok(all)
+    }
+
+    fn scale_address(&self, place: usize) -> DevicePointer {
+        self.scales.pointer() + 4 * place as u64
+    }
+
+    fn amax_address(&self, place: usize) -> DevicePointer {
+        self.amax_seen.pointer() + 4 * place as u64
+    }
+
+    fn counter_address(&self, layer: usize, name: &str) -> DevicePointer {
+        self.counters.pointer() + 16 * (layer * QUANTISED.len() + Self::op_idx(name)) as u64
+    }
+}
+
+/// Rows that are rounded in one launch.
+struct Rounding {
+    name: &'static str,
+    k: u32,
+    rows_per_token: u32,
+    /// Scale of each row through this array of indices; 0 for one scale.
+    scale_of_row: DevicePointer,
+    /// Rows, where the host cuts them itself; `None` for the step's tokens.
+    count: Option<u32>,
+}
+
+impl Pass<'_> {
+    /// `a`, rounded; the buffer is free again at the next call.
+    pub(super) fn quantised(&mut self, name: &'static str, a: Rows, _: usize) -> Result<Rows, ForwardError> {
+        let slots = self.model.slots();
+        let k = a.stride;
+        let out = Rows::of(&slots.rounded, k);
+        let rounding = Rounding { name, k, rows_per_token: 1, scale_of_row: 0, count: None };
+        self.round(&rounding, a.pointer, out.pointer)?;
+        Ok(out)
+    }
+
+    /// A fused projection. Parts with scales of their own are multiplied one by one where these are used.
+    pub(super) fn split_linear(
+        &mut self,
+        [fused, first, second]: [&'static str; 3],
+        projection: &Projection,
+        a: Rows,
+        d: Rows,
+    ) -> Result<(), ForwardError> {
+        let is_split = self.model.quantises(projection.format)
+            && self.model.scales().mode == ActivationScale::Static
+            && projection.input_scales.windows(2).any(|pair| pair[0] != pair[1]);
+        if !is_split {
+            return self.linear(fused, projection, a, d);
+        }
+        let config = &self.model.config;
+        let layout = crate::quant::PackedLayout::of(projection.format);
+        let (mut weights, mut at) = (projection.pointer(), d.pointer);
+        for (part_idx, (name, n)) in [(first, config.q_rank), (second, config.head_dim)].into_iter().enumerate() {
+            let rounded = self.quantised(name, a, part_idx)?;
+            let problem = Problem::Dense(Dense::new(projection.format, n, config.hidden, self.bucket.m));
+            let segments = Segments::uniform(projection.segments.alpha[part_idx]);
+            self.gemm(name, &problem, (weights, segments), [rounded, Rows { pointer: at, ..d }])?;
+            weights += layout.packed_bytes(n as usize, config.hidden as usize) as u64;
+            at += 2 * u64::from(n);
+        }
+        Ok(())
+    }
+
+    fn round(&mut self, rounding: &Rounding, x: DevicePointer, out: DevicePointer) -> Result<(), ForwardError> {
+        let (scales, layer) = (self.model.scales(), self.layer.unwrap_or(0));
+        let &Rounding { name, k, rows_per_token, scale_of_row, count } = rounding;
+        let place = scales.place(layer, name);
+        let ld = Value::Long(k.into());
+        let tokens = |device: Value, m: Value| match count {
+            Some(count) => (Value::Pointer(0), Value::Int(count as i32)),
+            None => (device, m),
+        };
+        let row_amax = Value::Pointer(scales.row_amax.pointer());
+        if scales.mode == ActivationScale::PerTensor {
+            let values = |device, m| {
+                let (device, m) = tokens(device, m);
+                vec![Value::Pointer(x), row_amax, device, ld, m]
+            };
+            self.op(Kernel::ResetAmax, "quantise.reset", &[], values)?;
+            self.op(Kernel::Amax(k, rows_per_token), "quantise.amax", &[], values)?;
+        }
+        let scale = match scales.mode {
+            ActivationScale::PerToken => Value::Pointer(0),
+            ActivationScale::PerTensor => row_amax,
+            ActivationScale::Static => Value::Pointer(scales.scale_address(place)),
+        };
+        let kernel = Kernel::FakeQuantise(k, rows_per_token, scales.mode);
+        let counters = Value::Pointer(scales.counter_address(layer, name));
+        let amax_seen = Value::Pointer(scales.amax_address(place));
+        self.op(kernel, "quantise", &[], |device, m| {
+            let (device, m) = tokens(device, m);
+            let pointers = [Value::Pointer(x), Value::Pointer(out), scale, Value::Pointer(scale_of_row)];
+            [&pointers[..], &[amax_seen, counters, device, ld, ld, m]].concat()
+        })
+    }
+
+    /// The routed experts, each slot a token of its own: rounded inputs, rounded hidden rows, sums in slot order.
+    pub(super) fn experts_by_slot(&mut self, layer: &DeviceLayer, x: Rows) -> Result<(), ForwardError> {
+        let (config, buffers, slots) = (&self.model.config, &self.model.buffers, self.model.slots());
+        let is_rounded = self.model.quantises(layer.experts.format);
+        self.op(Kernel::ExpandRows, "ffn.experts.expand", &[], |count, m| {
+            vec![Value::Pointer(x.pointer), (&slots.x).into(), count, m]
+        })?;
+        let is_static = is_rounded && self.model.scales().mode == ActivationScale::Static;
+        let scale_of = |first_slot: u32| {
+            if is_static { buffers.experts.pointer() + 4 * u64::from(first_slot) } else { 0 }
+        };
+        if is_rounded {
+            let rounding = Rounding {
+                name: GATE_UP,
+                k: config.hidden,
+                rows_per_token: config.top_k,
+                scale_of_row: scale_of(0),
+                count: None,
+            };
+            self.round(&rounding, slots.x.pointer(), slots.x.pointer())?;
+        }
+        let total = self.tokens * config.top_k;
+        for first_slot in (0..total).step_by(SLOT_CHUNK as usize) {
+            let count = SLOT_CHUNK.min(total - first_slot);
+            let args = self.slot_args(layer, first_slot, count);
+            self.walk_step(0, &args)?;
+            let hidden = slots.workspace.pointer() + slots.hidden_offset;
+            if self.model.options.numerics.router_weight == RouterWeight::BeforeW2 {
+                let weights = buffers.routing.pointer() + 4 * u64::from(first_slot);
+                self.op(Kernel::ScaleRows, "ffn.experts.weigh", &[], |_, _| {
+                    let pointers = [hidden, weights, hidden, 0].map(Value::Pointer);
+                    [&pointers[..], &[Value::Int(count as i32)]].concat()
+                })?;
+            }
+            if is_rounded {
+                let (k, scale_of_row) = (config.intermediate, scale_of(first_slot));
+                let rounding = Rounding { name: DOWN, k, rows_per_token: 1, scale_of_row, count: Some(count) };
+                self.round(&rounding, hidden, hidden)?;
+            }
+            self.walk_step(1, &args)?;
+        }
+        let weights = match self.model.options.numerics.router_weight {
+            RouterWeight::AfterW2 => (&buffers.routing).into(),
+            RouterWeight::BeforeW2 => (&slots.ones).into(),
+        };
+        let y = self.view("y", &buffers.y, config.hidden, Element::Bf16);
+        self.op(Kernel::CombineSlots, "ffn.experts", &[y], |count, m| {
+            vec![(&slots.y).into(), weights, (&buffers.y).into(), count, m]
+        })
+    }
+
+    fn slot_args(&self, layer: &DeviceLayer, first_slot: u32, count: u32) -> LaunchArgs {
+        let (config, buffers, slots) = (&self.model.config, &self.model.buffers, self.model.slots());
+        let row_bytes = 2 * u64::from(config.hidden);
+        LaunchArgs {
+            activations: slots.x.pointer() + u64::from(first_slot) * row_bytes,
+            activation_stride: config.hidden,
+            weights: layer.experts.gate_up(),
+            down_weights: layer.experts.down(),
+            output: slots.y.pointer() + u64::from(first_slot) * row_bytes,
+            output_stride: config.hidden,
+            tokens: count,
+            limit: config.swiglu_limit,
+            experts: buffers.experts.pointer() + 4 * u64::from(first_slot),
+            routing: slots.ones.pointer(),
+            up_alpha: layer.experts.up_alpha(),
+            down_alpha: layer.experts.down_alpha(),
+            workspace: slots.workspace.pointer(),
+            ..LaunchArgs::default()
+        }
+    }
+
+    /// One of the walk's two launches.
+    fn walk_step(&mut self, idx: usize, args: &LaunchArgs) -> Result<(), ForwardError> {
+        let id = OpId { name: "ffn.experts.walk", layer: self.layer };
+        if !self.observer.wants(id) {
+            return Ok(());
+        }
+        let walk = &self.model.slots().walk;
+        self.observer.launches(id, walk.problem(), args.weights);
+        // SAFETY: every address is a buffer of the model that lives as long as the model.
+        unsafe { walk.launch_one(idx, args, self.stream.cast(), true)? };
+        Ok(self.observer.launched(id, &[])?)
+    }
+}
+
+impl Model {
+    /// Whether inputs of projections in `format` are rounded.
+    pub(super) fn quantises(&self, format: WeightFormat) -> bool {
+        format == WeightFormat::Nvfp4 && self.options.numerics.activation != Activation::A16
+    }
+
+    /// Whether experts in `format` run slot by slot.
+    pub(super) fn runs_by_slot(&self, format: WeightFormat) -> bool {
+        self.quantises(format) || self.options.numerics.router_weight == RouterWeight::BeforeW2
+    }
+
+    /// Sets the scales that the policy asks for.
+    pub(super) fn set_scales(&mut self) -> Result<Vec<String>, ForwardError> {
+        let Activation::A4(source) = self.options.numerics.activation else { return Ok(Vec::new()) };
+        let mut warnings = Vec::new();
+        let Some(table) = &mut self.scales else { return Ok(warnings) };
+        let fixed = match source {
+            ScaleSource::Fixed(scale) => Some(scale),
+            ScaleSource::Checkpoint => None,
+            _ => return Ok(warnings),
+        };
+        for (layer_idx, layer) in self.weights.layers.iter().enumerate() {
+            let mut find = |name: &'static str, found: &[Option<f32>]| {
+                scales_of(OpId { name, layer: Some(layer_idx) }, found, fixed, &mut warnings)
+            };
+            let wqa_wkv = &layer.wqa_wkv;
+            if wqa_wkv.format == WeightFormat::Nvfp4 {
+                table.set(layer_idx, QUANTISED[0], &find(QUANTISED[0], &wqa_wkv.input_scales[..1])?);
+                table.set(layer_idx, QUANTISED[1], &find(QUANTISED[1], &wqa_wkv.input_scales[1..])?);
+            }
+            let whole = [&layer.wq_b, &layer.wo_b, &layer.shared_gate_up, &layer.shared_down];
+            for (name, projection) in QUANTISED[2..6].iter().zip(whole) {
+                if projection.format == WeightFormat::Nvfp4 {
+                    let scales = find(name, &projection.input_scales)?;
+                    // Gate and up read one input: the larger scale cuts nothing that the other would keep.
+                    let largest = scales.iter().copied().reduce(|a, b| if b > a { b } else { a });
+                    table.set(layer_idx, name, largest.as_slice());
+                }
+            }
+            if layer.experts.format == WeightFormat::Nvfp4 {
+                for (name, which) in [(GATE_UP, 0), (DOWN, 1)] {
+                    let found: Vec<Option<f32>> = layer.experts.input_scales.iter().map(|pair| pair[which]).collect();
+                    table.set(layer_idx, name, &find(name, &found)?);
+                }
+            }
+        }
+        table.upload()?;
+        Ok(warnings)
+    }
+}
+
+/// The scales of an op's parts or experts: `fixed`, or the file's, which must be usable.
+fn scales_of(
+    id: OpId,
+    found: &[Option<f32>],
+    fixed: Option<TensorScale>,
+    _: &mut Vec<String>,
+) -> Result<Vec<TensorScale>, ForwardError> {
+    let scale = |(part, scale): (usize, &Option<f32>)| match (fixed, scale) {
+        (Some(fixed), _) => Ok(fixed),
+        (None, Some(scale)) => {
+            TensorScale::multiplier(*scale).map_err(|source| ForwardError::InputScale { op: id, part, source })
+        }
+        (None, None) => Err(ForwardError::NoInputScale { op: id, part }),
+    };
+    found.iter().enumerate().map(scale).collect()
+}
+
+/// Where the walk keeps its hidden rows.
+pub(super) fn hidden_offset(bound: &Bound) -> u64 {
+    let offset = |param: &Param| if let Param::Workspace(offset) = param { Some(*offset) } else { None };
+    bound.plan().launches[0].params.iter().find_map(offset).unwrap_or(0)
+}
+
+/// Addresses of workspaces by problem.
+#[derive(Default)]
+pub(super) struct Workspaces {
+    buffers: Vec<Buffer>,
+    of: HashMap<Problem, DevicePointer>,
+}
+
+impl Workspaces {
+    /// Memory for `problems` with the bytes that each needs. Dense plans keep tickets there and have their own; blocks
+    /// of experts write everything anew and share one.
+    pub fn new(gpu: &Gpu, problems: &[(Problem, u64)]) -> Result<Self, ForwardError> {
+        let mut all = Self::default();
+        let is_block = |problem: &Problem| matches!(problem, Problem::MoeBlock(_));
+        let blocks = problems.iter().filter(|(problem, _)| is_block(problem));
+        let shared = Buffer::zeros(gpu, blocks.map(|(_, bytes)| *bytes).max().unwrap_or(0) as usize)?;
+        for (problem, bytes) in problems {
+            if is_block(problem) {
+                all.of.insert(problem.clone(), shared.pointer());
+            } else if *bytes > 0 {
+                let buffer = Buffer::zeros(gpu, *bytes as usize)?;
+                all.of.insert(problem.clone(), buffer.pointer());
+                all.buffers.push(buffer);
+            }
+        }
+        all.buffers.push(shared);
+        Ok(all)
+    }
+
+    /// The workspace of `problem`; null where it needs none.
+    pub fn of(&self, problem: &Problem) -> DevicePointer {
+        self.of.get(problem).copied().unwrap_or(0)
+    }
+}

@@ -1,0 +1,210 @@
+$#-
+  op: src/kernels/runner/index.rs   arch: templates/arch/   (tokens, strides, pages and capacity are run-time arguments)
+-#$
+// Generated from templates/index_score for ${ arch.name }$. Do not edit.
+//
+// index_score: scores[t, w] = sum_h wt[t, h] * relu(qi[t, h] . ki[w]) / sqrt(heads * head_dim) for the entries w that
+// token t sees. Tokens that see at most top_k entries need no scores and are left out.
+//
+//   operand   shape                       in memory                      written / read
+//   qi        [m, heads, head_dim]        BF16                           read once for each tile of entries
+//   wt        [m, heads]                  f32, stride ld_wt              likewise
+//   pool      [pages, 64, head_dim]       BF16, keys of entries          gathered by rows, once for each token tile
+//   scores    [m, capacity]               f32                            written where an entry is visible
+//
+//   block = 8 warps, kTokens tokens, 128 entries; grid = (token tiles, entry tiles)
+//
+//   keys    | gather, to registers; again only when the sequence changes                     |
+//   block   | fetch queries of token i + 1 (cp.async), heads x keys of token i, sum over heads | ...
+//
+//   shared memory   keys of the tile, queries of two tokens
+//   barriers        queries (and keys) have arrived; keys are in registers
+//
+// A warp has 16 entries and all heads. Exactness: f32 sums over heads in a fixed order: a lane's own heads ascending,
+// then across lanes; NaN passes through the relu.
+#include "lib/words.cuh"
+#include "arch/async_copy.cuh"
+#include "arch/dependent.cuh"
+#include "arch/matrix.cuh"
+#include "lib/bucket.cuh"
+#include "lib/pieces.cuh"
+
+struct Config {
+  static constexpr int kHeads = ${ op.heads }$;
+  static constexpr int kHeadDim = ${ op.head_dim }$;
+  static constexpr int kRatio = ${ op.ratio }$;               // tokens of an entry
+  static constexpr int kTopK = ${ op.top_k }$;
+  static constexpr int kPageEntries = ${ op.page_entries }$;
+  static constexpr int kTokens = ${ op.tokens }$;             // tokens of a block
+  static constexpr int kSmemBytes = ${ op.smem_bytes }$;
+};
+
+constexpr int kThreads = 256;
+constexpr int kEntryTile = 128;
+constexpr int kPieces = Config::kHeadDim / 8;  // 16-byte pieces of a key or a query
+constexpr int kHeadTiles = Config::kHeads / 16;
+constexpr int kKeyBytes = kEntryTile * Config::kHeadDim * 2;
+constexpr int kQueryBytes = Config::kHeads * Config::kHeadDim * 2;
+static_assert(kKeyBytes + 2 * kQueryBytes == Config::kSmemBytes, "host and device disagree on shared memory");
+static_assert(Config::kHeadDim % 32 == 0 && Config::kHeads % 16 == 0, "whole tiles");
+
+// The tokens of one block that need scores in its tile of entries.
+struct Tokens {
+  const int* positions;
+  const int* sequences;
+  int end;          // of the block's tokens
+  int first_entry;
+
+  __device__ __forceinline__ int visible(int token) const { return (positions[token] + 1) / Config::kRatio; }
+
+  // The first from `token` on, or the end.
+  __device__ __forceinline__ int next(int token) const {
+    while (token < end && visible(token) <= larger(Config::kTopK, first_entry)) ++token;
+    return token;
+  }
+
+  // Entries that any token of the block sees of the sequence of `token`: what its keys are read up to.
+  __device__ __forceinline__ int visible_to_sequence(int token) const {
+    int last = token;
+    while (last + 1 < end && sequences[last + 1] == sequences[token]) ++last;
+    return visible(last);
+  }
+};
+
+// Starts the copies of the tile's keys of a sequence; entries that nobody sees are zeros.
+__device__ __forceinline__ void fetch_keys(uint32_t smem, const bf16* pool, const int* pages, int first, int visible) {
+#pragma unroll 4
+  for (int i = threadIdx.x; i < kEntryTile * kPieces; i += kThreads) {
+    const int entry = first + i / kPieces;
+    const bool is_there = entry < visible;
+    const int64_t page = is_there ? pages[entry / Config::kPageEntries] : 0;
+    const bf16* from = pool + (page * Config::kPageEntries + entry % Config::kPageEntries) * Config::kHeadDim;
+    copy_async_16_or_zeros(piece_address<kPieces>(smem, i / kPieces, i % kPieces), from + i % kPieces * 8,
+                           is_there ? 16 : 0);
+  }
+}
+
+__device__ __forceinline__ void fetch_queries(uint32_t smem, const bf16* qi) {
+#pragma unroll 4
+  for (int i = threadIdx.x; i < Config::kHeads * kPieces; i += kThreads) {
+    copy_async_16(piece_address<kPieces>(smem, i / kPieces, i % kPieces), qi + i * 8);
+  }
+}
+
+// A warp's 16 keys as right operands.
+struct Keys {
+  uint32_t k[2][kPieces / 4][4];
+
+  __device__ __forceinline__ void load(uint32_t smem, int warp, int lane) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < kPieces / 4; ++i) {
+        load_matrix_x4(k[n][i], piece_address<kPieces>(smem, warp * 16 + n * 8 + lane % 8, i * 4 + lane / 8));
+      }
+    }
+  }
+};
+
+// Weights of a lane's heads: g and g + 8 of each tile of 16, lane = 4 * g + c.
+struct Weights {
+  float w[kHeadTiles][2];
+
+  __device__ __forceinline__ void load(const float* wt, int lane) {
+#pragma unroll
+    for (int h = 0; h < kHeadTiles; ++h) {
+      w[h][0] = wt[h * 16 + lane / 4];
+      w[h][1] = wt[h * 16 + 8 + lane / 4];
+    }
+  }
+};
+
+// Scores of a warp's 16 entries for one token; every lane holds those of its columns.
+__device__ __forceinline__ void score(float (&sums)[2][2], uint32_t queries, const Keys& keys, const Weights& weights,
+                                      int lane) {
+  const float factor = 1.0f / sqrtf(static_cast<float>(Config::kHeads * Config::kHeadDim));
+  sums[0][0] = sums[0][1] = sums[1][0] = sums[1][1] = 0.0f;
+#pragma unroll
+  for (int h = 0; h < kHeadTiles; ++h) {
+    float s[2][4] = {};
+#pragma unroll
+    for (int i = 0; i < kPieces / 4; ++i) {
+      uint32_t q[2][4];
+      load_matrix_x4(q[0], piece_address<kPieces>(queries, h * 16 + lane % 16, i * 4 + lane / 16));
+      load_matrix_x4(q[1], piece_address<kPieces>(queries, h * 16 + lane % 16, i * 4 + 2 + lane / 16));
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        multiply_add(s[n], q[0], keys.k[n][i][0], keys.k[n][i][1]);
+        multiply_add(s[n], q[1], keys.k[n][i][2], keys.k[n][i][3]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float positive = s[n][i] < 0.0f ? 0.0f : s[n][i];
+        sums[n][i % 2] = __fmaf_rn(weights.w[h][i / 2] * factor, positive, sums[n][i % 2]);
+      }
+    }
+  }
+#pragma unroll
+  for (int distance = 4; distance < 32; distance *= 2) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[i / 2][i % 2] += __shfl_xor_sync(0xFFFFFFFFu, sums[i / 2][i % 2], distance);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads)
+    index_score(const bf16* qi, const float* wt, const bf16* pool, const int* table, const int* positions,
+                const int* sequences, float* scores, const int* m_on_device, int64_t ld_wt, int m, int max_pages,
+                int capacity) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  launch_dependents();
+  wait_for_dependency();
+  const uint32_t smem = smem_address(shared);
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int first = blockIdx.x * Config::kTokens;
+  const int end = smaller(first + Config::kTokens, actual_tokens(m_on_device, m));
+  const Tokens tokens{positions, sequences, end, static_cast<int>(blockIdx.y) * kEntryTile};
+  int token = tokens.next(first);
+  if (token >= end) return;
+  const auto fetch_keys_of = [&](int of) {
+    const int* pages = table + int64_t{sequences[of]} * max_pages;
+    fetch_keys(smem, pool, pages, tokens.first_entry, tokens.visible_to_sequence(of));
+  };
+  fetch_keys_of(token);
+  fetch_queries(smem + kKeyBytes, qi + int64_t{token} * (Config::kHeads * Config::kHeadDim));
+  commit_copies();
+  Keys keys;
+  Weights next_weights;
+  next_weights.load(wt + token * ld_wt, lane);
+  bool are_new = true;  // the keys in shared memory are not in registers yet
+  for (int buffer = 0; token < end; buffer ^= 1) {
+    const Weights weights = next_weights;
+    wait_copies<0>();
+    __syncthreads();  // queries and keys have arrived, and nobody reads the other queries any more
+    const int next = tokens.next(token + 1);
+    if (are_new) keys.load(smem, warp, lane);
+    are_new = next < end && sequences[next] != sequences[token];
+    if (are_new) {
+      __syncthreads();  // everyone has the old keys in registers
+      fetch_keys_of(next);
+    }
+    if (next < end) {
+      fetch_queries(smem + kKeyBytes + (buffer ^ 1) * kQueryBytes,
+                    qi + int64_t{next} * (Config::kHeads * Config::kHeadDim));
+      next_weights.load(wt + next * ld_wt, lane);
+    }
+    commit_copies();
+    float sums[2][2];
+    score(sums, smem + kKeyBytes + buffer * kQueryBytes, keys, weights, lane);
+    const int visible = smaller(tokens.visible(token), capacity);
+    const int tile = lane / 4 % 2;  // two groups of four lanes write what all have
+    const int entry = tokens.first_entry + warp * 16 + tile * 8 + lane % 4 * 2;
+    float* to = scores + int64_t{token} * capacity + entry;
+    if (lane < 8 && entry < visible) to[0] = tile == 0 ? sums[0][0] : sums[1][0];
+    if (lane < 8 && entry + 1 < visible) to[1] = tile == 0 ? sums[0][1] : sums[1][1];
+    token = next;
+  }
+}

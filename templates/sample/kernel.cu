@@ -1,0 +1,236 @@
+$#-
+  op: src/kernels/runner/sampling.rs   arch: templates/arch/   (rows are run-time data)
+-#$
+// Generated from templates/sample for ${ arch.name }$. Do not edit.
+//
+// sample: a token for each row of logits, bit for bit what src/engine/sampling.rs draws.
+//   weight = 2^((logit - largest) * (log2(e) / temperature)), mass = weight * 2^40 without its fraction
+//
+//   operand    shape                 in memory                            written / read
+//   logits     [count, vocabulary]   f32, row-major                       read 1 time for temperature 0, else 3 or 5
+//   settings   one                   temperature f32, top_p f32, u64 seed read
+//   rows       [count]               int32, or null for the row itself    row of the step that a row of logits is of
+//   positions  [m]                   int32                                read at that row
+//   sequences  [m]                   int32                                read at that row
+//   tokens     [count]               int32                                written; -1 where a logit is not finite
+//
+//   block = kThreads threads, one row
+//   largest    the largest logit, ties to the lower id; the answer at temperature 0
+//   nucleus    the largest threshold of weights whose mass, with all that tie, reaches top_p of the whole: ten bits of
+//              the weight at a time, by a histogram of masses
+//   draw       a number below the nucleus' mass from seed, sequence and position; the token in whose range it falls,
+//              ids ascending: the range is divided among the warps until one token is left
+//
+// Masses are integers: their sums are exact and the same in any order, on any number of threads, on any machine.
+#include "lib/words.cuh"
+#include "arch/bf16.cuh"
+#include "arch/dependent.cuh"
+#include "lib/bucket.cuh"
+#include "lib/math.cuh"
+#include "lib/elements.cuh"
+
+struct Config {
+  static constexpr int kVocabulary = ${ op.vocabulary }$;
+  static constexpr int kThreads = ${ op.threads }$;
+};
+
+constexpr int kWarps = Config::kThreads / 32;
+constexpr int kDigitBits = 10;
+constexpr int kBins = 1 << kDigitBits;
+static_assert(kWarps > 1, "a range is divided among warps until one token is left");
+
+struct Settings {
+  float temperature;
+  float top_p;
+  uint64_t seed;
+};
+
+struct Shared {
+  unsigned long long bins[kBins];
+  uint64_t warps[kWarps];
+  uint64_t chosen[2];  // of a search: what was found, and what lies before it
+};
+
+// Weights of one row.
+struct Row {
+  const float* logits;
+  float largest;
+  float scale;
+
+  // The f32 bits of a weight, which are ordered as the weights are.
+  __device__ __forceinline__ uint32_t weight_bits(int id) const {
+    const float below = logits[id] - largest;
+    return __float_as_uint(below == 0.0f ? 1.0f : exp2_defined(below * scale));
+  }
+};
+
+__device__ __forceinline__ uint64_t mass_of(uint32_t weight_bits) {
+  return __float2ull_rz(__uint_as_float(weight_bits) * 1099511627776.0f);
+}
+
+// Sum over the lanes.
+__device__ __forceinline__ uint64_t lane_total(uint64_t value) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
+
+// Sum over this lane and those below it.
+__device__ __forceinline__ uint64_t lane_prefix(uint64_t value, int lane) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const uint64_t other = __shfl_up_sync(~0u, value, step);
+    if (lane >= step) value += other;
+  }
+  return value;
+}
+
+// The largest logit's id, or -1 where a logit is not finite. As integers, keys are ordered by logit, then by lower id.
+__device__ __forceinline__ int largest_id(const float* logits, Shared& shared) {
+  uint64_t best = 0;
+  bool is_bad = false;
+  for (int id = threadIdx.x; id < Config::kVocabulary; id += Config::kThreads) {
+    // Adding zero turns -0 into 0, which it ties with.
+    const float logit = logits[id] + 0.0f;
+    is_bad |= !is_finite(logit);
+    const uint32_t bits = __float_as_uint(logit);
+    const uint32_t ordered = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+    const uint64_t key = uint64_t{ordered} << 32 | ~static_cast<uint32_t>(id);
+    best = key > best ? key : best;
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    const uint64_t other = __shfl_xor_sync(~0u, best, step);
+    best = other > best ? other : best;
+  }
+  if (threadIdx.x % 32 == 0) shared.warps[threadIdx.x / 32] = best;
+  is_bad = __syncthreads_or(is_bad) != 0;
+  for (int warp = 0; warp < kWarps; ++warp) best = shared.warps[warp] > best ? shared.warps[warp] : best;
+  __syncthreads();
+  return is_bad ? -1 : static_cast<int>(~static_cast<uint32_t>(best));
+}
+
+// Masses of the bins of one digit, for weights whose higher bits are `prefix`.
+__device__ __forceinline__ void fill_bins(const Row& row, uint32_t prefix, int shift, Shared& shared) {
+  for (int bin = threadIdx.x; bin < kBins; bin += Config::kThreads) shared.bins[bin] = 0;
+  __syncthreads();
+  for (int id = threadIdx.x; id < Config::kVocabulary; id += Config::kThreads) {
+    const uint32_t bits = row.weight_bits(id);
+    const uint64_t mass = mass_of(bits);
+    if (mass == 0 || bits >> (shift + kDigitBits) != prefix) continue;
+    atomicAdd(shared.bins + (bits >> shift & (kBins - 1)), static_cast<unsigned long long>(mass));
+  }
+  __syncthreads();
+}
+
+// By one warp: the highest bin at which the mass from the top reaches `target`, with the mass above it; the mass of all
+// if it never does. Each lane has a run of neighbouring bins.
+__device__ __forceinline__ void find_bin(uint64_t target, Shared& shared, int lane) {
+  constexpr int kRun = kBins / 32;
+  const int top = kBins - 1 - lane * kRun;
+  uint64_t own = 0;
+  for (int i = 0; i < kRun; ++i) own += shared.bins[top - i];
+  uint64_t above = lane_prefix(own, lane) - own;
+  if (lane == 31) {
+    shared.chosen[0] = 0;
+    shared.chosen[1] = above + own;
+  }
+  __syncwarp();
+  if (above >= target || above + own < target) return;
+  for (int i = 0; i < kRun; ++i) {
+    const uint64_t mass = shared.bins[top - i];
+    if (above + mass >= target) {
+      shared.chosen[0] = top - i;
+      shared.chosen[1] = above;
+      return;
+    }
+    above += mass;
+  }
+}
+
+struct Nucleus {
+  uint32_t threshold;  // least weight, as bits
+  uint64_t mass;
+};
+
+// The bits of the least weight that is drawn from, and the mass of all from it up.
+__device__ __forceinline__ Nucleus nucleus_of(const Row& row, float top_p, Shared& shared) {
+  const int lane = threadIdx.x;
+  fill_bins(row, 0, 2 * kDigitBits, shared);
+  if (threadIdx.x < 32) find_bin(~uint64_t{0}, shared, lane);
+  __syncthreads();
+  const uint64_t total = shared.chosen[1];
+  if (top_p >= 1.0f) return {0, total};
+  // The product is an IEEE one in f64, so that every machine has the same target.
+  const double wanted = static_cast<double>(top_p) * static_cast<double>(total);
+  uint64_t target = wanted > 1.0 ? __double2ull_rz(wanted) : 1;
+  target = target > total ? total : target;
+  uint32_t prefix = 0;
+  uint64_t above = 0;
+#pragma unroll 1
+  for (int shift = 2 * kDigitBits; shift >= 0; shift -= kDigitBits) {
+    if (shift < 2 * kDigitBits) fill_bins(row, prefix, shift, shared);
+    __syncthreads();
+    if (threadIdx.x < 32) find_bin(target - above, shared, lane);
+    __syncthreads();
+    prefix = prefix << kDigitBits | static_cast<uint32_t>(shared.chosen[0]);
+    above += shared.chosen[1];
+  }
+  return {prefix, above + shared.bins[prefix & (kBins - 1)]};
+}
+
+// The token in whose range `place` falls when the masses of the nucleus stand in a row by id.
+__device__ __forceinline__ int token_at(const Row& row, uint32_t threshold, uint64_t place, Shared& shared) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int begin = 0, count = Config::kVocabulary;
+  while (count > 1) {
+    const int share = ceil_divide(count, kWarps);
+    const int own_begin = begin + warp * share, own_end = smaller(own_begin + share, begin + count);
+    uint64_t sum = 0;
+    for (int id = own_begin + lane; id < own_end; id += 32) {
+      const uint32_t bits = row.weight_bits(id);
+      sum += bits >= threshold ? mass_of(bits) : 0;
+    }
+    sum = lane_total(sum);
+    __syncthreads();
+    if (lane == 0) shared.warps[warp] = sum;
+    __syncthreads();
+    int chosen = 0;
+    while (chosen < kWarps - 1 && place >= shared.warps[chosen]) place -= shared.warps[chosen++];
+    const int end = begin + count;
+    begin += chosen * share;
+    count = smaller(share, end - begin);
+  }
+  return begin;
+}
+
+// The finaliser of splitmix64.
+__device__ __forceinline__ uint64_t scramble(uint64_t z) {
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ z >> 27) * 0x94D049BB133111EBull;
+  return z ^ z >> 31;
+}
+
+extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
+    sample(const float* logits, const Settings* settings, const int* rows, const int* positions, const int* sequences,
+           int* tokens, const int* count_on_device, int count) {
+  __shared__ Shared shared;
+  launch_dependents();
+  wait_for_dependency();
+  const int idx = blockIdx.x;
+  if (idx >= actual_tokens(count_on_device, count)) return;
+  const float* own_logits = logits + int64_t{idx} * Config::kVocabulary;
+  int token = largest_id(own_logits, shared);
+  const float temperature = settings->temperature;
+  if (token >= 0 && temperature > 0.0f) {
+    constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
+    const Row row{own_logits, own_logits[token], kLog2E / temperature};
+    const Nucleus nucleus = nucleus_of(row, settings->top_p, shared);
+    const int step_row = rows == nullptr ? idx : rows[idx];
+    const uint64_t counter = uint64_t{static_cast<uint32_t>(sequences[step_row])} << 32 |
+                             static_cast<uint32_t>(positions[step_row]);
+    const uint64_t random = scramble(scramble(settings->seed + 0x9E3779B97F4A7C15ull) + counter);
+    token = token_at(row, nucleus.threshold, __umul64hi(random, nucleus.mass), shared);
+  }
+  if (threadIdx.x == 0) tokens[idx] = token;
+}

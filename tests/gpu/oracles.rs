@@ -1,0 +1,448 @@
+//! DeepSeek-V4 on the GPU against checkpoints and outputs that other people's code produced.
+//!
+//! A layer is compared with the CPU reference on the same streams and choices. Whole models run free, and the yardstick
+//! is the oracle's own bf16 version: tiny random models are touchy, so our error is held against its error, not zero.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+
+use safetensors::SafeTensors;
+use tilekiln::device::DevicePointer;
+use tilekiln::dispatch::PrepareOptions;
+use tilekiln::engine::{LanguageModel, Observer, OpId, Sampling, TensorFiles};
+use tilekiln::models::dsv4::config_file::ConfigFile;
+use tilekiln::models::dsv4::forward::{Forward, ForwardError, ForwardOptions, Imposed};
+use tilekiln::models::dsv4::reference::{
+    self, Activation, Matrix, Op, Options, Reference, ReferenceError, ScaleSource,
+};
+use tilekiln::models::dsv4::weights::{LoadOptions, Loaded, Weights};
+use tilekiln::models::dsv4::{Config, LayerKind, inventory_of};
+use tilekiln::problem::Problem;
+
+use crate::context::{Case, Context, Failure};
+
+const DIRECTORIES: [&str; 7] = [
+    "small-bf16",
+    "small-native",
+    "small-nvfp4",
+    "small-nvfp4_full",
+    "small-nvfp4_ct",
+    "wide-nvfp4",
+    "wide-nvfp4_full",
+];
+
+/// What a case does with one oracle.
+type Check = fn(&mut Context, &Oracle) -> Result<usize, Failure>;
+
+pub fn cases() -> Vec<Case> {
+    let checks: [(&str, Check); 4] = [
+        ("each layer as the reference", layers),
+        ("prefill", prefill),
+        ("token by token", token_by_token),
+        ("every weight is launched", ledger),
+    ];
+    let mut cases = Vec::new();
+    for directory in DIRECTORIES {
+        for (name, check) in checks {
+            cases.push(case(directory, name, check));
+        }
+        if directory.ends_with("full") {
+            cases.push(case(directory, "a4 with a scale a token", a4_per_token));
+            cases.push(case(directory, "a4 with the file's scales", a4_checkpoint));
+        }
+    }
+    cases.push(case("small-nvfp4", "DeepSeek's own numerics, each layer", deepseek_numerics));
+    cases.push(case("wide-nvfp4", "DeepSeek's own numerics, each layer", deepseek_numerics));
+    cases.push(case("small-native", "MXFP4 experts as NVFP4", native_as_nvfp4));
+    cases.push(case("small-nvfp4", "graphs sample what logits say", graphs));
+    cases.push(case("small-nvfp4", "batch-invariant: the same tokens in any company", company));
+    cases.push(case("small-nvfp4", "mistakes are sentences", mistakes));
+    cases
+}
+
+fn case(directory: &'static str, name: &str, check: Check) -> Case {
+    let run = move |context: &mut Context| check(context, &Oracle::open(directory)?);
+    Case { name: format!("oracle {directory}: {name}"), run: Box::new(run) }
+}
+
+impl From<ForwardError> for Failure {
+    fn from(error: ForwardError) -> Self {
+        error.to_string().into()
+    }
+}
+
+impl From<ReferenceError> for Failure {
+    fn from(error: ReferenceError) -> Self {
+        error.to_string().into()
+    }
+}
+
+/// A checkpoint with what others made of it.
+struct Oracle {
+    directory: &'static str,
+    files: TensorFiles,
+    config: ConfigFile,
+    expected: HashMap<String, Vec<f32>>,
+    tokens: Vec<u32>,
+}
+
+impl Oracle {
+    fn open(directory: &'static str) -> Result<Self, Failure> {
+        let path = PathBuf::from("testdata/oracle").join(directory);
+        let files = TensorFiles::open(&path).map_err(|error| error.to_string())?;
+        let config = ConfigFile::read(&path).map_err(|error| error.to_string())?;
+        let bytes = std::fs::read(path.join("expected.safetensors")).map_err(|error| error.to_string())?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|error| error.to_string())?;
+        let (mut expected, mut tokens) = (HashMap::new(), Vec::new());
+        for (name, tensor) in tensors.iter() {
+            if name == "input_ids" {
+                let ids = tensor.data().chunks_exact(8).map(|id| i64::from_le_bytes(id.try_into().unwrap()));
+                tokens = ids.map(|id| id as u32).collect();
+            } else if tensor.dtype() == safetensors::Dtype::F32 {
+                let values = tensor.data().chunks_exact(4).map(|v| f32::from_le_bytes(v.try_into().unwrap()));
+                expected.insert(name.to_string(), values.collect());
+            }
+        }
+        Ok(Self { directory, files, config, expected, tokens })
+    }
+
+    fn weights(&self) -> Result<Loaded<'_>, Failure> {
+        let loaded = Weights::load(&self.files, &self.config, LoadOptions::default());
+        Ok(loaded.map_err(|error| error.to_string())?)
+    }
+
+    fn forward(&self, context: &Context, options: &ForwardOptions) -> Result<Forward, Failure> {
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let prepare = PrepareOptions { snapshot: folder.path().join("none"), jit: context.jit.clone(), threads: 16 };
+        let loaded = self.weights()?;
+        Ok(Forward::load(&context.gpu, (&loaded.config, &loaded.weights), options, &prepare, &mut ())?)
+    }
+
+    fn expected(&self, name: &str) -> Result<&[f32], Failure> {
+        let found = self.expected.get(name).ok_or_else(|| format!("{}: no `{name}` is expected", self.directory))?;
+        Ok(found)
+    }
+}
+
+fn options() -> ForwardOptions {
+    ForwardOptions { context: 512, sequences: 1, chunk: 256, ..ForwardOptions::default() }
+}
+
+fn with_numerics(numerics: Options) -> ForwardOptions {
+    ForwardOptions { numerics, ..options() }
+}
+
+/// `|a - b| / |b|`.
+fn relative(a: &[f32], b: &[f32]) -> f64 {
+    let square = |value: f64| value * value;
+    let error: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let size: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
+    (error / size).sqrt()
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+fn argmax(row: &[f32]) -> usize {
+    let best = row.iter().enumerate().max_by(|(_, a), (_, b)| a.total_cmp(b));
+    best.map_or(0, |(idx, _)| idx)
+}
+
+/// Percentage of rows whose largest logit is the same.
+fn agreement(a: &[f32], b: &[f32], vocabulary: usize) -> f64 {
+    let rows = a.chunks_exact(vocabulary).zip(b.chunks_exact(vocabulary));
+    let same = rows.clone().filter(|(a, b)| argmax(a) == argmax(b)).count();
+    100.0 * same as f64 / rows.len() as f64
+}
+
+/// Holds our logits against f32 ones, with the oracle's bf16 version as the yardstick.
+fn judge(what: &str, ours: &[f32], f32_logits: &[f32], bf16_logits: &[f32], vocabulary: usize) -> Result<(), Failure> {
+    if let Some(idx) = ours.iter().position(|value| !value.is_finite()) {
+        return Err(format!("{what}: row {} column {} is {}", idx / vocabulary, idx % vocabulary, ours[idx]).into());
+    }
+    let (error, yardstick) = (relative(ours, f32_logits), relative(bf16_logits, f32_logits));
+    let agree = [ours, bf16_logits].map(|logits| agreement(logits, f32_logits, vocabulary));
+    println!(
+        "        {what}: error {error:.4}, yardstick {yardstick:.4} ({:.2}x); argmax {:.1} %, yardstick {:.1} %",
+        error / yardstick,
+        agree[0],
+        agree[1]
+    );
+    if error > 1.2 * yardstick {
+        return Err(format!("{what}: error {error:.4}, more than 1.2 times the yardstick's {yardstick:.4}").into());
+    }
+    if agree[0] < agree[1] - 3.0 {
+        return Err(format!("{what}: argmax agrees in {:.1} %, the yardstick's in {:.1} %", agree[0], agree[1]).into());
+    }
+    Ok(())
+}
+
+fn prefill(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
+    let mut forward = oracle.forward(context, &options())?;
+    let logits = forward.logits(0, &oracle.tokens)?;
+    let vocabulary = forward.limits().vocabulary as usize;
+    let [exact, yardstick] = [oracle.expected("logits")?, oracle.expected("logits_bf16_linears")?];
+    judge("prefill", &logits, exact, yardstick, vocabulary)?;
+    // In parts that end inside of compressed entries.
+    forward.release(0);
+    let mut parts = Vec::new();
+    for part in oracle.tokens.chunks(37) {
+        parts.extend(forward.logits(0, part)?);
+    }
+    judge("in parts of 37", &parts, exact, yardstick, vocabulary)?;
+    Ok(2)
+}
+
+fn token_by_token(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
+    let mut forward = oracle.forward(context, &options())?;
+    let mut logits = Vec::new();
+    for token in &oracle.tokens {
+        logits.extend(forward.logits(0, &[*token])?);
+    }
+    let vocabulary = forward.limits().vocabulary as usize;
+    let [exact, yardstick] = [oracle.expected("logits")?, oracle.expected("logits_bf16_linears")?];
+    judge("token by token", &logits, exact, yardstick, vocabulary)?;
+    if let Ok(expected) = oracle.expected("decode_logits_from_100") {
+        let rows = 100 * vocabulary;
+        judge("from token 100", &logits[rows..], expected, &yardstick[rows..], vocabulary)?;
+    }
+    Ok(1)
+}
+
+fn a4_per_token(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
+    a4(context, oracle, ScaleSource::PerToken, "logits_a4_per_token")
+}
+
+fn a4_checkpoint(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
+    a4(context, oracle, ScaleSource::Checkpoint, "logits_a4_checkpoint")
+}
+
+fn a4(context: &mut Context, oracle: &Oracle, source: ScaleSource, name: &str) -> Result<usize, Failure> {
+    let numerics = Options { activation: Activation::A4(source), ..Options::default() };
+    let mut forward = oracle.forward(context, &with_numerics(numerics))?;
+    let logits = forward.logits(0, &oracle.tokens)?;
+    let [a16, exact] = [oracle.expected("logits")?, oracle.expected(name)?];
+    let yardstick = cosine(oracle.expected(&format!("{name}_bf16_linears"))?, exact);
+    let (ours, cost, oracles_cost) = (cosine(&logits, exact), cosine(&logits, a16), cosine(exact, a16));
+    println!(
+        "        {name}: cosine {ours:.3}, the oracle's in bf16 {yardstick:.3}; against a16 {cost:.2}, the oracle's \
+         {oracles_cost:.2}"
+    );
+    if !logits.iter().all(|value| value.is_finite()) {
+        return Err(format!("{name}: logits that are not finite").into());
+    }
+    if ours < yardstick - 0.03 {
+        return Err(format!("{name}: cosine {ours:.3}, expected at least {:.3}", yardstick - 0.03).into());
+    }
+    let counters = forward.read_counters()?;
+    if counters.is_empty() {
+        return Err("no op has counted its blocks".to_string().into());
+    }
+    let warned = counters.iter().filter(|(_, counters)| counters.warning().is_some());
+    let warned: Vec<String> = warned.map(|(op, counters)| format!("{op}: {:?}", counters.warning())).collect();
+    let is_static = source == ScaleSource::Checkpoint;
+    let in_attention = warned.iter().filter(|warning| warning.contains("attn")).count();
+    if is_static == (in_attention == 0) {
+        return Err(format!("warnings of attention under {source:?}: {warned:?}").into());
+    }
+    Ok(1)
+}
+
+fn native_as_nvfp4(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
+    let as_nvfp4 = ForwardOptions { has_nvfp4_experts: true, ..options() };
+    let logits = oracle.forward(context, &as_nvfp4)?.logits(0, &oracle.tokens)?;
+    let vocabulary = oracle.config.config.vocabulary as usize;
+    let [exact, yardstick] = [oracle.expected("logits")?, oracle.expected("logits_bf16_linears")?];
+    judge("MXFP4 as NVFP4", &logits, exact, yardstick, vocabulary)?;
+    Ok(1)
+}
+
+fn layers(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
+    compare_layers(context, oracle, Options::default())
+}
+
+fn deepseek_numerics(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
+    compare_layers(context, oracle, Options::DEEPSEEK)
+}
+
+/// Each layer on the reference's streams, experts and picks, within 1 % of what it gives.
+fn compare_layers(context: &mut Context, oracle: &Oracle, numerics: Options) -> Result<usize, Failure> {
+    let loaded = oracle.weights()?;
+    let mut reference = Reference::new(&loaded.weights, &loaded.config, numerics)?;
+    let mut seen = Seen::default();
+    let mut sequence = reference.sequence();
+    reference.forward(&mut sequence, &oracle.tokens, &mut seen)?;
+    let mut forward = oracle.forward(context, &with_numerics(numerics))?;
+    let mut worst = Vec::new();
+    for layer in 0..loaded.config.layers() as usize {
+        let imposed = seen.imposed(layer, &loaded.config);
+        let streams = forward.run_layer((layer, &oracle.tokens), &seen.inputs[&layer], &imposed)?;
+        let error = relative(&streams, &seen.outputs[&layer]);
+        worst.push(error);
+        if error.is_nan() || error > 0.01 {
+            let row_size = streams.len() / oracle.tokens.len();
+            let rows = streams.chunks(row_size).zip(seen.outputs[&layer].chunks(row_size));
+            let rows: Vec<f64> = rows.map(|(ours, expected)| relative(ours, expected)).collect();
+            let first = rows.iter().position(|error| error.is_nan() || *error > 0.01);
+            let kind = loaded.config.layer_kinds[layer];
+            let reason = format!("layer {layer} ({kind:?}): relative error {error:.4}, first bad token {first:?}");
+            return Err(reason.into());
+        }
+    }
+    println!("        relative errors by layer: {worst:.4?}");
+    Ok(worst.len())
+}
+
+/// What the reference was fed and chose, by layer.
+#[derive(Default)]
+struct Seen {
+    inputs: BTreeMap<usize, Vec<f32>>,
+    outputs: BTreeMap<usize, Vec<f32>>,
+    experts: BTreeMap<usize, Vec<u32>>,
+    routing: BTreeMap<usize, Vec<f32>>,
+    picks: BTreeMap<usize, Vec<Vec<u32>>>,
+}
+
+impl Seen {
+    fn imposed(&self, layer: usize, config: &Config) -> Imposed {
+        let row = |picks: &Vec<u32>| {
+            let mut row: Vec<i32> = picks.iter().map(|pick| *pick as i32).collect();
+            row.resize(config.index_top_k as usize, -1);
+            row
+        };
+        Imposed {
+            experts: self.experts[&layer].iter().map(|expert| *expert as i32).collect(),
+            routing: self.routing[&layer].clone(),
+            picks: self.picks.get(&layer).map_or(Vec::new(), |picks| picks.iter().flat_map(row).collect()),
+        }
+    }
+}
+
+impl reference::Observer for Seen {
+    fn output(&mut self, op: Op, _: usize, output: &Matrix) -> reference::Observed {
+        if let (Some(layer), "streams") = (op.layer, op.name) {
+            self.outputs.insert(layer, output.values.clone());
+        }
+        if let (Some(layer), "ffn.route") = (op.layer, op.name) {
+            self.routing.insert(layer, output.values.clone());
+        }
+        Ok(())
+    }
+
+    fn streams(&mut self, layer: usize, streams: &mut Matrix) {
+        self.inputs.insert(layer, streams.values.clone());
+    }
+
+    fn experts(&mut self, layer: usize, experts: &mut [u32]) {
+        self.experts.insert(layer, experts.to_vec());
+    }
+
+    fn picks(&mut self, layer: usize, picks: &mut [Vec<u32>]) {
+        self.picks.insert(layer, picks.to_vec());
+    }
+}
+
+/// What a step launches.
+#[derive(Default)]
+struct Trace {
+    problems: BTreeMap<&'static str, (String, usize)>,
+    weights: BTreeSet<DevicePointer>,
+}
+
+impl Observer for Trace {
+    fn launches(&mut self, op: OpId, problem: &Problem, weights: DevicePointer) {
+        self.problems.entry(op.name).or_insert((problem.op(), 0)).1 += 1;
+        self.weights.insert(weights);
+    }
+}
+
+fn ledger(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
+    let mut forward = oracle.forward(context, &options())?;
+    let mut trace = Trace::default();
+    forward.observed_logits(0, &oracle.tokens[..4], &mut trace)?;
+    let skipped = forward.ledger().not_launched(&trace.weights);
+    if !skipped.is_empty() {
+        return Err(format!("packed and never launched: {skipped:?}").into());
+    }
+    let ops = inventory_of(forward.config(), forward.formats(), Default::default()).map_err(|e| e.to_string())?;
+    let listed: BTreeMap<&'static str, (String, usize)> = ops
+        .iter()
+        .filter(|op| op.count > 0)
+        .filter_map(|op| Some((op.name, (op.problem(1)?.op(), op.count as usize))))
+        .collect();
+    if listed != trace.problems {
+        return Err(format!("the inventory lists {listed:?}, a step launches {:?}", trace.problems).into());
+    }
+    let hca = forward.config().layers_of(LayerKind::Hca);
+    Ok(listed.len() + forward.ledger().entries().len() + hca as usize)
+}
+
+fn graphs(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
+    let prompt = &oracle.tokens[..90];
+    let greedy = Sampling::default();
+    let mut forward = oracle.forward(context, &options())?;
+    let mut answer = forward.prefill(&[(0, prompt)], &greedy)?;
+    for _ in 0..60 {
+        answer.extend(forward.decode(&[0], &greedy)?);
+    }
+    forward.release(0);
+    // The same tokens, fed one by one, without a graph.
+    let vocabulary = forward.limits().vocabulary as usize;
+    let logits = forward.logits(0, prompt)?;
+    let mut expected = vec![argmax(&logits[logits.len() - vocabulary..]) as u32];
+    for token in &answer[..60] {
+        expected.push(argmax(&forward.logits(0, &[*token])?) as u32);
+    }
+    if expected != answer {
+        return Err(format!("graphs sampled {answer:?}, logits say {expected:?}").into());
+    }
+    Ok(answer.len())
+}
+
+fn company(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
+    let invariant = ForwardOptions { sequences: 16, is_batch_invariant: true, ..options() };
+    let mut forward = oracle.forward(context, &invariant)?;
+    let greedy = Sampling::default();
+    let prompts: Vec<(u32, &[u32])> =
+        (0..16).map(|slot| (slot, &oracle.tokens[slot as usize..][..5 + 11 * slot as usize])).collect();
+    let slots: Vec<u32> = (0..16).collect();
+    let mut together: Vec<Vec<u32>> = forward.prefill(&prompts, &greedy)?.into_iter().map(|t| vec![t]).collect();
+    for _ in 0..24 {
+        for (answer, token) in together.iter_mut().zip(forward.decode(&slots, &greedy)?) {
+            answer.push(token);
+        }
+    }
+    slots.iter().for_each(|slot| forward.release(*slot));
+    for ((slot, prompt), expected) in prompts.iter().zip(&together) {
+        let mut alone = forward.prefill(&[(*slot, *prompt)], &greedy)?;
+        for _ in 0..24 {
+            alone.extend(forward.decode(&[*slot], &greedy)?);
+        }
+        forward.release(*slot);
+        if alone != *expected {
+            return Err(format!("prompt {slot}: alone {alone:?}, in company {expected:?}").into());
+        }
+    }
+    Ok(16)
+}
+
+fn mistakes(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
+    let mut forward = oracle.forward(context, &ForwardOptions { context: 64, ..options() })?;
+    let long = vec![1; 65];
+    let sentences = [
+        (forward.logits(1, &[1]), "expected a sequence below 1, found 1"),
+        (forward.logits(0, &[256]), "expected token ids below 256, found 256"),
+        (forward.logits(0, &[]), "expected at least one token for sequence 0, found none"),
+        (forward.logits(0, &long), "expected at most 64 tokens in sequence 0, found 65"),
+    ];
+    let count = sentences.len();
+    for (result, sentence) in sentences {
+        let found = result.err().map(|error| error.to_string());
+        if found.as_deref() != Some(sentence) {
+            return Err(format!("expected `{sentence}`, found {found:?}").into());
+        }
+    }
+    Ok(count)
+}
