@@ -92,7 +92,9 @@ impl Attention {
                 compressor.forward(pass, &mut cache.entries, x)?;
                 match indexer {
                     Some(indexer) => indexer.pick(pass, &mut cache.index_keys, x, &compressed_query)?,
-                    None => (pass.start..).take(x.rows).map(|it| (0..compressor.visible(it) as u32).collect()).collect(),
+                    None => {
+                        (pass.start..).take(x.rows).map(|it| (0..compressor.visible(it) as u32).collect()).collect()
+                    }
                 }
             }
             (None, _) => vec![Vec::new(); x.rows],

@@ -11,6 +11,7 @@ mod attention;
 mod compressor;
 mod error;
 mod experts;
+mod generation;
 mod hyper;
 mod indexer;
 mod linear;
@@ -23,6 +24,7 @@ mod rounding;
 
 pub use activations::{ActivationEntry, ActivationLog, ActivationWarning};
 pub use error::ReferenceError;
+pub use generation::ReferenceModel;
 pub use matrix::Matrix;
 pub use observer::{OPS, Observed, Observer, Op};
 pub use options::{Activation, IndexFormat, KvFormat, LinearRounding, Options, RouterWeight, ScaleSource};
