@@ -83,8 +83,11 @@ impl LanguageModel for ReferenceModel {
     }
 
     fn prefill(&mut self, prompts: &[(u32, &[u32])], sampling: &Sampling) -> Result<Vec<u32>, ReferenceError> {
-        let sampled = prompts.iter().map(|&(slot, tokens)| self.next(slot, tokens, sampling)).collect();
-        self.prompts_are_fed();
+        let sampled: Result<Vec<u32>, _> =
+            prompts.iter().map(|&(slot, tokens)| self.next(slot, tokens, sampling)).collect();
+        if sampled.is_ok() {
+            self.prompts_are_fed();
+        }
         sampled
     }
 

@@ -1,10 +1,12 @@
 //! Hyper-connections: several streams into one row, and a row back into them (2.1, 2.2, 2.12).
 
 use crate::models::dsv4::{Config, weights};
+use crate::quant::bf16;
 
 use super::linear::checked;
 use super::matrix::{add_scaled, dot};
-use super::{Matrix, ReferenceError};
+use super::rounding::round_to_bf16;
+use super::{LinearRounding, Matrix, ReferenceError};
 
 /// What mixes the streams around a sublayer, or behind the last layer.
 #[derive(Clone, Debug)]
@@ -53,16 +55,27 @@ impl HyperConnection {
     }
 
     /// `m = (fn . v) * rsqrt(mean(v^2) + eps)` for each token; `streams` is `[m, streams * hidden]`.
-    pub(super) fn products(&self, streams: &Matrix) -> Matrix {
+    pub(super) fn products(&self, streams: &Matrix, rounding: LinearRounding) -> Matrix {
         let mut products = Matrix::zeros(streams.rows, self.base.len());
         products.write_rows(streams.rows * self.function.len(), |token, out| {
             let all = streams.row(token);
             let inverse = inverse_rms(all, self.norm_epsilon);
-            for (out, row) in out.iter_mut().zip(self.function.chunks_exact(all.len())) {
-                *out = dot(row, all) * inverse;
+            if rounding == LinearRounding::Bf16 {
+                // The yardstick normalises first, so that it is the normalised values that are rounded.
+                let normal: Vec<f32> = all.iter().map(|value| bf16::round(value * inverse)).collect();
+                self.write_products(out, &normal);
+                return round_to_bf16(out);
             }
+            self.write_products(out, all);
+            out.iter_mut().for_each(|product| *product *= inverse);
         });
         products
+    }
+
+    fn write_products(&self, out: &mut [f32], values: &[f32]) {
+        for (out, row) in out.iter_mut().zip(self.function.chunks_exact(values.len())) {
+            *out = dot(row, values);
+        }
     }
 
     /// The three parts of a token's [`HyperConnection::products`].

@@ -165,7 +165,7 @@ impl Reference {
         pass.layer = None;
         sequence.tokens += tokens.len();
 
-        let products = self.hc_head.products(&streams);
+        let products = self.hc_head.products(&streams, self.options.linear_rounding);
         pass.observe("hc_head.mix", &products)?;
         let mut x = Matrix::zeros(streams.rows, self.norm.len());
         for token in 0..streams.rows {
@@ -247,7 +247,7 @@ fn before(
     connection: &HyperConnection,
     streams: &Matrix,
 ) -> Result<(Vec<Mix>, Matrix), ReferenceError> {
-    let products = connection.products(streams);
+    let products = connection.products(streams, pass.options.linear_rounding);
     pass.observe(products_name, &products)?;
     let mixes: Vec<Mix> = (0..streams.rows).map(|token| connection.mix(products.row(token))).collect();
     let mut x = Matrix::zeros(streams.rows, pass.config.hidden as usize);
