@@ -155,3 +155,49 @@ fn divide_columns(carry: &mut [Vec<f32>], epsilon: f32) {
 fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With a zero function the mix is that of the base alone.
+    fn connection(base: Vec<f32>) -> HyperConnection {
+        let config = Config { hidden: 3, ..Config::FLASH };
+        let source = weights::HyperConnection { function: vec![0.0; 24 * 12], base, scale: vec![1.0; 3] };
+        HyperConnection::new("hc", &source, &config, 3).unwrap()
+    }
+
+    #[test]
+    fn a_mix_of_zeros_is_even() {
+        let even = connection(vec![0.0; 24]);
+        let products = even.products(&Matrix { rows: 1, columns: 12, values: vec![2.0; 12] }, LinearRounding::Exact);
+        let mix = even.mix(&products.values);
+        assert!(mix.pre.iter().all(|weight| (weight - 0.5).abs() < 1e-5));
+        assert!(mix.post.iter().all(|weight| (weight - 1.0).abs() < 1e-5));
+        assert!(mix.carry.iter().flatten().all(|weight| (weight - 0.25).abs() < 1e-5));
+    }
+
+    #[test]
+    fn rows_and_columns_of_a_carry_sum_to_one() {
+        let base = (0..24).map(|idx| (idx as f32 * 1.3).sin() * 2.0).collect();
+        let carry = connection(base).mix(&[0.0; 24]).carry;
+        for k in 0..4 {
+            let (row, column): (f32, f32) = (carry[k].iter().sum(), carry.iter().map(|row| row[k]).sum());
+            // Columns are divided last.
+            assert!((column - 1.0).abs() < 1e-5 && (row - 1.0).abs() < 1e-3, "{row} {column}");
+        }
+    }
+
+    #[test]
+    fn a_stream_takes_from_the_first_index_of_the_carry() {
+        let mut carry = vec![vec![0.0; 4]; 4];
+        (carry[0][1], carry[2][3]) = (1.0, 10.0);
+        let mix = Mix { pre: vec![1.0, 0.0, 2.0, 0.0], post: vec![0.0, 0.0, 5.0, 1.0], carry };
+        let mut streams = vec![1.0, 2.0, 0.0, 0.0, 3.0, 4.0, 0.0, 0.0];
+        let mut x = [0.0; 2];
+        collect(&mix.pre, &streams, &mut x);
+        assert_eq!(x, [7.0, 10.0]);
+        spread(&mix, &[100.0, 200.0], &mut streams);
+        assert_eq!(streams, [0.0, 0.0, 1.0, 2.0, 500.0, 1000.0, 130.0, 240.0]);
+    }
+}
