@@ -284,11 +284,11 @@ fn imposed_streams_experts_and_picks_are_used() {
     let mut wrong = seen.experts.clone();
     wrong[3] = 8;
     let error = other(wrong, seen.picks.clone(), 1.0).unwrap_err().to_string();
-    assert_eq!(error, "layers.0.ffn.route: expected imposed choices below 8, found 8 for token 1");
+    assert_eq!(error, "layers.0.ffn.route: expected choices below 8, found 8 for token 1");
     let mut early = seen.picks;
     early[0][6] = vec![1];
     let error = other(seen.experts, early, 1.0).unwrap_err().to_string();
-    assert_eq!(error, "layers.1.attn.indexer.scores: expected imposed choices below 1, found 1 for token 6");
+    assert_eq!(error, "layers.1.attn.indexer.scores: expected choices below 1, found 1 for token 6");
 }
 
 #[test]
@@ -308,6 +308,38 @@ fn nan_reaches_the_logits_or_is_named() {
         error,
         "layers.1.attn.indexer.scores: expected finite values to choose by, found NaN for token 3, column 0"
     );
+}
+
+/// Nothing that a layer's kind needs is left out in silence, and no weight has another size than the config says.
+#[test]
+fn weights_that_do_not_make_the_model_are_refused() {
+    let oracle = Oracle::open("small-bf16");
+    let refusal = |spoil: fn(&mut Weights<'_>)| {
+        oracle.with_weights(|mut weights| {
+            spoil(&mut weights);
+            Reference::new(&weights, &oracle.config, Options::default()).unwrap_err().to_string()
+        })
+    };
+    assert_eq!(
+        refusal(|weights| weights.layers[1].attention.indexer = None),
+        "layers.1.attn.indexer: expected one in a layer of kind Csa, found none"
+    );
+    assert_eq!(
+        refusal(|weights| weights.layers[2].attention.compressor = None),
+        "layers.2.attn.compressor: expected one in a layer of kind Hca, found none"
+    );
+    assert_eq!(
+        refusal(|weights| weights.layers[0].attention.wq_a = weights.layers[0].attention.wq_b.clone()),
+        "layers.0.attn.wq_b: expected [64, 128] by the config, found [256, 64]"
+    );
+    assert_eq!(
+        refusal(|weights| drop(weights.layers[4].feed_forward.experts.pop())),
+        "layers.4.ffn.experts: expected [8] by the config, found [7]"
+    );
+    assert_eq!(refusal(|weights| weights.norm.truncate(3)), "norm: expected [128] by the config, found [3]");
+    let mut reference = oracle.reference(Options::default());
+    let nothing = reference.forward(&mut reference.sequence(), &[], &mut ()).unwrap();
+    assert_eq!(nothing.rows, 0, "no tokens give no logits");
 }
 
 #[test]

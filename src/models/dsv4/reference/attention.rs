@@ -51,6 +51,11 @@ impl Attention {
             [config.hidden, config.heads, config.head_dim, config.q_rank, config.o_rank, config.o_groups]
                 .map(|size| size as usize);
         let (compressor, indexer) = (format!("{name}.compressor"), format!("{name}.indexer"));
+        let needs = |is_there: bool, name: &String| {
+            is_there.then_some(()).ok_or_else(|| ReferenceError::Part { name: name.clone(), kind })
+        };
+        needs(kind == LayerKind::Swa || source.compressor.is_some(), &compressor)?;
+        needs(kind != LayerKind::Csa || source.indexer.is_some(), &indexer)?;
         let new_compressor = |source| Compressor::new(&compressor, source, (config, kind), Purpose::Attention);
         Ok(Self {
             sink: checked(format!("{name}.attn_sink"), &source.sink, heads)?,

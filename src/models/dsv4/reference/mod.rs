@@ -1,7 +1,7 @@
 //! DeepSeek-V4 in plain f32 on the CPU: what the GPU is tested against.
 //!
-//! It follows the order of the published description: streams, hyper-connections ([`hyper`]), attention with its
-//! compressors and indexer ([`attention`], [`compressor`], [`indexer`]), router and experts ([`experts`]). Nothing is
+//! It follows the order of the published description: streams, hyper-connections (`hyper`), attention with its
+//! compressors and indexer (`attention`, `compressor`, `indexer`), router and experts (`experts`). Nothing is
 //! fused and nothing is fast. Each row of each op is computed by itself, so a sequence gives the same bits whether it
 //! is fed at once, in chunks or token by token (unless a scale is shared by the tokens of a pass). By default nothing
 //! is rounded or quantised; [`Options`] imitate what is.

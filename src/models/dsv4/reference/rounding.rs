@@ -147,7 +147,7 @@ mod tests {
             unit[column] = 1.0;
             hadamard(&mut unit);
             // Sylvester's matrix: the sign is the parity of the bits that row and column share.
-            let sign = |row: usize| if (row & column).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+            let sign = |row: usize| if (row & column).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
             let expected: Vec<f32> = (0..length).map(|row| sign(row) / (length as f32).sqrt()).collect();
             assert_eq!(unit, expected);
         }
