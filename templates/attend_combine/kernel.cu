@@ -3,8 +3,8 @@ $#-
 -#$
 // Generated from templates/attend_combine for ${ arch.name }$. Do not edit.
 //
-// attend_combine: O[t, h, :] = rotated back(sum_s w_s * part_s / (sum_s w_s * sum_s + 2^(sink - max))), w_s = 2^(max_s -
-// max), over the splits of templates/attend that have keys, in ascending order.
+// attend_combine: O[t, h, :] = rotated back(sum_s w_s * part_s / (sum_s w_s * sum_s + 2^(sink - max))), where
+// w_s = 2^(max_s - max), over the splits of templates/attend that have keys, in ascending order.
 //
 //   operand     shape                        in memory                         written / read
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     read once
@@ -32,7 +32,7 @@ struct Config {
 };
 static_assert(Config::kRopeDim % 4 == 0, "a thread's columns are rotated, or they are not");
 
-extern "C" __global__ void __launch_bounds__(Config::kHeadDim / 4)
+extern "C" __global__ void __launch_bounds__(Config::kHeadDim / 4, 1)
     attend_combine(const float* workspace, const float* sinks, const float2* rope, const int* positions, bf16* o,
                    const int* m_on_device, int m, int splits) {
   launch_dependents();

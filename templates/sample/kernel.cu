@@ -1,5 +1,5 @@
 $#-
-  op: src/kernels/runner/sampling.rs   arch: templates/arch/   (rows are run-time data)
+  op: src/kernels/runner/sampling.rs   arch: templates/arch/   (tokens are run-time data)
 -#$
 // Generated from templates/sample for ${ arch.name }$. Do not edit.
 //
@@ -7,12 +7,12 @@ $#-
 //   weight = 2^((logit - largest) * (log2(e) / temperature)), mass = weight * 2^40 without its fraction
 //
 //   operand    shape                 in memory                            written / read
-//   logits     [count, vocabulary]   f32, row-major                       read 1 time for temperature 0, else 3 or 5
-//   settings   one                   temperature f32, top_p f32, u64 seed read
-//   rows       [count]               int32, or null for the row itself    row of the step that a row of logits is of
-//   positions  [m]                   int32                                read at that row
-//   sequences  [m]                   int32                                read at that row
-//   tokens     [count]               int32                                written; -1 where a logit is not finite
+//   logits     [m, vocabulary]       f32, row-major                        read; once for temperature 0
+//   settings   one                   temperature f32, top_p f32, seed u64  read
+//   rows       [m]                   int32, or null for the row itself     row of the step that a row is of
+//   positions  [rows of the step]    int32                                 read at that row
+//   sequences  [rows of the step]    int32                                 read at that row
+//   tokens     [m]                   int32                                 written; -1 where a logit is not finite
 //
 //   block = kThreads threads, one row
 //   largest    the largest logit, ties to the lower id; the answer at temperature 0
@@ -213,12 +213,12 @@ __device__ __forceinline__ uint64_t scramble(uint64_t z) {
 
 extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
     sample(const float* logits, const Settings* settings, const int* rows, const int* positions, const int* sequences,
-           int* tokens, const int* count_on_device, int count) {
+           int* tokens, const int* m_on_device, int m) {
   __shared__ Shared shared;
   launch_dependents();
   wait_for_dependency();
   const int idx = blockIdx.x;
-  if (idx >= actual_tokens(count_on_device, count)) return;
+  if (idx >= actual_tokens(m_on_device, m)) return;
   const float* own_logits = logits + int64_t{idx} * Config::kVocabulary;
   int token = largest_id(own_logits, shared);
   const float temperature = settings->temperature;

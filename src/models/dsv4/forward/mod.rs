@@ -54,6 +54,7 @@ struct Model {
     scales: Option<ScaleTable>,
     slots: Option<Slots>,
     prepared: Prepared,
+    gpu: Arc<Gpu>,
 }
 
 /// A loaded model with the sequences that it is working on.
@@ -229,6 +230,8 @@ impl Forward {
     /// One step: arrays up, launches out.
     fn step(&mut self, rows: &Rows, observer: &mut dyn Observer) -> Result<(), ForwardError> {
         self.sequences.decoding.clear();
+        // What the step before still reads must not be overwritten.
+        self.stream.synchronize()?;
         for (slot, end) in rows.ends() {
             self.reserve(slot, end)?;
         }
@@ -240,6 +243,7 @@ impl Forward {
 
     /// Logits of these rows of the step, into the logits buffer.
     fn head(&mut self, rows: &[i32], observer: &mut dyn Observer) -> Result<(), ForwardError> {
+        self.stream.synchronize()?;
         Rows::choose_head_rows(&self.model.buffers, rows)?;
         let count = rows.len() as u32;
         let bucket = self.bucket(bucket_of(count).unwrap_or(count));
@@ -299,9 +303,9 @@ impl Forward {
             let rows: Vec<i32> = part.iter().map(|(_, row)| *row).collect();
             let slots: Vec<i32> = part.iter().map(|(slot, _)| *slot as i32).collect();
             let positions: Vec<i32> = part.iter().map(|(slot, _)| self.length(*slot) as i32 - 1).collect();
+            self.head(&rows, &mut Unobserved)?;
             self.model.buffers.ints.upload(Part::HeadPositions, &positions)?;
             self.model.buffers.ints.upload(Part::HeadSequences, &slots)?;
-            self.head(&rows, &mut Unobserved)?;
             let bucket = self.bucket(bucket_of(rows.len() as u32).unwrap_or(1));
             let stream = self.stream.raw();
             let count = rows.len() as u32;
@@ -508,7 +512,8 @@ impl Pass<'_> {
     /// A token from the logits of each chosen row.
     fn sample_chosen(&mut self) -> Result<(), ForwardError> {
         let buffers = &self.model.buffers;
-        let (positions, sequences) = (self.ints(Part::HeadPositions), self.ints(Part::HeadSequences));
+        let [rows, positions, sequences] =
+            [Part::HeadRows, Part::Positions, Part::Sequences].map(|part| self.ints(part));
         let count = Value::Pointer(buffers.ints.head_count());
         self.op(Kernel::Sample, "sample", &[], |_, m| {
             let settings = (&buffers.sampling).into();

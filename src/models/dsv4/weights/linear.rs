@@ -39,6 +39,22 @@ impl<'a> Linear<'a> {
         Ok(Linear { format: WeightFormat::Nvfp4, scales, tensor_scale, ..self.clone() })
     }
 
+    /// Row, place along the row and value of the first weight that is NaN or infinite by its code. Codes of four bits
+    /// are always finite.
+    pub fn first_non_finite(&self) -> Option<(usize, usize, f32)> {
+        let (idx, value) = match self.format {
+            WeightFormat::Nvfp4 | WeightFormat::Mxfp4 => return None,
+            WeightFormat::Fp8 => (first(self.codes, |&code| e4m3::is_nan(code))?, f32::NAN),
+            WeightFormat::Bf16 => {
+                let (values, _) = self.codes.as_chunks();
+                let value = |bytes: &[u8; 2]| bf16::decode(u16::from_le_bytes(*bytes));
+                let idx = first(values, |bytes| !value(bytes).is_finite())?;
+                (idx, value(&values[idx]))
+            }
+        };
+        Some((idx / self.k, idx % self.k, value))
+    }
+
     /// The weights `[n, k]` as f32.
     pub fn dequantized(&self) -> Vec<f32> {
         let value = |row: usize, k: usize| {
@@ -56,4 +72,13 @@ impl<'a> Linear<'a> {
         };
         (0..self.n).flat_map(|row| (0..self.k).map(move |k| (row, k))).map(|(row, k)| value(row, k)).collect()
     }
+}
+
+/// The first element for which `is_bad` holds. Most matrices have none, and whether a stretch has one is found many
+/// elements at a time, as its place is not.
+fn first<T>(elements: &[T], is_bad: impl Fn(&T) -> bool) -> Option<usize> {
+    const STRETCH: usize = 4096;
+    let has_bad = |stretch: &[T]| stretch.iter().fold(false, |found, element| found | is_bad(element));
+    let stretch = elements.chunks(STRETCH).position(has_bad)? * STRETCH;
+    Some(stretch + elements[stretch..].iter().position(is_bad)?)
 }
