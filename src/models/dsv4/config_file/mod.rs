@@ -151,6 +151,7 @@ fn check_sizes(config: &Config) -> Result<(), ConfigError> {
             config.rope_dim <= config.index_head_dim,
             format!("qk_rope_head_dim at most index_head_dim, found {} and {}", config.rope_dim, config.index_head_dim),
         ),
+        (config.experts <= MOST_EXPERTS, format!("n_routed_experts at most {MOST_EXPERTS}, found {}", config.experts)),
         (
             config.top_k <= config.experts,
             format!("num_experts_per_tok at most n_routed_experts, found {} and {}", config.top_k, config.experts),
@@ -168,3 +169,6 @@ fn check_sizes(config: &Config) -> Result<(), ConfigError> {
         Some((_, rule)) => Err(ConfigError::Contradiction { rule }),
     }
 }
+
+/// Ten times what the largest release has: a number beyond it is a mistake, and each expert takes memory to miss.
+const MOST_EXPERTS: u32 = 4096;

@@ -39,6 +39,23 @@ impl<'a> Linear<'a> {
         Ok(Linear { format: WeightFormat::Nvfp4, scales, tensor_scale, ..self.clone() })
     }
 
+    /// Row, place along the row and value of the first weight that is NaN or infinite by its code. Codes of four bits
+    /// are always finite.
+    pub fn first_non_finite(&self) -> Option<(usize, usize, f32)> {
+        let (idx, value) = match self.format {
+            WeightFormat::Nvfp4 | WeightFormat::Mxfp4 => return None,
+            WeightFormat::Fp8 => {
+                let idx = self.codes.iter().position(|&code| e4m3::is_nan(code))?;
+                (idx, f32::NAN)
+            }
+            WeightFormat::Bf16 => {
+                let values = self.codes.as_chunks().0.iter().map(|bytes| bf16::decode(u16::from_le_bytes(*bytes)));
+                values.enumerate().find(|(_, value)| !value.is_finite())?
+            }
+        };
+        Some((idx / self.k, idx % self.k, value))
+    }
+
     /// The weights `[n, k]` as f32.
     pub fn dequantized(&self) -> Vec<f32> {
         let value = |row: usize, k: usize| {

@@ -23,7 +23,7 @@ pub struct LoadOptions {
 }
 
 /// Weights with the account of their tensors.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Loaded<'a> {
     /// The weights.
     pub weights: Weights<'a>,
@@ -105,7 +105,7 @@ impl<'a> Load<'a, '_> {
     }
 
     fn hyper_connection(&mut self, at: &str, rows: usize, scales: usize) -> HyperConnection {
-        let k = (self.config.streams * self.config.hidden) as usize;
+        let k = self.config.streams as usize * self.config.hidden as usize;
         HyperConnection {
             function: self.reader.values(&format!("{at}_fn"), &[rows, k]),
             base: self.reader.values(&format!("{at}_base"), &[rows]),
@@ -141,7 +141,7 @@ impl<'a> Load<'a, '_> {
     }
 
     fn indexer_queries(&mut self, at: &str, q_rank: usize) -> Linear<'a> {
-        let n = (self.config.index_heads * self.config.index_head_dim) as usize;
+        let n = self.config.index_heads as usize * self.config.index_head_dim as usize;
         self.reader.linear(&format!("{at}.indexer.wq_b"), n, q_rank)
     }
 

@@ -1,6 +1,7 @@
 //! The weights of a checkpoint, by what they are for. Large ones stay where they lie in the files.
 
 mod agreement;
+mod examine;
 mod faults;
 mod input_scale;
 mod ledger;
@@ -10,6 +11,7 @@ mod names;
 mod parts;
 mod reader;
 
+pub use examine::{Examination, InputScales, MatrixKind, Refusal, UnusableTensor, UnusedTensors, examine};
 pub use faults::{Fault, Faults, MOST_LINES, Reason, WeightsError};
 pub use input_scale::{InputScaleWarning, Unusable, ceiling};
 pub use ledger::{Fate, Ledger, LedgerEntry, Role, Unused, Use};
@@ -19,7 +21,7 @@ pub use load::{LoadOptions, Loaded};
 use super::LayerKind;
 
 /// All weights of a model. Names in errors and ledgers are the native ones, whatever the files call them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Weights<'a> {
     /// `[vocabulary, hidden]`, BF16.
     pub embed: Linear<'a>,
@@ -34,7 +36,7 @@ pub struct Weights<'a> {
 }
 
 /// One layer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Layer<'a> {
     /// What its attention looks at.
     pub kind: LayerKind,
@@ -64,7 +66,7 @@ pub struct HyperConnection {
 }
 
 /// Attention of one layer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Attention<'a> {
     /// `[heads]`.
     pub sink: Vec<f32>,
@@ -89,7 +91,7 @@ pub struct Attention<'a> {
 }
 
 /// What makes one entry of several tokens. `width` is `series * head_dim`: two series in CSA layers, one in HCA.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Compressor<'a> {
     /// `[width, hidden]`.
     pub wkv: Linear<'a>,
@@ -102,7 +104,7 @@ pub struct Compressor<'a> {
 }
 
 /// What chooses among CSA's entries.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Indexer<'a> {
     /// `[index_heads * index_head_dim, q_rank]`.
     pub wq_b: Linear<'a>,
@@ -113,7 +115,7 @@ pub struct Indexer<'a> {
 }
 
 /// Router, routed experts and shared expert of one layer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct FeedForward<'a> {
     /// `[experts, hidden]`.
     pub gate: Linear<'a>,
@@ -135,7 +137,7 @@ pub enum Choice {
 }
 
 /// One expert.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Expert<'a> {
     /// Gate, `[intermediate, hidden]`.
     pub w1: Linear<'a>,
@@ -143,4 +145,26 @@ pub struct Expert<'a> {
     pub w3: Linear<'a>,
     /// Down, `[hidden, intermediate]`.
     pub w2: Linear<'a>,
+}
+
+impl<'a> Weights<'a> {
+    /// Every matrix, in the order in which a step meets them; those of an expert as gate, up, down.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear<'a>> {
+        [&self.embed].into_iter().chain(self.layers.iter().flat_map(Layer::linears)).chain([&self.head])
+    }
+}
+
+impl<'a> Layer<'a> {
+    /// Every matrix of the layer.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear<'a>> {
+        let Attention { wq_a, wq_b, wkv, wo_a, wo_b, compressor, indexer, .. } = &self.attention;
+        let compressor = compressor.iter().flat_map(|compressor| [&compressor.wkv, &compressor.wgate]);
+        let indexer = indexer.iter().flat_map(|indexer| {
+            [&indexer.wq_b, &indexer.weights_proj, &indexer.compressor.wkv, &indexer.compressor.wgate]
+        });
+        let experts = self.feed_forward.experts.iter().chain([&self.feed_forward.shared]);
+        let experts = experts.flat_map(|expert| [&expert.w1, &expert.w3, &expert.w2]);
+        let attention = [wq_a, wkv, wq_b].into_iter().chain(compressor).chain(indexer).chain([wo_a, wo_b]);
+        attention.chain([&self.feed_forward.gate]).chain(experts)
+    }
 }

@@ -147,14 +147,19 @@ impl<'a> Reader<'a> {
             return Some((WeightFormat::Nvfp4, Convention::CompressedTensors, packed));
         }
         let weight = format!("{name}.weight");
+        let has = |part: &str| self.parts.has(&format!("{name}.{part}"));
         let (format, convention) = match self.parts.dtype(&weight)? {
             Dtype::Bf16 => (WeightFormat::Bf16, Convention::Plain),
             Dtype::F8E4m3 => (WeightFormat::Fp8, Convention::Plain),
-            // Four-bit codes are bytes in both formats; MXFP4's scales are the native ones.
-            Dtype::U8 | Dtype::I8 if self.parts.has(&format!("{name}.scale")) => {
-                (WeightFormat::Mxfp4, Convention::Plain)
+            // Codes of four bits are bytes in both formats; their scales tell them apart. Without any, the dtype that
+            // each is published with says which scales to miss.
+            dtype @ (Dtype::U8 | Dtype::I8) => {
+                let is_nvfp4 = has("weight_scale") || has("weight_scale_2");
+                match is_nvfp4 || dtype == Dtype::U8 && !has("scale") {
+                    true => (WeightFormat::Nvfp4, Convention::ModelOpt),
+                    false => (WeightFormat::Mxfp4, Convention::Plain),
+                }
             }
-            Dtype::U8 | Dtype::I8 => (WeightFormat::Nvfp4, Convention::ModelOpt),
             _ => return None,
         };
         Some((format, convention, weight))
