@@ -1,23 +1,35 @@
 //! `dsv4 bench`: prefill and decode apart, a cell for each context and batch, in as many layers as fit.
 
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::bench_args::{BenchArgs, Synthetic};
+use super::meter;
 use super::numerics_args::{Activation, Index, Kv, RouterWeight, Scale};
+use super::session;
 use crate::arch::GpuSpec;
 use crate::cli::voice::{self, talk};
 use crate::cli::{CliError, Exit, context};
 use crate::device::Gpu;
-use crate::engine::{Cell, StepMeter};
-use crate::models::dsv4::{Config, Footprint, IndexFormat, KvFormat, Load, floor_us, layers_that_fit};
+use crate::engine::{Cell, Measured, StepMeter, TensorFiles};
+use crate::models::dsv4::config_file::ConfigFile;
+use crate::models::dsv4::weights::{LoadOptions, Weights};
+use crate::models::dsv4::{Config, Footprint, Formats, IndexFormat, KvFormat, Load, floor_us, layers_that_fit};
 use crate::models::{Checkpoint, InventoryError};
+use crate::quant::WeightFormat;
 use crate::report::{RunnerCell, RunnerMeta, RunnerReport, runner_table};
 
 /// What is measured: a model, and how it is called in the report.
-struct Subject {
+pub struct Subject {
     name: String,
-    config: Config,
-    checkpoint: Checkpoint,
+    /// Form of its checkpoint.
+    form: String,
+    /// The architecture.
+    pub config: Config,
+    /// Formats of its weights.
+    pub formats: Formats,
+    /// Where its weights are from; `None` if they are random.
+    pub files: Option<(TensorFiles, ConfigFile)>,
 }
 
 /// Plans every cell, measures those that fit where there is a GPU, and reports.
@@ -38,9 +50,9 @@ pub fn run(args: &BenchArgs, is_json: bool) -> Result<Exit, CliError> {
             cell.cache_bytes as f64 / 1e9
         ));
     }
-    match open_meter(args)? {
-        Some(mut meter) => measure(&mut report, meter.as_mut())?,
-        None => talk("no GPU at hand: planned, not measured"),
+    match Gpu::count() {
+        0 => talk("no GPU at hand: planned, not measured"),
+        _ => measure(&mut report, &subject, &gpu, meter::open(args, &subject)?.as_mut())?,
     }
     if let Some(path) = &args.out {
         let text = serde_json::to_string_pretty(&report)
@@ -59,14 +71,24 @@ pub fn run(args: &BenchArgs, is_json: bool) -> Result<Exit, CliError> {
 }
 
 /// Measures every cell in which a layer fits, and says so as it goes.
-fn measure(report: &mut RunnerReport, meter: &mut dyn StepMeter<Error = CliError>) -> Result<(), CliError> {
+fn measure(
+    report: &mut RunnerReport,
+    subject: &Subject,
+    gpu: &GpuSpec,
+    meter: &mut dyn StepMeter<Error = CliError>,
+) -> Result<(), CliError> {
     [report.meta.driver, report.meta.nvrtc] = meter.toolchain();
     for cell in report.cells.iter_mut().filter(|cell| cell.layers > 0) {
-        let times = meter.measure(&Cell { context: cell.context, batch: cell.batch, layers: cell.layers })?;
-        cell.times = Some(times);
+        let Measured { layers, weight_bytes, times } =
+            meter.measure(&Cell { context: cell.context, batch: cell.batch, layers: cell.layers })?;
+        // The plan counts bytes of the files; packed weights and workspaces may leave room for fewer layers.
+        let floor = |tokens, sequences| floor_us((&subject.config, subject.formats), layers, tokens, sequences, gpu);
+        cell.prefill_floor_us = floor(cell.context, 1).map_err(refused)?;
+        cell.decode_floor_us = floor(cell.batch, cell.batch).map_err(refused)?;
+        (cell.layers, cell.weight_bytes, cell.times) = (layers, weight_bytes, Some(times));
         let rate = |rate: Option<f64>| rate.unwrap_or_default();
         talk(&format!(
-            "context {}, batch {}: prefill {:.0} tokens/s, decode {:.1} tokens/s",
+            "context {}, batch {}: {layers} layers, prefill {:.0} tokens/s, decode {:.1} tokens/s",
             cell.context,
             cell.batch,
             rate(cell.prefill_tokens_per_s()),
@@ -76,34 +98,57 @@ fn measure(report: &mut RunnerReport, meter: &mut dyn StepMeter<Error = CliError
     Ok(())
 }
 
-/// What times steps on the GPU; `None` where there is none.
-fn open_meter(_args: &BenchArgs) -> Result<Option<Box<dyn StepMeter<Error = CliError>>>, CliError> {
-    match Gpu::count() {
-        0 => Ok(None),
-        _ => Err(CliError::failed("expected a model that runs on the GPU, found none in this build", None)),
-    }
-}
-
 /// What is measured.
 fn subject(args: &BenchArgs) -> Result<Subject, CliError> {
-    let form = args.checkpoint.as_deref().unwrap_or("nvfp4");
-    let checkpoint: Checkpoint =
-        form.parse().map_err(|error| CliError::usage(format!("{error}"), "`dsv4 bench --help` shows examples"))?;
-    let (name, config) = match args.synthetic {
-        Some(Synthetic::Flash) => ("synthetic flash".to_string(), Config::FLASH),
-        Some(Synthetic::Pro) => ("synthetic pro".to_string(), Config::PRO),
-        None => return Err(CliError::failed("expected --synthetic, found a model directory", None)),
+    let subject = match (args.synthetic, &args.model_dir) {
+        (Some(Synthetic::Pro), _) => synthetic("synthetic pro", Config::PRO, args)?,
+        (Some(Synthetic::Flash), _) | (None, None) => synthetic("synthetic flash", Config::FLASH, args)?,
+        (None, Some(model_dir)) => directory(model_dir)?,
     };
-    let most = config.layers();
+    let (most, tokens) = (subject.config.layers(), subject.config.max_tokens);
     if let Some(layers) = args.layers.filter(|&layers| layers > most) {
         let sentence = format!("expected at most the {most} layers of the model, found --layers {layers}");
         return Err(CliError::usage(sentence, "leave --layers out to run as many as fit"));
     }
-    if let Some(context) = args.context.iter().find(|&&context| context > config.max_tokens) {
-        let sentence = format!("expected a context of at most {} tokens, found {context}", config.max_tokens);
+    if let Some(context) = args.context.iter().find(|&&context| context > tokens) {
+        let sentence = format!("expected a context of at most {tokens} tokens, found {context}");
         return Err(CliError::usage(sentence, "max_position_embeddings is the model's limit"));
     }
-    Ok(Subject { name, config, checkpoint })
+    Ok(subject)
+}
+
+/// Random weights in the shapes of `config`.
+fn synthetic(name: &str, config: Config, args: &BenchArgs) -> Result<Subject, CliError> {
+    let form = args.checkpoint.as_deref().unwrap_or("nvfp4");
+    let checkpoint: Checkpoint =
+        form.parse().map_err(|error| CliError::usage(format!("{error}"), "`dsv4 bench --help` shows examples"))?;
+    let formats = Formats::of(checkpoint);
+    Ok(Subject { name: name.to_string(), form: checkpoint.to_string(), config, formats, files: None })
+}
+
+/// The weights in `model_dir`, in the formats that its first layers have.
+fn directory(model_dir: &Path) -> Result<Subject, CliError> {
+    let config_file = ConfigFile::read(model_dir).map_err(|error| session::refused(model_dir, &error))?;
+    let files = TensorFiles::open(model_dir).map_err(|error| session::refused(model_dir, &error))?;
+    let loaded = Weights::load(&files, &config_file, LoadOptions::default())
+        .map_err(|error| session::refused(model_dir, &error))?;
+    let layers = &loaded.weights.layers;
+    let first = &layers[0];
+    let indexer = layers.iter().find_map(|layer| layer.attention.indexer.as_ref());
+    let formats = Formats {
+        attention: first.attention.wq_b.format,
+        wo_a: first.attention.wo_a.format,
+        index_q: indexer.map_or(WeightFormat::Bf16, |indexer| indexer.wq_b.format),
+        shared: first.feed_forward.shared.w1.format,
+        experts: first.feed_forward.experts.first().map_or(WeightFormat::Bf16, |expert| expert.w1.format),
+    };
+    let (name, form) = (model_dir.display().to_string(), config_file.quantization.name().to_string());
+    let config = loaded.config.clone();
+    Ok(Subject { name, form, config, formats, files: Some((files, config_file)) })
+}
+
+fn refused(error: InventoryError) -> CliError {
+    CliError::failed(error.to_string(), None)
 }
 
 /// The GPU that is planned for, and the memory that a model may take of it.
@@ -128,15 +173,14 @@ fn usable(bytes: u64) -> u64 {
 
 /// A cell for each context and batch.
 fn plan(args: &BenchArgs, subject: &Subject, gpu: &GpuSpec, memory_bytes: u64) -> Result<Vec<RunnerCell>, CliError> {
-    let Subject { config, checkpoint, .. } = subject;
-    let refused = |error: InventoryError| CliError::failed(error.to_string(), None);
+    let &Subject { ref config, formats, .. } = subject;
     let mut cells = Vec::new();
     for &context in &args.context {
         for &batch in &args.batch {
             let load = load(args, config, context, batch);
-            let layers = layers_that_fit(config, *checkpoint, &load, memory_bytes).map_err(refused)?;
-            let held = Footprint::of(config, *checkpoint, &Load { layers, ..load }).map_err(refused)?;
-            let floor = |tokens, sequences| floor_us((config, *checkpoint), layers, tokens, sequences, gpu);
+            let layers = layers_that_fit(config, formats, &load, memory_bytes).map_err(refused)?;
+            let held = Footprint::of(config, formats, &Load { layers, ..load }).map_err(refused)?;
+            let floor = |tokens, sequences| floor_us((config, formats), layers, tokens, sequences, gpu);
             cells.push(RunnerCell {
                 context,
                 batch,
@@ -177,7 +221,7 @@ fn meta(args: &BenchArgs, subject: &Subject, gpu: &GpuSpec) -> RunnerMeta {
     words.extend(args.batch_invariant.then(|| "batch-invariant".to_string()));
     RunnerMeta {
         model: subject.name.clone(),
-        checkpoint: subject.checkpoint.to_string(),
+        checkpoint: subject.form.clone(),
         gpu: gpu.identity.product.clone(),
         driver: String::new(),
         nvrtc: String::new(),

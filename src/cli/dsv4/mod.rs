@@ -7,6 +7,7 @@ mod check;
 mod compare;
 mod generate;
 mod logits;
+mod meter;
 mod numerics_args;
 mod prompts;
 mod session;

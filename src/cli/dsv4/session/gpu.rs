@@ -55,7 +55,7 @@ pub fn open(run: &RunArgs, loaded: &Loaded<'_>, numerics: Options, size: Size) -
 }
 
 /// Where winners and kernels come from.
-fn kernels(args: &GpuArgs) -> PrepareOptions {
+pub fn kernels(args: &GpuArgs) -> PrepareOptions {
     let mut search = Search { is_offline: args.offline, on_progress: Some(talk), ..Search::from_environment() };
     if let Some(named) = &args.nvrtc {
         search.named = Some(named.clone());
@@ -132,7 +132,7 @@ impl Session for GpuSession {
     }
 }
 
-fn failed(error: ForwardError) -> CliError {
+pub fn failed(error: ForwardError) -> CliError {
     let hint = match &error {
         ForwardError::Memory { layers, .. } if *layers > 0 => Some(format!("`--layers {layers}` would fit")),
         ForwardError::Memory { .. } => Some("a smaller `--context` needs less".into()),

@@ -4,7 +4,8 @@ mod cpu;
 mod gpu;
 mod place;
 
-pub use place::{Place, place};
+pub use gpu::{failed as gpu_failed, kernels};
+use place::{Place, place};
 
 use std::path::Path;
 
@@ -94,7 +95,7 @@ pub fn open_model(args: &ModelArgs, config: &ConfigFile, size: Size) -> Result<B
 }
 
 /// What is rounded, as the flags say. BF16 means as it is: the reference keeps f32.
-fn numerics(args: &NumericsArgs) -> Result<Options, CliError> {
+pub fn numerics(args: &NumericsArgs) -> Result<Options, CliError> {
     let source = |scale| match scale {
         Scale::PerToken => ScaleSource::PerToken,
         Scale::PerTensor => ScaleSource::PerTensor,
@@ -136,8 +137,8 @@ pub fn say_warnings<T: std::fmt::Display>(warnings: &[T]) {
     }
 }
 
-/// A directory that is not loaded.
-fn refused(model_dir: &Path, error: &dyn std::fmt::Display) -> CliError {
+/// The sentence of a directory that is not loaded.
+pub fn refused(model_dir: &Path, error: &dyn std::fmt::Display) -> CliError {
     let hint = format!("`dsv4 check --model-dir {}` lists everything that is wrong with it", model_dir.display());
     CliError::failed(format!("{}: {error}", model_dir.display()), Some(hint))
 }
