@@ -2,7 +2,7 @@
 
 use tilekiln::report::RunnerReport;
 
-use crate::place::Place;
+use crate::place::{Place, oracle};
 
 /// Whether this machine would measure instead.
 fn has_gpu() -> bool {
@@ -45,4 +45,23 @@ fn a_plan_follows_its_flags() {
     assert!(h100.layers < b200.layers && h100.model_layers == 61, "{h100:?} {b200:?}");
     assert!(one(&["--layers", "2", "--kv", "fp8"]).cache_bytes < one(&["--layers", "2"]).cache_bytes);
     assert!(one(&["--layers", "2", "--checkpoint", "native"]).weight_bytes < one(&["--layers", "2"]).weight_bytes);
+}
+
+#[test]
+fn a_directory_is_planned_in_its_own_formats() {
+    if has_gpu() {
+        return;
+    }
+    let place = Place::new();
+    let weights = |name: &str| {
+        let words = ["bench", "--model-dir", &oracle(name), "--context", "1k", "--batch", "1"];
+        let report: RunnerReport = serde_json::from_value(place.json(&words)).unwrap();
+        assert_eq!((report.cells[0].layers, report.cells[0].model_layers), (5, 5));
+        (report.meta.checkpoint, report.cells[0].weight_bytes)
+    };
+    let [(bf16, most), (native, _), (full, least)] = ["small-bf16", "small-native", "small-nvfp4_full"].map(weights);
+    assert_eq!([bf16, native, full], ["bf16", "native", "modelopt nvfp4"]);
+    assert!(least < most, "{least} {most}");
+    let words = ["bench", "--model-dir", &oracle("small-bf16")];
+    place.run(&words).refuses(2, "expected a context of at most 4096 tokens, found 8192", "limit");
 }

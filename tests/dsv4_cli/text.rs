@@ -100,7 +100,9 @@ fn a_file_that_is_no_tokenizer_or_no_batch_is_refused() {
     refuses("[]", "expected at least one token id, found none on line 1 of `batch.jsonl`");
     refuses("{\"messages\": []}", "expected a conversation that ends with the user or a tool, found no message");
     refuses("{\"turns\": []}", "unknown field `turns`");
-    refuses("[512]", "");
+    place.write("batch.jsonl", "[1]\n[512]");
+    let said = place.run(&[&words[..], &["--batch-file", "batch.jsonl"]].concat());
+    said.refuses(2, "expected token ids below 512, found 512 at place 0", "vocab_size");
     place.write("model/tokenizer.json", "{}");
     let said = place.run(&[&words[..], &["--prompt", "the"]].concat());
     said.refuses(1, "expected a tokenizer at `model/tokenizer.json`, found: ", "--tokens");

@@ -1,41 +1,24 @@
 //! `dsv4 bench`: prefill and decode apart, a cell for each context and batch, in as many layers as fit.
 
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::bench_args::{BenchArgs, Synthetic};
+use super::bench_args::BenchArgs;
 use super::meter;
 use super::numerics_args::{Activation, Index, Kv, RouterWeight, Scale};
-use super::session;
+use super::subject::Subject;
 use crate::arch::GpuSpec;
 use crate::cli::voice::{self, talk};
 use crate::cli::{CliError, Exit, context};
 use crate::device::Gpu;
-use crate::engine::{Cell, Measured, StepMeter, TensorFiles};
-use crate::models::dsv4::config_file::ConfigFile;
-use crate::models::dsv4::weights::{LoadOptions, Weights};
-use crate::models::dsv4::{Config, Footprint, Formats, IndexFormat, KvFormat, Load, floor_us, layers_that_fit};
-use crate::models::{Checkpoint, InventoryError};
-use crate::quant::WeightFormat;
+use crate::engine::{Cell, Measured, StepMeter};
+use crate::models::InventoryError;
+use crate::models::dsv4::{Config, Footprint, IndexFormat, KvFormat, Load, floor_us, layers_that_fit};
 use crate::report::{RunnerCell, RunnerMeta, RunnerReport, runner_table};
-
-/// What is measured: a model, and how it is called in the report.
-pub struct Subject {
-    name: String,
-    /// Form of its checkpoint.
-    form: String,
-    /// The architecture.
-    pub config: Config,
-    /// Formats of its weights.
-    pub formats: Formats,
-    /// Where its weights are from; `None` if they are random.
-    pub files: Option<(TensorFiles, ConfigFile)>,
-}
 
 /// Plans every cell, measures those that fit where there is a GPU, and reports.
 pub fn run(args: &BenchArgs, is_json: bool) -> Result<Exit, CliError> {
     args.numerics.scale()?;
-    let subject = subject(args)?;
+    let subject = Subject::of(args)?;
     let (gpu, memory_bytes) = place(args)?;
     let cells = plan(args, &subject, &gpu, memory_bytes)?;
     let mut report = RunnerReport { meta: meta(args, &subject, &gpu), cells };
@@ -96,55 +79,6 @@ fn measure(
         ));
     }
     Ok(())
-}
-
-/// What is measured.
-fn subject(args: &BenchArgs) -> Result<Subject, CliError> {
-    let subject = match (args.synthetic, &args.model_dir) {
-        (Some(Synthetic::Pro), _) => synthetic("synthetic pro", Config::PRO, args)?,
-        (Some(Synthetic::Flash), _) | (None, None) => synthetic("synthetic flash", Config::FLASH, args)?,
-        (None, Some(model_dir)) => directory(model_dir)?,
-    };
-    let (most, tokens) = (subject.config.layers(), subject.config.max_tokens);
-    if let Some(layers) = args.layers.filter(|&layers| layers > most) {
-        let sentence = format!("expected at most the {most} layers of the model, found --layers {layers}");
-        return Err(CliError::usage(sentence, "leave --layers out to run as many as fit"));
-    }
-    if let Some(context) = args.context.iter().find(|&&context| context > tokens) {
-        let sentence = format!("expected a context of at most {tokens} tokens, found {context}");
-        return Err(CliError::usage(sentence, "max_position_embeddings is the model's limit"));
-    }
-    Ok(subject)
-}
-
-/// Random weights in the shapes of `config`.
-fn synthetic(name: &str, config: Config, args: &BenchArgs) -> Result<Subject, CliError> {
-    let form = args.checkpoint.as_deref().unwrap_or("nvfp4");
-    let checkpoint: Checkpoint =
-        form.parse().map_err(|error| CliError::usage(format!("{error}"), "`dsv4 bench --help` shows examples"))?;
-    let formats = Formats::of(checkpoint);
-    Ok(Subject { name: name.to_string(), form: checkpoint.to_string(), config, formats, files: None })
-}
-
-/// The weights in `model_dir`, in the formats that its first layers have.
-fn directory(model_dir: &Path) -> Result<Subject, CliError> {
-    let config_file = ConfigFile::read(model_dir).map_err(|error| session::refused(model_dir, &error))?;
-    let files = TensorFiles::open(model_dir).map_err(|error| session::refused(model_dir, &error))?;
-    let loaded = Weights::load(&files, &config_file, LoadOptions::default())
-        .map_err(|error| session::refused(model_dir, &error))?;
-    let layers = &loaded.weights.layers;
-    let first = &layers[0];
-    let indexer = layers.iter().find_map(|layer| layer.attention.indexer.as_ref());
-    let formats = Formats {
-        attention: first.attention.wq_b.format,
-        wo_a: first.attention.wo_a.format,
-        index_q: indexer.map_or(WeightFormat::Bf16, |indexer| indexer.wq_b.format),
-        shared: first.feed_forward.shared.w1.format,
-        experts: first.feed_forward.experts.first().map_or(WeightFormat::Bf16, |expert| expert.w1.format),
-    };
-    let (name, form) = (model_dir.display().to_string(), config_file.quantization.name().to_string());
-    let config = loaded.config.clone();
-    Ok(Subject { name, form, config, formats, files: Some((files, config_file)) })
 }
 
 fn refused(error: InventoryError) -> CliError {

@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::bench::Subject;
 use super::bench_args::BenchArgs;
 use super::numerics_args::Experts;
 use super::session::{self, gpu_failed, kernels};
+use super::subject::Subject;
 use crate::cli::CliError;
 use crate::device::Gpu;
 use crate::dispatch::PrepareOptions;

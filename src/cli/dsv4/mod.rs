@@ -6,11 +6,13 @@ mod bench_args;
 mod check;
 mod compare;
 mod generate;
+mod gpu_args;
 mod logits;
 mod meter;
 mod numerics_args;
 mod prompts;
 mod session;
+mod subject;
 mod text_out;
 mod token_list;
 

@@ -16,6 +16,8 @@ pub struct Watch {
 struct Eyes {
     check: Option<(FiniteCheck, CheckAt)>,
     dump: Option<DumpWriter>,
+    /// Rows of the last output.
+    rows: usize,
 }
 
 /// Which outputs are checked.
@@ -31,7 +33,7 @@ impl Watch {
     /// Looks at the outputs of `check`, and keeps all of them in `dump`.
     pub fn new(check: Option<CheckAt>, dump: Option<DumpWriter>) -> Self {
         let check = check.map(|at| (FiniteCheck::default(), at));
-        Self { eyes: Arc::new(Mutex::new(Eyes { check, dump })) }
+        Self { eyes: Arc::new(Mutex::new(Eyes { check, dump, rows: 0 })) }
     }
 
     /// Writes what ops gave since the last step.
@@ -56,6 +58,7 @@ impl Watch {
 impl Observer for Watch {
     fn output(&mut self, op: Op, first_position: usize, output: &Matrix) -> Observed {
         let mut eyes = self.eyes();
+        eyes.rows = output.rows;
         let layer = op.layer.map(|layer| layer as u32);
         // First kept, then checked: what stopped a run is what a dump is wanted for.
         if let Some(dump) = &mut eyes.dump {
@@ -74,7 +77,9 @@ impl Observer for Watch {
 
     fn experts(&mut self, layer: usize, experts: &mut [u32]) {
         let values: Vec<f32> = experts.iter().map(|&expert| expert as f32).collect();
-        self.keep(layer, "ffn.route.experts", values.len(), &values);
+        // They are chosen behind the gate, which has a row a token.
+        let tokens = self.eyes().rows.max(1);
+        self.keep(layer, "ffn.route.experts", values.len() / tokens, &values);
     }
 
     fn picks(&mut self, layer: usize, picks: &mut [Vec<u32>]) {
@@ -124,8 +129,8 @@ mod tests {
         let error = watch.output(op(Some(0), "hc_attn"), 5, &output(&[0.0, f32::NAN])).unwrap_err().to_string();
         assert_eq!(
             error,
-            "expected finite values from `hc_attn` of layer 0, found NaN at token 5, column 1; largest magnitudes of its \
-             inputs: `hc_attn.mix` 0.5, `embed` 2"
+            "expected finite values from `hc_attn` of layer 0, found NaN at token 5, column 1; \
+             largest magnitudes of its inputs: `hc_attn.mix` 0.5, `embed` 2"
         );
     }
 

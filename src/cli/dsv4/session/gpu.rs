@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{Session, Size};
 use crate::cli::CliError;
-use crate::cli::dsv4::args::{GpuArgs, RunArgs};
+use crate::cli::dsv4::args::RunArgs;
+use crate::cli::dsv4::gpu_args::GpuArgs;
 use crate::cli::dsv4::numerics_args::Experts;
 use crate::cli::progress::ProgressView;
 use crate::cli::voice::talk;
