@@ -85,13 +85,12 @@ impl Model {
     }
 
     fn ops_of_layers(&self, m: u32) -> Vec<Op> {
-        let plain = self.head_dim - self.rope_dim;
         let qkv = QkvNorm {
             q_rank: self.q_rank,
             head_dim: self.head_dim,
             rope_dim: self.rope_dim,
             norm_epsilon: 1e-6,
-            has_fake_fp8: plain.is_multiple_of(64),
+            has_fake_fp8: true,
         };
         let query =
             Rotate { heads: self.heads, dim: self.head_dim, rope_dim: self.rope_dim, kind: RotateKind::Norm(1e-6) };

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use tilekiln::arch::{ArchSpec, GpuSpec};
 use tilekiln::codegen::{self, Request, Value};
+use tilekiln::kernels::runner::{self, AttendShape, CompressShape, Compressed, EntryRounding, IndexShape, StoreShape};
 use tilekiln::kernels::{self, Family};
 use tilekiln::problem::{Output, Problem};
 use tilekiln::quant::WeightFormat;
@@ -54,7 +55,7 @@ fn rendered() -> BTreeMap<PathBuf, String> {
     let mut rendered: BTreeMap<PathBuf, String> = ArchSpec::all().iter().flat_map(kernels_of).collect();
     // Tools are the same for every class but for its name in their head.
     let hopper = ArchSpec::named("sm90a").expect("the class of the GPU that everything was measured on");
-    rendered.extend(tools().iter().map(|tool| file_of(hopper, tool.template, tool)));
+    rendered.extend(tools().iter().chain(&attention(hopper)).map(|tool| file_of(hopper, tool.template, tool)));
     rendered
 }
 
@@ -103,6 +104,27 @@ fn tools() -> Vec<Request> {
         kernels::sabotage(),
         kernels::stream(8),
     ]
+}
+
+/// Attention of the runner, as DeepSeek-V4-Flash has it in a layer with an indexer.
+fn attention(arch: &ArchSpec) -> Vec<Request> {
+    let compressed = Compressed::Listed { ratio: 4, top_k: 512 };
+    let shape = AttendShape { heads: 64, head_dim: 512, rope_dim: 64, window: 128, compressed };
+    let (head_dim, rounding) = (512, EntryRounding::FakeFp8);
+    let entries = CompressShape { head_dim, rope_dim: 64, ratio: 4, series: 2, rounding };
+    let keys = CompressShape { head_dim: 128, rounding: EntryRounding::HadamardMxfp4, ..entries };
+    let (state, index_state) = (Some((&entries).into()), Some((&keys).into()));
+    let index = IndexShape { heads: 64, head_dim: 128, ratio: 4, top_k: 512 };
+    let ops = [
+        runner::attend(&shape, arch, 1, 10),
+        runner::attend(&shape, arch, 8192, 1),
+        runner::attend_combine(&shape, arch, 1),
+        runner::compress(&entries, 1),
+        runner::index_score(&index, 1, 16_384),
+        runner::store_step(&StoreShape { head_dim, window: 128, state, index_state }, 1),
+        runner::top_k(&index, 1),
+    ];
+    ops.into_iter().map(|op| op.kernel).collect()
 }
 
 /// Line and words of the first difference.

@@ -18,7 +18,6 @@ $#-
 #include "lib/bucket.cuh"
 #include "lib/elements.cuh"
 #include "lib/lanes.cuh"
-#include "lib/small_floats.cuh"
 
 struct Config {
   static constexpr int kK = ${ op.k }$;

@@ -35,6 +35,7 @@ $#-
 #include "lib/bucket.cuh"
 #include "lib/pieces.cuh"
 #include "lib/attended.cuh"
+#include "lib/attention_block.cuh"
 
 struct Config {
   static constexpr Compressed kCompressed = ${ op.compressed }$;
@@ -51,150 +52,42 @@ struct Config {
   static constexpr int kSmemBytes = ${ op.smem_bytes }$;
 };
 
-constexpr int kWarps = 8;
-constexpr int kPieces = Config::kHeadDim / 8;                                     // 16-byte pieces of a key
-constexpr int kKeyPieces = Config::kKeyTile / 8;                                  // and of a row of P
-constexpr int kHeadWarps = Config::kHeadTile / 16;                                // warps across the heads, for S
-constexpr int kKeyWarps = smaller(kWarps / kHeadWarps, Config::kKeyTile / 8);     // and across the keys
-constexpr int kKeyTiles = Config::kKeyTile / 8 / kKeyWarps;                       // 8-key tiles of a warp
-constexpr int kColumnTiles = Config::kHeadDim / 8 / kWarps;                       // 8-column tiles of a warp, for O
-constexpr int kFetched = Config::kKeyTile / kWarps;                               // keys that a warp fetches
+using Shape = AttentionBlock<Config>;
+constexpr int kPieces = Shape::kPieces;
+constexpr int kHeadWarps = Shape::kHeadWarps;
+constexpr int kColumnTiles = Config::kHeadDim / 8 / Shape::kWarps;  // 8-column tiles of a warp, for O
 static_assert(Config::kHeadDim % 64 == 0 && Config::kHeadTile % 16 == 0 && Config::kRopeDim % 2 == 0, "whole tiles");
+static_assert(Shape::kBytes == Config::kSmemBytes, "host and device disagree on shared memory");
 
-// Byte offsets in shared memory.
-constexpr int kTileBytes = Config::kKeyTile * Config::kHeadDim * 2;
-constexpr int kKeysAt = Config::kHeadTile * Config::kHeadDim * 2;
-constexpr int kProbabilitiesAt = kKeysAt + 2 * kTileBytes;
-constexpr int kMaximaAt = kProbabilitiesAt + Config::kHeadTile * Config::kKeyTile * 2;
-constexpr int kSumsAt = kMaximaAt + 8 * Config::kHeadTile * 4;
-constexpr int kFactorsAt = kSumsAt + 8 * Config::kHeadTile * 4;
-constexpr int kRunningAt = kFactorsAt + Config::kHeadTile * 4;
-static_assert(kRunningAt + 2 * Config::kHeadTile * 4 == Config::kSmemBytes, "host and device disagree on shared memory");
-
-// Where the keys of one token lie.
-struct Keys {
-  Attended<Config> attended;
-  const bf16* step;   // key of the step's first position of this sequence
-  const bf16* ring;   // of its slot
-  const bf16* pool;
-  const int* pages;   // of its slot
-  const int* picks;   // of the token
-  int step_start;
-
-  // The j-th key, or null beyond the last.
-  __device__ __forceinline__ const bf16* at(int j) const {
-    if (j >= attended.n_keys) return nullptr;
-    if (j < attended.n_window) {
-      const int position = attended.first_position + j;
-      if (position >= step_start) return step + int64_t{position - step_start} * Config::kHeadDim;
-      return ring + position % Config::kWindow * Config::kHeadDim;
-    }
-    if constexpr (Config::kCompressed == Compressed::kNone) return nullptr;
-    int entry = j - attended.n_window;
-    if constexpr (Config::kCompressed == Compressed::kListed) entry = picks[entry];
-    const int64_t page = pages[entry / Config::kPageEntries];
-    return pool + (page * Config::kPageEntries + entry % Config::kPageEntries) * Config::kHeadDim;
+// Rows of queries and keys one after the other.
+struct Place {
+  __device__ __forceinline__ static uint32_t address(uint32_t base, int row, int piece) {
+    return piece_address<kPieces>(base, row, piece);
   }
 };
 
-// Starts the copies of the queries of heads from `first_head` on; heads that are not there are zeros.
-__device__ __forceinline__ void fetch_queries(uint32_t smem, const bf16* q, int first_head) {
-  for (int i = threadIdx.x; i < Config::kHeadTile * kPieces; i += kWarps * 32) {
-    const int head = i / kPieces;
-    const bool is_there = first_head + head < Config::kHeads;
-    const bf16* from = q + (is_there ? int64_t{head} * Config::kHeadDim + i % kPieces * 8 : 0);
-    copy_async_16_or_zeros(piece_address<kPieces>(smem, head, i % kPieces), from, is_there ? 16 : 0);
-  }
-}
-
-// Starts the copies of a warp's keys of a tile. Lane i knows where key i lies; what is not there becomes zeros, which
-// the probability 0 of such a key needs: 0 * NaN would not vanish.
-__device__ __forceinline__ void fetch_keys(uint32_t tile, const bf16* key, int warp, int lane) {
+// S of 16 heads and a warp's keys of a tile.
+__device__ __forceinline__ void multiply(Scores<Config>& scores, uint32_t queries, uint32_t keys, int head_warp,
+                                         int key_warp, int lane) {
+  float(&s)[Shape::kKeyTiles][4] = scores.s;
 #pragma unroll
-  for (int i = 0; i < kFetched * kPieces / 32; ++i) {
-    const int of_warp = (i * 32 + lane) / kPieces;
-    const int piece = (i * 32 + lane) % kPieces;
-    const uint64_t from = __shfl_sync(0xFFFFFFFFu, reinterpret_cast<uint64_t>(key), of_warp);
-    const uint32_t to = piece_address<kPieces>(tile, warp * kFetched + of_warp, piece);
-    copy_async_16_or_zeros(to, reinterpret_cast<const uint8_t*>(from) + piece * 16, from != 0 ? 16 : 0);
-  }
-}
-
-// Scores of 16 heads and some keys, and the running maximum of two of these heads in each lane.
-struct Scores {
-  float s[kKeyTiles][4];
-  float running[2];  // of the heads g and g + 8, lane = 4 * g + c
-
-  __device__ __forceinline__ void multiply(uint32_t queries, uint32_t keys, int head_warp, int key_warp, int lane) {
-#pragma unroll
-    for (int t = 0; t < kKeyTiles; ++t) s[t][0] = s[t][1] = s[t][2] = s[t][3] = 0.0f;
+  for (int t = 0; t < Shape::kKeyTiles; ++t) s[t][0] = s[t][1] = s[t][2] = s[t][3] = 0.0f;
 #pragma unroll 4
-    for (int piece = 0; piece < kPieces; piece += 4) {
-      uint32_t q[2][4];
-      const int head = head_warp * 16 + lane % 16;
-      load_matrix_x4(q[0], piece_address<kPieces>(queries, head, piece + lane / 16));
-      load_matrix_x4(q[1], piece_address<kPieces>(queries, head, piece + 2 + lane / 16));
+  for (int piece = 0; piece < kPieces; piece += 4) {
+    uint32_t q[2][4];
+    const int head = head_warp * 16 + lane % 16;
+    load_matrix_x4(q[0], piece_address<kPieces>(queries, head, piece + lane / 16));
+    load_matrix_x4(q[1], piece_address<kPieces>(queries, head, piece + 2 + lane / 16));
 #pragma unroll
-      for (int t = 0; t < kKeyTiles; ++t) {
-        uint32_t k[4];
-        const int key = (key_warp * kKeyTiles + t) * 8 + lane % 8;
-        load_matrix_x4(k, piece_address<kPieces>(keys, key, piece + lane / 8));
-        multiply_add(s[t], q[0], k[0], k[1]);
-        multiply_add(s[t], q[1], k[2], k[3]);
-      }
+    for (int t = 0; t < Shape::kKeyTiles; ++t) {
+      uint32_t k[4];
+      const int key = (key_warp * Shape::kKeyTiles + t) * 8 + lane % 8;
+      load_matrix_x4(k, piece_address<kPieces>(keys, key, piece + lane / 8));
+      multiply_add(s[t], q[0], k[0], k[1]);
+      multiply_add(s[t], q[1], k[2], k[3]);
     }
   }
-
-  // To powers of two; keys from `n_left` on are not there. Gives the maximum of this warp's keys for each head.
-  __device__ __forceinline__ void scale(float* maxima, int n_left, int head_warp, int key_warp, int lane) {
-    const float factor = kLog2E / sqrtf(static_cast<float>(Config::kHeadDim));
-    float most[2] = {-__int_as_float(0x7F800000), -__int_as_float(0x7F800000)};
-#pragma unroll
-    for (int t = 0; t < kKeyTiles; ++t) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int key = (key_warp * kKeyTiles + t) * 8 + lane % 4 * 2 + i % 2;
-        s[t][i] = key < n_left ? s[t][i] * factor : -__int_as_float(0x7F800000);
-        most[i / 2] = fmaxf(most[i / 2], s[t][i]);
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      most[r] = fmaxf(most[r], __shfl_xor_sync(0xFFFFFFFFu, most[r], 1));
-      most[r] = fmaxf(most[r], __shfl_xor_sync(0xFFFFFFFFu, most[r], 2));
-      if (lane % 4 == 0) maxima[key_warp * Config::kHeadTile + head_warp * 16 + r * 8 + lane / 4] = most[r];
-    }
-  }
-
-  // Probabilities against the new maximum: BF16 for the product, f32 sums of eight keys, which do not depend on how the
-  // keys are spread over warps. The first warp of a head says by what older sums shrink.
-  __device__ __forceinline__ void exponentiate(uint8_t* shared, int head_warp, int key_warp, int lane) {
-    const float* maxima = reinterpret_cast<const float*>(shared + kMaximaAt);
-    float* sums = reinterpret_cast<float*>(shared + kSumsAt);
-    float* factors = reinterpret_cast<float*>(shared + kFactorsAt);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int head = head_warp * 16 + r * 8 + lane / 4;
-      float most = running[r];
-#pragma unroll
-      for (int w = 0; w < kKeyWarps; ++w) most = fmaxf(most, maxima[w * Config::kHeadTile + head]);
-      if (key_warp == 0 && lane % 4 == 0) factors[head] = exp2_defined(running[r] - most);
-      running[r] = most;
-#pragma unroll
-      for (int t = 0; t < kKeyTiles; ++t) {
-        const int tile = key_warp * kKeyTiles + t;
-        const float low = exp2_defined(s[t][2 * r] - most);
-        const float high = exp2_defined(s[t][2 * r + 1] - most);
-        const uint32_t at = piece_address<kKeyPieces>(kProbabilitiesAt, head, tile);
-        *reinterpret_cast<uint32_t*>(shared + at + lane % 4 * 4) = pair_from_floats(low, high);
-        float sum = low + high;
-        sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
-        sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
-        if (lane % 4 == 0) sums[tile * Config::kHeadTile + head] = sum;
-      }
-    }
-  }
-};
+}
 
 // Sums of values: all heads of the block, a warp's own columns.
 struct Values {
@@ -224,8 +117,8 @@ struct Values {
 #pragma unroll
       for (int h = 0; h < kHeadWarps; ++h) {
         const int head = h * 16 + lane % 16;
-        load_matrix_x4(p[h][0], piece_address<kKeyPieces>(probabilities, head, step * 4 + lane / 16));
-        load_matrix_x4(p[h][1], piece_address<kKeyPieces>(probabilities, head, step * 4 + 2 + lane / 16));
+        load_matrix_x4(p[h][0], piece_address<Shape::kKeyPieces>(probabilities, head, step * 4 + lane / 16));
+        load_matrix_x4(p[h][1], piece_address<Shape::kKeyPieces>(probabilities, head, step * 4 + 2 + lane / 16));
       }
 #pragma unroll
       for (int n = 0; n < kColumnTiles; ++n) {
@@ -278,62 +171,54 @@ struct Values {
 // What a block has summed over its range of tiles.
 struct Block {
   Values values = {};
-  Scores scores;
+  Scores<Config> scores;
   float sum = 0.0f;  // of probabilities, in thread h for head h
 
-  __device__ __forceinline__ void run(uint8_t* shared, const Keys& keys, TileRange range, int warp, int lane) {
+  __device__ __forceinline__ void run(uint8_t* shared, const Keys<Config>& keys, TileRange range, int warp, int lane) {
     const uint32_t smem = smem_address(shared);
     const int head_warp = warp % kHeadWarps;
     const int key_warp = warp / kHeadWarps;
     scores.running[0] = scores.running[1] = -__int_as_float(0x7F800000);
     const auto key_of = [&](int tile) {
-      return keys.at(tile * Config::kKeyTile + warp * kFetched + lane % kFetched);
+      return keys.at(tile * Config::kKeyTile + warp * Shape::kFetched + lane % Shape::kFetched);
     };
-    fetch_keys(smem + kKeysAt, key_of(range.begin), warp, lane);
+    fetch_keys<Config, Place>(smem + Shape::kKeysAt, key_of(range.begin), warp, lane);
     commit_copies();
     // Addresses take two dependent loads: they are looked up a tile ahead of their copies.
     const bf16* next = key_of(range.begin + 1);
     for (int tile = range.begin; tile < range.end; ++tile) {
       const int buffer = (tile - range.begin) & 1;
-      const uint32_t tile_keys = smem + kKeysAt + buffer * kTileBytes;
+      const uint32_t tile_keys = smem + Shape::kKeysAt + buffer * Shape::kTileBytes;
       wait_copies<0>();
       __syncthreads();  // the tile has arrived, and nobody reads the other one or P any more
       if (tile + 1 < range.end) {
-        fetch_keys(smem + kKeysAt + (buffer ^ 1) * kTileBytes, next, warp, lane);
+        fetch_keys<Config, Place>(smem + Shape::kKeysAt + (buffer ^ 1) * Shape::kTileBytes, next, warp, lane);
         next = key_of(tile + 2);
       }
       commit_copies();
-      if (key_warp < kKeyWarps) {
-        scores.multiply(smem, tile_keys, head_warp, key_warp, lane);
+      if (key_warp < Shape::kKeyWarps) {
+        multiply(scores, smem, tile_keys, head_warp, key_warp, lane);
         const int n_left = keys.attended.n_keys - tile * Config::kKeyTile;
-        scores.scale(reinterpret_cast<float*>(shared + kMaximaAt), n_left, head_warp, key_warp, lane);
+        scores.scale(reinterpret_cast<float*>(shared + Shape::kMaximaAt), n_left, head_warp, key_warp, lane);
       }
       __syncthreads();  // maxima are written
-      if (key_warp < kKeyWarps) scores.exponentiate(shared, head_warp, key_warp, lane);
+      if (key_warp < Shape::kKeyWarps) scores.exponentiate(shared, head_warp, key_warp, lane);
       __syncthreads();  // P, sums and factors are written
-      const float* factors = reinterpret_cast<const float*>(shared + kFactorsAt);
-      if (threadIdx.x < Config::kHeadTile) add_sums(shared, factors[threadIdx.x]);
+      const float* factors = reinterpret_cast<const float*>(shared + Shape::kFactorsAt);
+      if (threadIdx.x < Config::kHeadTile) sum = with_tile<Config>(sum, shared, threadIdx.x);
       values.rescale(factors, lane);
-      values.multiply(smem + kProbabilitiesAt, tile_keys, warp, lane);
+      values.multiply(smem + Shape::kProbabilitiesAt, tile_keys, warp, lane);
     }
     if (key_warp == 0 && lane % 4 == 0) {
-      float* running = reinterpret_cast<float*>(shared + kRunningAt);
+      float* running = reinterpret_cast<float*>(shared + Shape::kRunningAt);
       running[head_warp * 16 + lane / 4] = scores.running[0];
       running[head_warp * 16 + 8 + lane / 4] = scores.running[1];
     }
     __syncthreads();  // maxima are written, factors are read
   }
-
-  __device__ __forceinline__ void add_sums(const uint8_t* shared, float factor) {
-    const float* sums = reinterpret_cast<const float*>(shared + kSumsAt) + threadIdx.x;
-    float of_tile = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kKeyPieces; ++i) of_tile += sums[i * Config::kHeadTile];
-    sum = __fmaf_rn(sum, factor, of_tile);
-  }
 };
 
-extern "C" __global__ void __launch_bounds__(kWarps * 32, 1)
+extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
     attend(const bf16* q, const bf16* kv_step, const bf16* kv_ring, const bf16* pool, const int* table,
            const int* picks, const float* sinks, const float2* rope, const int* positions, const int* sequences,
            const int* step_start, const int* first_row, bf16* o, float* workspace, const int* m_on_device, int m,
@@ -350,7 +235,7 @@ extern "C" __global__ void __launch_bounds__(kWarps * 32, 1)
   const Attended<Config> attended(position);
   const TileRange range = attended.range(blockIdx.z, gridDim.z);
   if (range.begin == range.end) return;  // attend_combine knows
-  const Keys keys{attended,
+  const Keys<Config> keys{attended,
                   kv_step + int64_t{first_row[slot]} * Config::kHeadDim,
                   kv_ring + int64_t{slot} * Config::kWindow * Config::kHeadDim,
                   pool,
@@ -360,10 +245,10 @@ extern "C" __global__ void __launch_bounds__(kWarps * 32, 1)
   const int first_head = blockIdx.y * Config::kHeadTile;
   const int n_heads = smaller(Config::kHeadTile, Config::kHeads - first_head);
   const int64_t row = int64_t{token} * Config::kHeads + first_head;
-  fetch_queries(smem_address(shared), q + row * Config::kHeadDim, first_head);
+  fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head);
   Block block;
   block.run(shared, keys, range, warp, lane);
-  const float* running = reinterpret_cast<const float*>(shared + kRunningAt);
+  const float* running = reinterpret_cast<const float*>(shared + Shape::kRunningAt);
   if constexpr (Config::kIsPartial) {
     const int64_t rows = int64_t{m} * Config::kHeads;
     const int64_t of_split = blockIdx.z * rows + row;
@@ -373,10 +258,9 @@ extern "C" __global__ void __launch_bounds__(kWarps * 32, 1)
       statistics[of_split + threadIdx.x] = make_float2(running[threadIdx.x], block.sum);
     }
   } else {
-    float* inverses = reinterpret_cast<float*>(shared + kFactorsAt);
+    float* inverses = reinterpret_cast<float*>(shared + Shape::kFactorsAt);
     if (threadIdx.x < n_heads) {
-      const float sink = exp2_defined(sinks[first_head + threadIdx.x] * kLog2E - running[threadIdx.x]);
-      inverses[threadIdx.x] = 1.0f / (block.sum + sink);
+      inverses[threadIdx.x] = inverse_of(block.sum, sinks[first_head + threadIdx.x], running[threadIdx.x]);
     }
     __syncthreads();
     const float2* turns = rope + int64_t{position} * (Config::kRopeDim / 2);

@@ -32,7 +32,7 @@ struct Config {
 };
 static_assert(Config::kRopeDim % 4 == 0, "a thread's columns are rotated, or they are not");
 
-extern "C" __global__ void __launch_bounds__(Config::kHeadDim / 4)
+extern "C" __global__ void __launch_bounds__(Config::kHeadDim / 4, 1)
     attend_combine(const float* workspace, const float* sinks, const float2* rope, const int* positions, bf16* o,
                    const int* m_on_device, int m, int splits) {
   launch_dependents();

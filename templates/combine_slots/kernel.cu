@@ -3,7 +3,7 @@ $#-
 -#$
 // Generated from templates/combine_slots for ${ arch.name }$. Do not edit.
 //
-// combine_slots: out[t, :] = sum over the slots s of token t, in ascending order, of weights[t][s] * y[t * top_k + s, :].
+// combine_slots: out[t, :] = sum over slots s, ascending, of weights[t][s] * y[t * top_k + s, :].
 //
 //   operand   shape                   in memory         written / read
 //   y         [m * top_k, hidden]     BF16, row-major   read once

@@ -172,7 +172,7 @@ __device__ __forceinline__ float through_mxfp4(float value) {
   return is_finite ? nearest_e2m1(value * power_of_two(-exponent)) * power_of_two(exponent) : value;
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
     compress(const float* cg, const float* ape, const float* norm, const float2* rope, const float* state, bf16* pool,
              const int* table, const int* positions, const int* sequences, const int* step_start, const int* first_row,
              const int* m_on_device, int64_t ld_cg, int m, int max_pages, float norm_eps) {

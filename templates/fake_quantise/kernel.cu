@@ -9,16 +9,17 @@ $#-
 //   operand       shape             in memory                        written / read
 //   x             [rows, k]         BF16, rows ldx apart             read twice (the second time from L1)
 //   scales        [1] or [indices]  f32, or bits of an amax          read; null when each row makes its own
-//   scale_of_row  [rows]            int32, or null                   index of the row's scale; negative: leave the row
+//   scale_of_row  [rows]            int32, or null                   index of the row's scale; below 0: leave it
 //   out           [rows, k]         BF16, rows ldo apart; may be x   written
 //   amax_seen     [1] or [indices]  bits of f32, or null             raised to the amax of the row
-//   counters      [4]               uint32                           raised: blocks, saturated blocks, non-finite values,
-//                                                                    complement of the least row * k + column of one
+//   counters      [4]               uint32                           raised: blocks, saturated blocks, non-finite
+//                                                                    values, complement of the place row * k + column
+//                                                                    of the first
 //
 //   block = kThreads threads, one row; grid = rows; shared memory: a maximum a warp
 //
-// NaN and infinities take no part in an amax and become 0, as in the codes; they are counted, never hidden. A scale that
-// is no positive finite number makes its rows NaN.
+// NaN and infinities take no part in an amax and become 0, as in the codes; they are counted, never hidden. A scale
+// that is no positive finite number makes its rows NaN.
 // Bits: IEEE division and round-to-nearest only, compiled with --fmad=false; one rounding to BF16.
 #include "lib/words.cuh"
 #include "arch/bf16.cuh"
@@ -26,7 +27,7 @@ $#-
 #include "lib/bucket.cuh"
 #include "lib/elements.cuh"
 #include "lib/lanes.cuh"
-#include "lib/small_floats.cuh"
+#include "lib/entry_rounding.cuh"
 
 struct Config {
   static constexpr int kK = ${ op.k }$;

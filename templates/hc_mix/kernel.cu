@@ -102,7 +102,7 @@ __device__ __forceinline__ void store_part(float (&sums)[32], float* partials, i
   if (lane < kSums) partials[(int64_t{blockIdx.x} * m + token) * kSums + lane] = sum;
 }
 
-// Each warp walks every kWarps-th token with its weights in registers.
+// All warps of the slice take tokens in turn, each with its weights in registers. How many there are changes no bits.
 __device__ __forceinline__ void mix_one_by_one(const Operands& operands, const float* fn, float* partials,
                                                const int* m_on_device, int m) {
   const int lane = threadIdx.x % 32;
@@ -115,7 +115,8 @@ __device__ __forceinline__ void mix_one_by_one(const Operands& operands, const f
   }
   wait_for_dependency();
   const int n_tokens = actual_tokens(m_on_device, m);
-  for (int token = threadIdx.x / 32; token < n_tokens; token += Config::kWarps) {
+  const int first = blockIdx.y * Config::kWarps + threadIdx.x / 32;
+  for (int token = first; token < n_tokens; token += gridDim.y * Config::kWarps) {
     float h[4][kColumns];
     read_streams(h, operands, token, column);
     float sums[32] = {};

@@ -154,7 +154,7 @@ __device__ __forceinline__ void score(float (&sums)[2][2], uint32_t queries, con
   }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
     index_score(const bf16* qi, const float* wt, const bf16* pool, const int* table, const int* positions,
                 const int* sequences, float* scores, const int* m_on_device, int64_t ld_wt, int m, int max_pages,
                 int capacity) {

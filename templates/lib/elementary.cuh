@@ -1,5 +1,5 @@
-// More elementary functions from FMA and IEEE operations, beside those of lib/math.cuh: the same bits on every chip. NaN
-// in is NaN out.
+// More elementary functions from FMA and IEEE operations, beside those of lib/math.cuh: the same bits on every chip.
+// NaN in is NaN out.
 
 // e^x within 2e-7: what is lost in rounding x * log2(e) is put back, since it would cost |x| * 6e-8. Beyond 88 it is
 // e^88, so that the correction never meets an infinity.

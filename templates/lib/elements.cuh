@@ -5,6 +5,9 @@ __device__ __forceinline__ float high_float(uint32_t pair) { return __uint_as_fl
 
 __device__ __forceinline__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u; }
 
+// Magnitude for an amax, in which what is not finite takes no part.
+__device__ __forceinline__ float finite_magnitude(float x) { return is_finite(x) ? fabsf(x) : 0.0f; }
+
 // A quiet NaN: what stands where there is no value to give.
 __device__ __forceinline__ float no_value() { return __int_as_float(0x7FC00000); }
 

@@ -7,12 +7,12 @@ $#-
 //
 //   operand   shape                         in memory                          written / read
 //   qkv       [m, q_rank + head_dim]        BF16, row-major                    read once
-//   q_norm    [q_rank]                      f32                                read, before the launch ahead has ended
+//   q_norm    [q_rank]                      f32                                read before the launch ahead has ended
 //   kv_norm   [head_dim]                    f32                                as q_norm
 //   rope      [positions, rope_dim / 2]     float2 (cos, sin)                  a row a token
 //   positions [m]                           int32                              read
 //   qr        [m, q_rank]                   BF16                               written
-//   kv_step   [m, head_dim]                 BF16                               written; this step's keys, which are values
+//   kv_step   [m, head_dim]                 BF16                               written: keys, and values, of this step
 //
 //   block = threads of eight columns each; grid = (tokens, 2): block (t, 0) has the query, (t, 1) the key
 //
@@ -29,7 +29,7 @@ $#-
 #include "lib/elements.cuh"
 #include "lib/lanes.cuh"
 #include "lib/rotary.cuh"
-#include "lib/small_floats.cuh"
+#include "lib/entry_rounding.cuh"
 
 struct Config {
   static constexpr int kQRank = ${ op.q_rank }$;
@@ -43,14 +43,14 @@ struct Config {
 constexpr int kPlainDim = Config::kHeadDim - Config::kRopeDim;  // elements of a key that are not rotated
 static_assert(Config::kQRank % 8 == 0 && Config::kHeadDim % 8 == 0 && Config::kRopeDim % 8 == 0, "eight to a thread");
 static_assert(Config::kThreads * 8 >= Config::kQRank && Config::kThreads * 8 >= Config::kHeadDim, "a row to a block");
-static_assert(!Config::kHasFakeFp8 || kPlainDim % 64 == 0, "E4M3 groups are of 64 elements");
 
-// Rounds to E4M3 with the scale of the group, which is eight neighbouring lanes.
+// Rounds to E4M3 with the scale of the group, which is eight neighbouring lanes. The last group may be shorter: lanes
+// behind it have zeros.
 __device__ __forceinline__ void round_to_e4m3(float (&values)[8]) {
   float amax = 0.0f;
 #pragma unroll
   for (int i = 0; i < 8; ++i) amax = fmaxf(amax, finite_magnitude(values[i]));
-  const float scale = power_of_two_above(fmaxf(lane_maximum(amax, 8), 1e-4f) / 448.0f);
+  const float scale = power_of_two(ceil_log2(fmaxf(lane_maximum(amax, 8), 1e-4f) / 448.0f));
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     if (is_finite(values[i])) values[i] = nearest_e4m3(values[i] / scale) * scale;
@@ -71,7 +71,8 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
   if (token >= actual_tokens(m_on_device, m)) return;
   float values[8] = {};
   if (column < width) {
-    load_eight(values, qkv + int64_t{token} * (Config::kQRank + Config::kHeadDim) + (is_key ? Config::kQRank : 0) + column);
+    const bf16* row = qkv + int64_t{token} * (Config::kQRank + Config::kHeadDim);
+    load_eight(values, row + (is_key ? Config::kQRank : 0) + column);
   }
   float own = 0.0f;
 #pragma unroll
@@ -89,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
     if constexpr (Config::kHasFakeFp8) {
       float rounded[8];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) rounded[i] = values[i];
+      for (int i = 0; i < 8; ++i) rounded[i] = column < kPlainDim ? values[i] : 0.0f;
       round_to_e4m3(rounded);
 #pragma unroll
       for (int i = 0; i < 8; ++i) values[i] = column < kPlainDim ? rounded[i] : values[i];

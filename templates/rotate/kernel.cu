@@ -15,8 +15,8 @@ $#-
 //
 //   kHasNorm       first the head is divided by its root mean square
 //   kHasHadamard   at the end the head is multiplied by the Hadamard matrix / sqrt(dim) and rounded to MXFP4: E2M1 in
-//                  groups of 32 with the scale 2^ceil(log2(max(amax, 6 * 2^-126) / 6)), which BF16 holds exactly; what is
-//                  not finite stays as it is
+//                  groups of 32 with the scale 2^ceil(log2(max(amax, 6 * 2^-126) / 6)), which BF16 holds exactly;
+//                  what is not finite stays as it is
 //
 // Exactness: f32, rounded once, when stored.
 #include "lib/words.cuh"
@@ -28,7 +28,7 @@ $#-
 #include "lib/elements.cuh"
 #include "lib/lanes.cuh"
 #include "lib/rotary.cuh"
-#include "lib/small_floats.cuh"
+#include "lib/entry_rounding.cuh"
 
 struct Config {
   static constexpr int kHeads = ${ op.heads }$;
@@ -101,7 +101,7 @@ __device__ __forceinline__ void round_to_mxfp4(Vector& values) {
 #pragma unroll
   for (int i = 0; i < kVector; ++i) amax = fmaxf(amax, finite_magnitude(values[i]));
   const float least = 6.0f * power_of_two(-126);
-  const float scale = power_of_two_above(fmaxf(lane_maximum(amax, 32 / kVector), least) / 6.0f);
+  const float scale = power_of_two(ceil_log2(fmaxf(lane_maximum(amax, 32 / kVector), least) / 6.0f));
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
     if (is_finite(values[i])) values[i] = nearest_e2m1(values[i] / scale) * scale;

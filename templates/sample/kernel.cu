@@ -1,5 +1,5 @@
 $#-
-  op: src/kernels/runner/sampling.rs   arch: templates/arch/   (rows are run-time data)
+  op: src/kernels/runner/sampling.rs   arch: templates/arch/   (tokens are run-time data)
 -#$
 // Generated from templates/sample for ${ arch.name }$. Do not edit.
 //
@@ -7,12 +7,11 @@ $#-
 //   weight = 2^((logit - largest) * (log2(e) / temperature)), mass = weight * 2^40 without its fraction
 //
 //   operand    shape                 in memory                            written / read
-//   logits     [count, vocabulary]   f32, row-major                       read 1 time for temperature 0, else 3 or 5
-//   settings   one                   temperature f32, top_p f32, u64 seed read
-//   rows       [count]               int32, or null for the row itself    row of the step that a row of logits is of
-//   positions  [m]                   int32                                read at that row
-//   sequences  [m]                   int32                                read at that row
-//   tokens     [count]               int32                                written; -1 where a logit is not finite
+//   logits     [m, vocabulary]       f32, row-major                        read; once for temperature 0
+//   settings   one                   temperature f32, top_p f32, seed u64  read
+//   positions  [m]                   int32                                 read
+//   sequences  [m]                   int32                                 read
+//   tokens     [m]                   int32                                 written; -1 where a logit is not finite
 //
 //   block = kThreads threads, one row
 //   largest    the largest logit, ties to the lower id; the answer at temperature 0
@@ -212,13 +211,13 @@ __device__ __forceinline__ uint64_t scramble(uint64_t z) {
 }
 
 extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
-    sample(const float* logits, const Settings* settings, const int* rows, const int* positions, const int* sequences,
-           int* tokens, const int* count_on_device, int count) {
+    sample(const float* logits, const Settings* settings, const int* positions, const int* sequences, int* tokens,
+           const int* m_on_device, int m) {
   __shared__ Shared shared;
   launch_dependents();
   wait_for_dependency();
   const int idx = blockIdx.x;
-  if (idx >= actual_tokens(count_on_device, count)) return;
+  if (idx >= actual_tokens(m_on_device, m)) return;
   const float* own_logits = logits + int64_t{idx} * Config::kVocabulary;
   int token = largest_id(own_logits, shared);
   const float temperature = settings->temperature;
@@ -226,9 +225,8 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
     constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
     const Row row{own_logits, own_logits[token], kLog2E / temperature};
     const Nucleus nucleus = nucleus_of(row, settings->top_p, shared);
-    const int step_row = rows == nullptr ? idx : rows[idx];
-    const uint64_t counter = uint64_t{static_cast<uint32_t>(sequences[step_row])} << 32 |
-                             static_cast<uint32_t>(positions[step_row]);
+    const uint64_t counter = uint64_t{static_cast<uint32_t>(sequences[idx])} << 32 |
+                             static_cast<uint32_t>(positions[idx]);
     const uint64_t random = scramble(scramble(settings->seed + 0x9E3779B97F4A7C15ull) + counter);
     token = token_at(row, nucleus.threshold, __umul64hi(random, nucleus.mass), shared);
   }

@@ -42,7 +42,7 @@ __device__ __forceinline__ void store_state(float* state, const float* from, con
   }
 }
 
-extern "C" __global__ void __launch_bounds__(Config::kThreads)
+extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
     store_step(const bf16* kv_step, bf16* kv_ring, const float* cg, const float* ape, float* state,
                const float* index_cg, const float* index_ape, float* index_state, const int* positions,
                const int* sequences, const int* m_on_device, int64_t ld_cg, int64_t ld_index_cg, int m) {

@@ -9,6 +9,7 @@ mod experts;
 mod moe;
 mod oracles;
 mod recovery;
+mod runner;
 mod runner_attention;
 mod runner_entries;
 mod runner_step;
@@ -34,10 +35,13 @@ fn main() -> ExitCode {
         experts::cases(),
         serving::cases(),
         oracles::cases(),
+        runner::cases(),
+        runner_attention::cases(),
+        runner_entries::cases(),
+        runner_timings::cases(),
         recovery::cases(),
     ];
     let mut cases: Vec<Case> = rooms.into_iter().flatten().collect();
-    cases.extend([runner_attention::cases(), runner_entries::cases(), runner_timings::cases()].into_iter().flatten());
     cases.retain(|case| case.name.contains(&filter));
     if is_list {
         cases.iter().for_each(|case| println!("{}", case.name));

@@ -108,11 +108,8 @@ fn time_attend(context: &mut Context, name: &str, shape: &AttendShape, size: Siz
     if splits > 1 {
         launches.push((attend_combine(shape, arch, m as u32), combine.to_vec()));
     }
-    let keys: usize = (0..m)
-        .map(|row| {
-            (size.position(row) + 1).min(128) + visible(row).min(top_k.max(visible(row) * usize::from(top_k == 0)))
-        })
-        .sum();
+    let entries = |row| if top_k > 0 { visible(row).min(top_k) } else { visible(row) };
+    let keys: usize = (0..m).map(|row| (size.position(row) + 1).min(shape.window as usize) + entries(row)).sum();
     let flops = 4.0 * keys as f64 * f64::from(shape.heads * shape.head_dim);
     let micros = time(&bench, &launches)?;
     println!(

@@ -91,6 +91,9 @@ impl AttendShape {
 /// With `splits` > 1 [`attend_combine`] follows. The bits of a row depend on its position and on `splits`, on nothing
 /// else in the batch.
 pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32) -> Op {
+    if splits == 1 && shape.head_dim == 512 && arch.capabilities.wgmma {
+        return attend_wgmma(shape, m);
+    }
     let (key_tile, head_tile) = (shape.key_tile(arch), shape.head_tile(arch, m * splits));
     let (compressed, ratio, top_k) = shape.compressed_numbers();
     let smem_bytes = shape.smem_bytes(head_tile, key_tile);
@@ -110,6 +113,28 @@ pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32) -> Op {
     ];
     let grid = [m, shape.heads.div_ceil(head_tile), splits];
     Op { kernel: request("attend", values), grid, threads: 256, smem_bytes }
+}
+
+/// The same for one split on warpgroup MMA, whatever `m`: the choice of a kernel must not follow the batch.
+fn attend_wgmma(shape: &AttendShape, m: u32) -> Op {
+    let (head_tile, key_tile) = (64, 64);
+    let (compressed, ratio, top_k) = shape.compressed_numbers();
+    let smem_bytes = shape.smem_bytes(head_tile, key_tile);
+    let values = [
+        ("compressed", compressed.into()),
+        ("head_dim", shape.head_dim.into()),
+        ("head_tile", head_tile.into()),
+        ("heads", shape.heads.into()),
+        ("key_tile", key_tile.into()),
+        ("page_entries", PAGE_ENTRIES.into()),
+        ("ratio", ratio.into()),
+        ("rope_dim", shape.rope_dim.into()),
+        ("smem_bytes", smem_bytes.into()),
+        ("top_k", top_k.into()),
+        ("window", shape.window.into()),
+    ];
+    let grid = [m, shape.heads.div_ceil(head_tile), 1];
+    Op { kernel: request("attend_wgmma", values), grid, threads: 256, smem_bytes }
 }
 
 /// Merges the splits of [`attend`] in ascending order: `(workspace, sinks, rope, positions, o, m_on_device, m, splits)`,

@@ -2,18 +2,17 @@
 
 use super::{Op, threads_for};
 
-/// Chooses a token from each row of logits: `(logits f32 [count, vocabulary], settings, rows [count] or null, positions
-/// [m], sequences [m], tokens [count] out, count_on_device, count)`.
+/// Chooses a token from each row of logits: `(logits f32 [m, vocabulary], settings, positions [m], sequences [m], tokens
+/// [m] out, m_on_device, m)`, where `m` counts rows of logits.
 ///
-/// Row `i` of the logits is that of the step's row `rows[i]`, or `i` without `rows`, as for [`super::gather_rows`].
 /// `settings` are 16 bytes in device memory, so that a captured graph can be given others: temperature f32, top_p f32,
 /// seed u64. Temperature 0 takes the largest logit, ties to the lower id. A row with a NaN or an infinity gives -1.
 /// The draw depends on the row's logits, the settings, and the row's sequence and position, and on nothing else.
-pub fn sample(count: u32, vocabulary: u32) -> Op {
+pub fn sample(m: u32, vocabulary: u32) -> Op {
     // Two warps at least: a range of tokens is divided among warps until one is left.
     let threads = threads_for(vocabulary, 1024).max(64);
     let fields = [("vocabulary", vocabulary.into()), ("threads", threads.into())];
-    Op::new("sample", fields, [count, 1, 1], threads)
+    Op::new("sample", fields, [m, 1, 1], threads)
 }
 
 /// Turns a decode step's arrays into the next step's: `(sampled [m], token_ids [m], positions [m], sequences [m],

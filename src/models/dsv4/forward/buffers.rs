@@ -60,8 +60,6 @@ pub(super) enum Part {
     StepStart,
     FirstRow,
     HeadRows,
-    HeadPositions,
-    HeadSequences,
     /// Tokens of the step, then rows of the head.
     Counts,
 }
@@ -186,7 +184,7 @@ fn attention_parts(config: &Config, options: &ForwardOptions, shapes: &Shapes) -
 
 impl StepInts {
     fn length(tokens: usize, slots: usize) -> usize {
-        6 * tokens + 2 * slots + 2
+        4 * tokens + 2 * slots + 2
     }
 
     /// First int32 of `part`.
@@ -197,11 +195,9 @@ impl StepInts {
             Part::Positions => tokens,
             Part::Sequences => 2 * tokens,
             Part::HeadRows => 3 * tokens,
-            Part::HeadPositions => 4 * tokens,
-            Part::HeadSequences => 5 * tokens,
-            Part::StepStart => 6 * tokens,
-            Part::FirstRow => 6 * tokens + slots,
-            Part::Counts => 6 * tokens + 2 * slots,
+            Part::StepStart => 4 * tokens,
+            Part::FirstRow => 4 * tokens + slots,
+            Part::Counts => 4 * tokens + 2 * slots,
         }
     }
 

@@ -201,6 +201,7 @@ impl<'a> Builder<'a> {
             scales: options.activation_scale().map(scale_table).transpose()?,
             slots: if options.has_slots() { Some(self.slots(kernels)?) } else { None },
             prepared,
+            gpu: gpu.clone(),
         })
     }
 

@@ -54,6 +54,7 @@ struct Model {
     scales: Option<ScaleTable>,
     slots: Option<Slots>,
     prepared: Prepared,
+    gpu: Arc<Gpu>,
 }
 
 /// A loaded model with the sequences that it is working on.
@@ -229,6 +230,8 @@ impl Forward {
     /// One step: arrays up, launches out.
     fn step(&mut self, rows: &Rows, observer: &mut dyn Observer) -> Result<(), ForwardError> {
         self.sequences.decoding.clear();
+        // What the step before still reads must not be overwritten.
+        self.stream.synchronize()?;
         for (slot, end) in rows.ends() {
             self.reserve(slot, end)?;
         }
@@ -240,6 +243,7 @@ impl Forward {
 
     /// Logits of these rows of the step, into the logits buffer.
     fn head(&mut self, rows: &[i32], observer: &mut dyn Observer) -> Result<(), ForwardError> {
+        self.stream.synchronize()?;
         Rows::choose_head_rows(&self.model.buffers, rows)?;
         let count = rows.len() as u32;
         let bucket = self.bucket(bucket_of(count).unwrap_or(count));
@@ -297,10 +301,6 @@ impl Forward {
         let mut tokens = Vec::with_capacity(ended.len());
         for part in ended.chunks(self.model.options.head_rows() as usize) {
             let rows: Vec<i32> = part.iter().map(|(_, row)| *row).collect();
-            let slots: Vec<i32> = part.iter().map(|(slot, _)| *slot as i32).collect();
-            let positions: Vec<i32> = part.iter().map(|(slot, _)| self.length(*slot) as i32 - 1).collect();
-            self.model.buffers.ints.upload(Part::HeadPositions, &positions)?;
-            self.model.buffers.ints.upload(Part::HeadSequences, &slots)?;
             self.head(&rows, &mut Unobserved)?;
             let bucket = self.bucket(bucket_of(rows.len() as u32).unwrap_or(1));
             let stream = self.stream.raw();
@@ -485,7 +485,8 @@ impl Pass<'_> {
         let sampled: Value = (&buffers.sampled).into();
         let view = self.view("sampled", &buffers.sampled, 1, Element::I32);
         self.op(Kernel::Sample, "sample", &[view], |count, m| {
-            vec![(&buffers.logits).into(), (&buffers.sampling).into(), positions, sequences, sampled, count, m]
+            let settings = [(&buffers.logits).into(), (&buffers.sampling).into(), Value::Pointer(0)];
+            [&settings[..], &[positions, sequences, sampled, count, m]].concat()
         })?;
         let (ids, starts) = (self.ints(Part::TokenIds), self.ints(Part::StepStart));
         self.op(Kernel::Advance, "advance", &[], |count, m| vec![sampled, ids, positions, sequences, starts, count, m])
@@ -508,11 +509,12 @@ impl Pass<'_> {
     /// A token from the logits of each chosen row.
     fn sample_chosen(&mut self) -> Result<(), ForwardError> {
         let buffers = &self.model.buffers;
-        let (positions, sequences) = (self.ints(Part::HeadPositions), self.ints(Part::HeadSequences));
+        let [rows, positions, sequences] =
+            [Part::HeadRows, Part::Positions, Part::Sequences].map(|part| self.ints(part));
         let count = Value::Pointer(buffers.ints.head_count());
         self.op(Kernel::Sample, "sample", &[], |_, m| {
             let settings = (&buffers.sampling).into();
-            vec![(&buffers.logits).into(), settings, positions, sequences, (&buffers.sampled).into(), count, m]
+            vec![(&buffers.logits).into(), settings, rows, positions, sequences, (&buffers.sampled).into(), count, m]
         })
     }
 }

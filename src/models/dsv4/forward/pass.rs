@@ -122,6 +122,8 @@ impl Pass<'_> {
         self.linear("ffn.gate", &layer.gate, x, Rows::of(&buffers.gate_logits, config.experts))?;
         self.route(layer)?;
         if let Some(imposed) = self.imposed {
+            // The launches write first.
+            self.model.gpu.synchronize()?;
             self.model.buffers.experts.upload(&imposed.experts)?;
             self.model.buffers.routing.upload(&imposed.routing)?;
         }
@@ -259,10 +261,11 @@ impl Pass<'_> {
         self.op(Kernel::TopK, "attn.indexer.top_k", &[picks], |count, m| {
             vec![(&buffers.scores).into(), positions, (&buffers.picks).into(), count, m, capacity]
         })?;
-        match self.imposed {
-            Some(imposed) => Ok(buffers.picks.upload(&imposed.picks)?),
-            None => Ok(()),
+        if let Some(imposed) = self.imposed {
+            self.model.gpu.synchronize()?;
+            buffers.picks.upload(&imposed.picks)?;
         }
+        Ok(())
     }
 
     fn attend(&mut self, layer: &DeviceLayer, cache: &LayerCache) -> Result<(), ForwardError> {

@@ -1,0 +1,234 @@
+$#-
+  op: src/kernels/runner/attend.rs   arch: templates/arch/   (tokens and pages are run-time arguments)
+-#$
+// Generated from templates/attend_wgmma for ${ arch.name }$. Do not edit.
+//
+// attend_wgmma: O[t, h, :] = rotated back(sum_j p_j * K_j) as in templates/attend, for one split: both products on
+// wgmma, which needs half of the shared-memory reads. 64 heads, 64 keys, 512 columns.
+//
+//   operand     shape                        in memory                         written / read
+//   q           [m, heads, head_dim]         BF16                              read once
+//   kv_step     [m, head_dim]                BF16, keys of this step           gathered by rows
+//   kv_ring     [slots, window, head_dim]    BF16, position p in p % window    gathered by rows
+//   pool        [pages, 64, head_dim]        BF16, compressed entries          gathered by rows
+//   o           [m, heads, head_dim]         BF16                              written
+//
+//   block = 2 warpgroups, one token, 64 heads; grid = (tokens, head tiles)
+//
+//   keys    | gather tile i + 1 (cp.async) ......................................... |
+//   block   | S = Q K'         | maxima | P = 2^(S - max), sums | rescale, O += P K   |
+//
+//   shared memory   Q, two tiles of K, P, for each head the maxima and sums of parts of a tile, a factor, a maximum
+//   barriers        tile has arrived; maxima written; P and factors written
+//
+// For S a warpgroup has all heads and half of the keys, for O all heads and half of the columns. Q and K lie in blocks
+// of 64 columns; the values are the same blocks, read transposed.
+// Exactness: f32 sums, P rounded to BF16, one rounding of O; the order of every sum follows from the position.
+#include "lib/words.cuh"
+#include "arch/async_copy.cuh"
+#include "arch/barrier.cuh"
+#include "arch/bf16.cuh"
+#include "arch/bulk_copy.cuh"
+#include "arch/dependent.cuh"
+#include "arch/matrix.cuh"
+#include "arch/wgmma.cuh"
+#include "arch/wgmma_attention.cuh"
+#include "lib/math.cuh"
+#include "lib/bucket.cuh"
+#include "lib/pieces.cuh"
+#include "lib/attended.cuh"
+#include "lib/attention_block.cuh"
+
+struct Config {
+  static constexpr Compressed kCompressed = ${ op.compressed }$;
+  static constexpr int kHeads = ${ op.heads }$;
+  static constexpr int kHeadDim = ${ op.head_dim }$;
+  static constexpr int kRopeDim = ${ op.rope_dim }$;          // last columns, rotated
+  static constexpr int kWindow = ${ op.window }$;
+  static constexpr int kRatio = ${ op.ratio }$;               // tokens of an entry
+  static constexpr int kTopK = ${ op.top_k }$;                // length of a list
+  static constexpr int kPageEntries = ${ op.page_entries }$;
+  static constexpr int kHeadTile = ${ op.head_tile }$;        // heads of a block
+  static constexpr int kKeyTile = ${ op.key_tile }$;          // keys fetched together
+  static constexpr int kSmemBytes = ${ op.smem_bytes }$;
+};
+
+using Shape = AttentionBlock<Config>;
+constexpr int kColumnBlocks = Config::kHeadDim / 64;
+constexpr int kBlockBytes = 64 * 128;                 // 64 rows of 64 columns
+constexpr int kGroupColumns = Config::kHeadDim / 2;   // of a warpgroup, for O
+static_assert(Config::kHeadDim == 512 && Config::kHeadTile == 64 && Config::kKeyTile == 64, "the widths of wgmma");
+static_assert(Shape::kBytes == Config::kSmemBytes, "host and device disagree on shared memory");
+
+// Rows of queries and keys in blocks of 64 columns, each swizzled by 128 bytes.
+struct Place {
+  __device__ __forceinline__ static uint32_t address(uint32_t base, int row, int piece) {
+    return piece_address<8>(base + piece / 8 * kBlockBytes, row, piece % 8);
+  }
+};
+
+// S of all heads and a warpgroup's 32 keys of a tile.
+__device__ __forceinline__ void multiply_queries(Scores<Config>& scores, uint32_t queries, uint32_t keys, int group) {
+  float sums[16];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) sums[i] = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 16; ++i) pin_register(sums[i]);
+  wgmma_fence();
+  const uint64_t a = swizzled_descriptor(queries);
+  const uint64_t b = swizzled_descriptor(keys + group * (32 * 128));
+#pragma unroll
+  for (int block = 0; block < kColumnBlocks; ++block) {
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      const int offset = (block * kBlockBytes + step * 32) / 16;  // 16 k are 32 bytes, and the descriptor counts 16
+      wgmma_scores(sums, a + offset, b + offset);
+    }
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+#pragma unroll
+  for (int i = 0; i < 16; ++i) pin_register(sums[i]);
+#pragma unroll
+  for (int i = 0; i < 16; ++i) scores.s[i / 4][i % 4] = sums[i];
+}
+
+// Sums of values of two heads a lane (g and g + 8 of its warp's 16) over a warpgroup's columns: for each 8 columns
+// (head g, columns 2c and 2c + 1), (head g + 8, the same).
+struct Values {
+  float o[kGroupColumns / 2];
+
+  __device__ __forceinline__ void rescale(const float* factors, int head) {
+    const float upper = factors[head];
+    const float lower = factors[head + 8];
+    // Maxima settle after a few tiles, and a factor of 1 changes nothing.
+    if (!__any_sync(0xFFFFFFFFu, upper != 1.0f || lower != 1.0f)) return;
+#pragma unroll
+    for (int i = 0; i < kGroupColumns / 2; ++i) o[i] *= i % 4 < 2 ? upper : lower;
+  }
+
+  __device__ __forceinline__ void multiply(uint32_t probabilities, uint32_t keys, int group, int head_warp, int lane) {
+    uint32_t p[4][4];
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      const int head = head_warp * 16 + lane % 16;
+      load_matrix_x4(p[step], piece_address<8>(probabilities, head, step * 2 + lane / 16));
+    }
+#pragma unroll
+    for (int i = 0; i < kGroupColumns / 2; ++i) pin_register(o[i]);
+    wgmma_fence();
+    const uint64_t b = transposed_descriptor(keys + group * (kColumnBlocks / 2 * kBlockBytes), kBlockBytes);
+#pragma unroll
+    for (int step = 0; step < 4; ++step) wgmma_values(o, p[step], b + step * (16 * 128 / 16));
+    wgmma_commit();
+    wgmma_wait<0>();
+#pragma unroll
+    for (int i = 0; i < kGroupColumns / 2; ++i) pin_register(o[i]);
+  }
+
+  // BF16 rows of the lane's heads, divided by the denominators and rotated back. `to` is the row of the first head.
+  __device__ __forceinline__ void store(bf16* to, const float* inverses, const float2* turns, int n_heads, int group,
+                                        int head, int lane) const {
+#pragma unroll
+    for (int n = 0; n < kGroupColumns / 8; ++n) {
+      const int column = group * kGroupColumns + n * 8 + lane % 4 * 2;
+      const int rotated = column - (Config::kHeadDim - Config::kRopeDim);
+      const float2 turn = rotated >= 0 ? turns[rotated / 2] : make_float2(1.0f, 0.0f);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int row = head + r * 8;
+        if (row >= n_heads) continue;
+        float2 pair = make_float2(o[n * 4 + r * 2] * inverses[row], o[n * 4 + r * 2 + 1] * inverses[row]);
+        if (rotated >= 0) pair = rotated_back(pair, turn);
+        *reinterpret_cast<uint32_t*>(to + row * Config::kHeadDim + column) = pair_from_floats(pair.x, pair.y);
+      }
+    }
+  }
+};
+
+// What a block has summed over all tiles.
+struct Block {
+  Values values = {};
+  Scores<Config> scores;
+  float sum = 0.0f;  // of probabilities, in thread h for head h
+
+  __device__ __forceinline__ void run(uint8_t* shared, const Keys<Config>& keys, int n_tiles, int warp, int lane) {
+    const uint32_t smem = smem_address(shared);
+    const int head_warp = warp % 4;
+    const int group = warp / 4;
+    float* maxima = reinterpret_cast<float*>(shared + Shape::kMaximaAt);
+    const float* factors = reinterpret_cast<const float*>(shared + Shape::kFactorsAt);
+    scores.running[0] = scores.running[1] = -__int_as_float(0x7F800000);
+    const auto key_of = [&](int tile) {
+      return keys.at(tile * Config::kKeyTile + warp * Shape::kFetched + lane % Shape::kFetched);
+    };
+    fetch_keys<Config, Place>(smem + Shape::kKeysAt, key_of(0), warp, lane);
+    commit_copies();
+    // Addresses take two dependent loads: they are looked up a tile ahead of their copies.
+    const bf16* next = key_of(1);
+    for (int tile = 0; tile < n_tiles; ++tile) {
+      const uint32_t tile_keys = smem + Shape::kKeysAt + (tile & 1) * Shape::kTileBytes;
+      wait_copies<0>();
+      fence_async_proxy();
+      __syncthreads();  // the tile has arrived, and nobody reads the other one or P any more
+      if (tile + 1 < n_tiles) {
+        fetch_keys<Config, Place>(smem + Shape::kKeysAt + (~tile & 1) * Shape::kTileBytes, next, warp, lane);
+        next = key_of(tile + 2);
+      }
+      commit_copies();
+      multiply_queries(scores, smem, tile_keys, group);
+      scores.scale(maxima, keys.attended.n_keys - tile * Config::kKeyTile, head_warp, group, lane);
+      __syncthreads();  // maxima are written
+      scores.exponentiate(shared, head_warp, group, lane);
+      __syncthreads();  // P, sums and factors are written
+      if (threadIdx.x < Config::kHeadTile) sum = with_tile<Config>(sum, shared, threadIdx.x);
+      values.rescale(factors, head_warp * 16 + lane / 4);
+      values.multiply(smem + Shape::kProbabilitiesAt, tile_keys, group, head_warp, lane);
+    }
+    if (group == 0 && lane % 4 == 0) {
+      float* running = reinterpret_cast<float*>(shared + Shape::kRunningAt);
+      running[head_warp * 16 + lane / 4] = scores.running[0];
+      running[head_warp * 16 + 8 + lane / 4] = scores.running[1];
+    }
+    __syncthreads();  // maxima are written, factors are read
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
+    attend_wgmma(const bf16* q, const bf16* kv_step, const bf16* kv_ring, const bf16* pool, const int* table,
+           const int* picks, const float* sinks, const float2* rope, const int* positions, const int* sequences,
+           const int* step_start, const int* first_row, bf16* o, float* workspace, const int* m_on_device, int m,
+           int max_pages) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  launch_dependents();
+  wait_for_dependency();
+  const int token = blockIdx.x;
+  if (token >= actual_tokens(m_on_device, m)) return;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int position = positions[token];
+  const int slot = sequences[token];
+  const Attended<Config> attended(position);
+  const Keys<Config> keys{attended,
+                  kv_step + int64_t{first_row[slot]} * Config::kHeadDim,
+                  kv_ring + int64_t{slot} * Config::kWindow * Config::kHeadDim,
+                  pool,
+                  table + int64_t{slot} * max_pages,
+                  picks + int64_t{token} * Config::kTopK,
+                  step_start[slot]};
+  const int first_head = blockIdx.y * Config::kHeadTile;
+  const int n_heads = smaller(Config::kHeadTile, Config::kHeads - first_head);
+  const int64_t row = int64_t{token} * Config::kHeads + first_head;
+  fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head);
+  Block block;
+  block.run(shared, keys, ceil_divide(attended.n_keys, Config::kKeyTile), warp, lane);
+  const float* running = reinterpret_cast<const float*>(shared + Shape::kRunningAt);
+  float* inverses = reinterpret_cast<float*>(shared + Shape::kFactorsAt);
+  if (threadIdx.x < n_heads) {
+    inverses[threadIdx.x] = inverse_of(block.sum, sinks[first_head + threadIdx.x], running[threadIdx.x]);
+  }
+  __syncthreads();
+  const float2* turns = rope + int64_t{position} * (Config::kRopeDim / 2);
+  const int head = warp % 4 * 16 + lane / 4;
+  block.values.store(o + row * Config::kHeadDim, inverses, turns, n_heads, warp / 4, head, lane);
+}
