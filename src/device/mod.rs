@@ -14,7 +14,7 @@ pub use clocks::{ClockSample, Clocks};
 pub use driver::DeviceError;
 pub use graph::{Event, Graph, Stream};
 pub use kernel::{Geometry, Kernel, Value};
-pub use memory::{Buffer, DevicePointer, Plain};
+pub use memory::{Buffer, DevicePointer, Plain, read};
 pub use tensor_map::{TensorMap, TensorShape};
 
 use std::ffi::{CStr, c_char, c_int};

@@ -38,7 +38,7 @@ pub fn run(args: &LogitsArgs, is_json: bool) -> Result<Exit, CliError> {
     session::say_warnings(&session.warnings()?);
     if bad > 0 {
         let sentence = format!("expected finite logits, found {bad} that are not in `{}`", args.out.display());
-        let hint = "`--check finite=op --device cpu` names the op, layer and token they come from";
+        let hint = "`--check finite=op` names the op, layer and token they come from";
         return Err(CliError::failed(sentence, Some(hint.into())));
     }
     talk(&format!("wrote logits {shape:?} to {}", args.out.display()));

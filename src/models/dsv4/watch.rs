@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::reference::{Matrix, OPS, Observed, Observer, Op};
 use crate::engine::dump::{DumpError, DumpWriter};
-use crate::engine::{FiniteCheck, Written};
+use crate::engine::{FiniteCheck, NotFinite, Written};
 
 /// What is looked at. Clones look together, so that one may be given to a model and the other kept.
 #[derive(Clone, Default)]
@@ -44,6 +44,30 @@ impl Watch {
         self.eyes().dump.as_mut().map_or(Ok(()), DumpWriter::end_step)
     }
 
+    /// Keeps and checks what an op wrote.
+    ///
+    /// # Errors
+    /// [`NotFinite`] for the first value that is not, where it is looked for.
+    pub fn saw(&self, written: Written<'_>) -> Result<(), NotFinite> {
+        let Written { layer, op, columns, values, .. } = written;
+        let mut eyes = self.eyes();
+        eyes.rows = values.len().checked_div(columns).unwrap_or(0);
+        // First kept, then checked: what stopped a run is what a dump is wanted for.
+        if let Some(dump) = &mut eyes.dump {
+            dump.record(layer, op, columns, values);
+        }
+        let Some((check, at)) = &mut eyes.check else { return Ok(()) };
+        if *at == CheckAt::Layers && layer.is_some() && op != STREAMS {
+            return Ok(());
+        }
+        check.look(written)
+    }
+
+    /// Which outputs are checked; all of them where nothing is said.
+    fn checks(&self) -> CheckAt {
+        self.eyes().check.as_ref().map_or(CheckAt::Ops, |(_, at)| *at)
+    }
+
     fn eyes(&self) -> MutexGuard<'_, Eyes> {
         self.eyes.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -57,22 +81,12 @@ impl Watch {
 
 impl Observer for Watch {
     fn output(&mut self, op: Op, first_position: usize, output: &Matrix) -> Observed {
-        let mut eyes = self.eyes();
-        eyes.rows = output.rows;
         let layer = op.layer.map(|layer| layer as u32);
-        // First kept, then checked: what stopped a run is what a dump is wanted for.
-        if let Some(dump) = &mut eyes.dump {
-            dump.record(layer, op.name, output.columns, &output.values);
-        }
-        let Some((check, at)) = &mut eyes.check else { return Ok(()) };
-        if *at == CheckAt::Layers && layer.is_some() && op.name != STREAMS {
-            return Ok(());
-        }
-        let inputs = inputs(op.name, layer, *at);
+        let inputs = inputs(op.name, layer, self.checks());
         let Matrix { columns, values, .. } = output;
-        let seen =
+        let written =
             Written { layer, op: op.name, inputs: &inputs, first_token: first_position, columns: *columns, values };
-        Ok(check.look(seen)?)
+        Ok(self.saw(written)?)
     }
 
     fn experts(&mut self, layer: usize, experts: &mut [u32]) {

@@ -11,10 +11,11 @@ use crate::cli::progress::ProgressView;
 use crate::cli::voice::talk;
 use crate::device::Gpu;
 use crate::dispatch::PrepareOptions;
-use crate::engine::{LanguageModel, Limits, Sampling};
+use crate::engine::{EngineError, LanguageModel, Limits, Sampling, sampling};
 use crate::environment;
 use crate::jit::{Jit, KernelCache, Search};
-use crate::models::dsv4::forward::{Forward, ForwardError, ForwardOptions, Progress};
+use crate::models::dsv4::Watch;
+use crate::models::dsv4::forward::{DeviceWatch, Forward, ForwardError, ForwardOptions, Progress};
 use crate::models::dsv4::reference::Options;
 use crate::models::dsv4::weights::Loaded;
 use crate::store::Database;
@@ -22,13 +23,22 @@ use crate::store::Database;
 /// The model on its GPU.
 struct GpuSession {
     forward: Forward,
+    /// Looks at every op, one step after the other.
+    watch: Option<Watch>,
+    /// What was sampled last for each slot, where somebody looks on.
+    sampled: Vec<u32>,
 }
 
 /// Packs `loaded` on the GPU that `run` names, and prepares every kernel.
 ///
 /// # Errors
 /// Too little memory, with how many layers would fit; kernels that cannot be made.
-pub fn open(run: &RunArgs, loaded: &Loaded<'_>, numerics: Options, size: Size) -> Result<Box<dyn Session>, CliError> {
+pub fn open(
+    run: &RunArgs,
+    loaded: &Loaded<'_>,
+    (numerics, size): (Options, Size),
+    watch: Option<Watch>,
+) -> Result<Box<dyn Session>, CliError> {
     let gpu = Arc::new(Gpu::open(run.gpu.ordinal)?);
     let options = ForwardOptions {
         numerics,
@@ -52,7 +62,8 @@ pub fn open(run: &RunArgs, loaded: &Loaded<'_>, numerics: Options, size: Size) -
         report.buffer_bytes as f64 / 1e9,
         report.took.as_secs_f64()
     ));
-    Ok(Box::new(GpuSession { forward }))
+    let sampled = vec![0; size.sequences as usize];
+    Ok(Box::new(GpuSession { forward, watch, sampled }))
 }
 
 /// Where winners and kernels come from.
@@ -94,6 +105,33 @@ impl Progress for Loading {
     }
 }
 
+impl GpuSession {
+    /// Feeds `tokens` to `slot` in parts that are one step each, and gives their logits.
+    fn watched_logits(&mut self, watch: &Watch, slot: u32, tokens: &[u32]) -> Result<Vec<f32>, CliError> {
+        let mut logits = Vec::new();
+        for part in tokens.chunks(WATCHED_TOKENS) {
+            let mut observer = DeviceWatch::new(watch, self.forward.length(slot) as usize);
+            let fed = self.forward.observed_logits(slot, part, &mut observer);
+            // What a run was stopped by is in the dump as well.
+            let written = watch.end_step();
+            logits.extend(fed.map_err(failed)?);
+            written.map_err(|error| CliError::failed(error.to_string(), None))?;
+        }
+        Ok(logits)
+    }
+
+    /// As a step without anybody who looks on, but for one sequence, and sampled on the host.
+    fn watched_next(&mut self, watch: &Watch, (slot, tokens): (u32, &[u32]), how: &Sampling) -> Result<u32, CliError> {
+        let logits = self.watched_logits(watch, slot, tokens)?;
+        let last = &logits[logits.len() - self.forward.limits().vocabulary as usize..];
+        let position = self.forward.length(slot) - 1;
+        let token = sampling::sample(last, how, slot, position);
+        let token = token.ok_or_else(|| failed(ForwardError::Sampling { slot, position }))?;
+        self.sampled[slot as usize] = token;
+        Ok(token)
+    }
+}
+
 impl LanguageModel for GpuSession {
     type Error = CliError;
 
@@ -102,15 +140,26 @@ impl LanguageModel for GpuSession {
     }
 
     fn logits(&mut self, slot: u32, tokens: &[u32]) -> Result<Vec<f32>, CliError> {
-        self.forward.logits(slot, tokens).map_err(failed)
+        match self.watch.clone() {
+            Some(watch) => self.watched_logits(&watch, slot, tokens),
+            None => self.forward.logits(slot, tokens).map_err(failed),
+        }
     }
 
     fn prefill(&mut self, prompts: &[(u32, &[u32])], sampling: &Sampling) -> Result<Vec<u32>, CliError> {
-        self.forward.prefill(prompts, sampling).map_err(failed)
+        match self.watch.clone() {
+            Some(watch) => prompts.iter().map(|prompt| self.watched_next(&watch, *prompt, sampling)).collect(),
+            None => self.forward.prefill(prompts, sampling).map_err(failed),
+        }
     }
 
     fn decode(&mut self, slots: &[u32], sampling: &Sampling) -> Result<Vec<u32>, CliError> {
-        self.forward.decode(slots, sampling).map_err(failed)
+        let Some(watch) = self.watch.clone() else { return self.forward.decode(slots, sampling).map_err(failed) };
+        let mut next = |&slot: &u32| {
+            let token = self.sampled[slot as usize];
+            self.watched_next(&watch, (slot, &[token]), sampling)
+        };
+        slots.iter().map(&mut next).collect()
     }
 
     fn release(&mut self, slot: u32) {
@@ -141,8 +190,14 @@ pub fn failed(error: ForwardError) -> CliError {
             Some("`--scale per-token` needs no scale of the file".into())
         }
         ForwardError::Context { .. } => Some("a shorter prompt, fewer `--max-tokens` or a larger `--context`".into()),
-        ForwardError::Sampling { .. } => Some("`--check finite=op --device cpu` names where they come from".into()),
+        ForwardError::Sampling { .. } => Some("`--check finite=op` names where they come from".into()),
+        ForwardError::Engine(EngineError::Observer(_)) => {
+            Some("`--dump DIR` keeps every op's output up to there".into())
+        }
         _ => None,
     };
     CliError::failed(error.to_string(), hint)
 }
+
+/// Rows of logits are made at least this many at a time, so a part is one step with one head.
+const WATCHED_TOKENS: usize = 256;

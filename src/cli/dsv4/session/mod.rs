@@ -79,18 +79,14 @@ pub fn open_model(args: &ModelArgs, config: &ConfigFile, size: Size) -> Result<B
         Check::FiniteLayers => CheckAt::Layers,
         Check::FiniteOps => CheckAt::Ops,
     });
-    let is_watched = check.is_some() || dump.is_some();
+    let watch = (check.is_some() || dump.is_some()).then(|| Watch::new(check, dump));
     let files = TensorFiles::open(&args.model_dir).map_err(|error| refused(&args.model_dir, &error))?;
     let options = LoadOptions { layers: run.layers, experts_as_nvfp4: run.numerics.experts == Experts::Nvfp4 };
     let loaded = Weights::load(&files, config, options).map_err(|error| refused(&args.model_dir, &error))?;
     warn(&loaded, &numerics);
     match place {
-        Place::Cpu => cpu::open(&loaded, numerics, size, Watch::new(check, dump)),
-        Place::Gpu if is_watched => Err(CliError::usage(
-            "expected `--device cpu` with `--check` or `--dump`, found a run on the GPU",
-            "add `--device cpu`: the reference has the same ops",
-        )),
-        Place::Gpu => gpu::open(run, &loaded, numerics, size),
+        Place::Cpu => cpu::open(&loaded, numerics, size, watch.unwrap_or_default()),
+        Place::Gpu => gpu::open(run, &loaded, (numerics, size), watch),
     }
 }
 
