@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 
 use tilekiln::arch::{ArchSpec, GpuSpec};
 use tilekiln::codegen::{self, Request, Value};
-use tilekiln::kernels::runner::{self, AttendShape, CompressShape, Compressed, EntryRounding, IndexShape, StoreShape};
+use tilekiln::kernels::runner::{
+    self, ActivationScale, AttendShape, CompressShape, Compressed, Connection, Element, EntryRounding, FakeQuantise,
+    IndexShape, QkvNorm, Rotate, RotateKind, Route, SlotRows, StoreShape,
+};
 use tilekiln::kernels::{self, Family};
 use tilekiln::problem::{Output, Problem};
 use tilekiln::quant::WeightFormat;
@@ -55,7 +58,9 @@ fn rendered() -> BTreeMap<PathBuf, String> {
     let mut rendered: BTreeMap<PathBuf, String> = ArchSpec::all().iter().flat_map(kernels_of).collect();
     // Tools are the same for every class but for its name in their head.
     let hopper = ArchSpec::named("sm90a").expect("the class of the GPU that everything was measured on");
-    rendered.extend(tools().iter().chain(&attention(hopper)).map(|tool| file_of(hopper, tool.template, tool)));
+    rendered.extend(
+        tools().iter().chain(&attention(hopper)).chain(&elementwise()).map(|tool| file_of(hopper, tool.template, tool)),
+    );
     rendered
 }
 
@@ -123,6 +128,34 @@ fn attention(arch: &ArchSpec) -> Vec<Request> {
         runner::index_score(&index, 1, 16_384),
         runner::store_step(&StoreShape { head_dim, window: 128, state, index_state }, 1),
         runner::top_k(&index, 1),
+    ];
+    ops.into_iter().map(|op| op.kernel).collect()
+}
+
+/// What stands between the runner's GEMMs, for a step of one token of DeepSeek-V4-Flash.
+fn elementwise() -> Vec<Request> {
+    let (hidden, top_k, rope_dim, norm_epsilon) = (4096, 6, 64, 1e-6);
+    let (element, hc_epsilon, sinkhorn_rounds) = (Element::Bf16, 1e-6, 20);
+    let connection = Connection { hidden, element, is_head: false, norm_epsilon, hc_epsilon, sinkhorn_rounds };
+    let qkv = QkvNorm { q_rank: 1024, head_dim: 512, rope_dim, norm_epsilon, has_fake_fp8: true };
+    let index = Rotate { heads: 64, dim: 128, rope_dim, kind: RotateKind::HadamardMxfp4 };
+    let activations = FakeQuantise { k: hidden, rows_per_token: 1, scale: ActivationScale::PerToken };
+    let rows = SlotRows { top_k, hidden };
+    let ops = [
+        runner::embed(1, 129_280, &connection),
+        runner::hc_mix(1, &connection, true),
+        runner::hc_pre(1, &connection),
+        runner::qkv_norm(1, &qkv),
+        runner::rotate(1, &index),
+        runner::route(1, &Route { experts: 256, top_k, scale: 1.5, hashed_vocabulary: None }),
+        runner::gather_rows(1, hidden),
+        runner::sample(1, 129_280),
+        runner::advance(1),
+        runner::fake_quantise(1, &activations),
+        runner::amax(1, &activations),
+        runner::find_non_finite(element),
+        runner::combine_slots(1, rows),
+        runner::expand_rows(1, rows),
     ];
     ops.into_iter().map(|op| op.kernel).collect()
 }

@@ -178,6 +178,22 @@ impl Drop for Buffer {
     }
 }
 
+/// Reads `count` values at `pointer`, after everything that was launched before: for those who look on and own nothing.
+///
+/// # Safety
+/// `pointer` is device memory of the current context, with as many values.
+///
+/// # Errors
+/// [`DeviceError`] if the context is lost.
+pub unsafe fn read<T: Plain>(pointer: DevicePointer, count: usize) -> Result<Vec<T>, DeviceError> {
+    let mut values = vec![T::default(); count];
+    if count > 0 {
+        driver!(cuCtxSynchronize())?;
+        driver!(cuMemcpyDtoH_v2(values.as_mut_ptr().cast::<c_void>(), pointer, size_of_val(&values[..])))?;
+    }
+    Ok(values)
+}
+
 /// Numbers that may be copied bit by bit.
 pub trait Plain: Copy + Default {}
 

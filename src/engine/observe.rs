@@ -1,8 +1,9 @@
 //! Who looks on while a step runs: checks, dumps, traces and timings are observers, not branches of the forward pass.
 
 use super::EngineError;
-use crate::device::DevicePointer;
+use crate::device::{self, DevicePointer, Plain};
 use crate::problem::Problem;
+use crate::quant::bf16;
 
 /// One op of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,6 +57,34 @@ pub struct View {
     pub rows: u32,
     /// Elements of a row; rows follow one another without gaps.
     pub columns: u32,
+}
+
+impl View {
+    /// Its values, once the op has ended.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the GPU is lost.
+    ///
+    /// # Panics
+    /// If the type is not as wide as an element.
+    pub fn download<T: Plain>(&self) -> Result<Vec<T>, EngineError> {
+        assert_eq!(size_of::<T>(), self.element.bytes(), "{} is read as another type", self.name);
+        let count = self.rows as usize * self.columns as usize;
+        // SAFETY: a view is of a buffer of the model that launched the op, which outlives the observer's call.
+        Ok(unsafe { device::read(self.pointer, count)? })
+    }
+
+    /// Its values as f32.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the GPU is lost.
+    pub fn values(&self) -> Result<Vec<f32>, EngineError> {
+        Ok(match self.element {
+            Element::Bf16 => self.download::<u16>()?.into_iter().map(bf16::decode).collect(),
+            Element::F32 => self.download()?,
+            Element::I32 => self.download::<i32>()?.into_iter().map(|value| value as f32).collect(),
+        })
+    }
 }
 
 /// Looks on. Every function may be left as it is.

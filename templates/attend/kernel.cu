@@ -3,14 +3,20 @@ $#-
 -#$
 // Generated from templates/attend for ${ arch.name }$. Do not edit.
 //
-// attend: O[t, h, :] = rotated back(sum_j p_j * K_j) with p = softmax_j(q[t, h] . K_j / sqrt(head_dim)) and a sink in its
-// denominator; K are the keys of token t: its window, then its compressed entries. A key is its own value.
+// attend: O[t, h, :] = rotated back(sum_j p_j * K_j) with p = softmax_j(q[t, h] . K_j / sqrt(head_dim)) and a sink in
+// its denominator; K are the keys of token t: its window, then its compressed entries. A key is its own value.
 //
 //   operand     shape                        in memory                         written / read
 //   q           [m, heads, head_dim]         BF16                              read once
 //   kv_step     [m, head_dim]                BF16, keys of this step           gathered by rows
 //   kv_ring     [slots, window, head_dim]    BF16, position p in p % window    gathered by rows
 //   pool        [pages, 64, head_dim]        BF16, compressed entries          gathered by rows
+//   table       [slots, max_pages]           int32, pages of entry w / 64      read for each key
+//   picks       [m, top_k]                   int32, entries of a list          read for each key
+//   sinks       [heads]                      f32                               read at the end
+//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read at the end
+//   positions, sequences    [m]              int32, of each token              read first
+//   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written (one split)
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     written (several splits)
 //
@@ -74,6 +80,7 @@ __device__ __forceinline__ void multiply(Scores<Config>& scores, uint32_t querie
   for (int t = 0; t < Shape::kKeyTiles; ++t) s[t][0] = s[t][1] = s[t][2] = s[t][3] = 0.0f;
 #pragma unroll 4
   for (int piece = 0; piece < kPieces; piece += 4) {
+    // 32 columns at a time: one load brings the keys' operands of two products.
     uint32_t q[2][4];
     const int head = head_warp * 16 + lane % 16;
     load_matrix_x4(q[0], piece_address<kPieces>(queries, head, piece + lane / 16));
@@ -113,6 +120,7 @@ struct Values {
   __device__ __forceinline__ void multiply(uint32_t probabilities, uint32_t keys, int warp, int lane) {
 #pragma unroll
     for (int step = 0; step < Config::kKeyTile / 32; ++step) {
+      // P of 32 keys for all heads stays in registers, so that each value is read once.
       uint32_t p[kHeadWarps][2][4];
 #pragma unroll
       for (int h = 0; h < kHeadWarps; ++h) {
@@ -189,6 +197,7 @@ struct Block {
     for (int tile = range.begin; tile < range.end; ++tile) {
       const int buffer = (tile - range.begin) & 1;
       const uint32_t tile_keys = smem + Shape::kKeysAt + buffer * Shape::kTileBytes;
+      // The copies of this tile were started while the one before was multiplied.
       wait_copies<0>();
       __syncthreads();  // the tile has arrived, and nobody reads the other one or P any more
       if (tile + 1 < range.end) {

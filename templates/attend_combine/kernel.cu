@@ -3,8 +3,8 @@ $#-
 -#$
 // Generated from templates/attend_combine for ${ arch.name }$. Do not edit.
 //
-// attend_combine: O[t, h, :] = rotated back(sum_s w_s * part_s / (sum_s w_s * sum_s + 2^(sink - max))), w_s = 2^(max_s -
-// max), over the splits of templates/attend that have keys, in ascending order.
+// attend_combine: O[t, h, :] = rotated back(sum_s w_s * part_s / (sum_s w_s * sum_s + 2^(sink - max))), where
+// w_s = 2^(max_s - max), over the splits of templates/attend that have keys, in ascending order.
 //
 //   operand     shape                        in memory                         written / read
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     read once

@@ -11,6 +11,12 @@ $#-
 //   kv_step     [m, head_dim]                BF16, keys of this step           gathered by rows
 //   kv_ring     [slots, window, head_dim]    BF16, position p in p % window    gathered by rows
 //   pool        [pages, 64, head_dim]        BF16, compressed entries          gathered by rows
+//   table       [slots, max_pages]           int32, pages of entry w / 64      read for each key
+//   picks       [m, top_k]                   int32, entries of a list          read for each key
+//   sinks       [heads]                      f32                               read at the end
+//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read at the end
+//   positions, sequences    [m]              int32, of each token              read first
+//   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written
 //
 //   block = 2 warpgroups, one token, 64 heads; grid = (tokens, head tiles)

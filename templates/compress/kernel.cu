@@ -3,13 +3,19 @@ $#-
 -#$
 // Generated from templates/compress for ${ arch.name }$. Do not edit.
 //
-// compress: entry w = round(rotate(RMS(z) * norm, w * ratio)) with z[d] = sum_s p_s c_s[d], p = softmax_s(g_s[d] + ape),
-// over the tokens s of the entry, for each channel d. With two series an entry also sees the window before its own,
-// through the first half of the columns. A block whose token closes no entry leaves.
+// compress: entry w = round(rotate(RMS(z) * norm, w * ratio)) with z[d] = sum_s p_s c_s[d], p = softmax_s(g_s[d] +
+// ape), over the tokens s of the entry, for each channel d. With two series an entry also sees the window before its
+// own, through the first half of the columns. A block whose token closes no entry leaves.
 //
 //   operand   shape                         in memory                          written / read
 //   cg        [m, 2 * width]                f32, stride ld_cg: c, then g       rows of this step
 //   state     [slots, rows, 2 * width]      f32: c, then g + ape; p % rows     rows of earlier steps
+//   ape       [ratio, width]                f32, added to g of a token         read
+//   norm      [head_dim]                    f32                                read
+//   rope      [positions, rope_dim / 2]     f32 pairs (cos, sin)               read
+//   table     [slots, max_pages]            int32, pages of entry w / 64       read
+//   positions, sequences    [m]             int32, of each token               read first
+//   step_start, first_row   [slots]         int32, position and row of the first token of a sequence in the step
 //   pool      [pages, 64, head_dim]         BF16                               one entry written
 //
 //   block = kParts x head_dim threads: a channel each, parts share the tokens of an entry; grid = tokens
@@ -79,6 +85,7 @@ __device__ __forceinline__ float pooled(Shared& shared, const Inputs& inputs, in
   constexpr float kLog2E = 1.44269502162933349609375f;
   const int first_position = (entry + 1 - Config::kSeries) * Config::kRatio;  // below 0: absent
   const auto column_of = [&](int row) { return row / Config::kRatio * Config::kHeadDim % kWidth + channel; };
+  // The gates are read twice, from L2 the second time: 64 of them would not fit in the registers of 1,024 threads.
   float most = -__int_as_float(0x7F800000);
 #pragma unroll 8
   for (int i = 0; i < kRowsOfPart; ++i) {

@@ -39,7 +39,7 @@ struct Config {
   static constexpr int kWarps = ${ op.warps }$;
 };
 
-constexpr int kSums = Config::kRows + 1;
+constexpr int kSums = Config::kRows + 1;  // the last is that of squares
 constexpr int kColumns = Config::kTokens == 1 ? 1 : 2;  // of a lane
 static_assert(Config::kHidden % Config::kSlice == 0 && Config::kSlice % (32 * kColumns) == 0, "slices are whole");
 static_assert(Config::kTokens > 1 || Config::kSlice == 32, "weights in registers are those of one column");
@@ -58,6 +58,7 @@ __device__ __forceinline__ void read_streams(float (&h)[4][kColumns], const Oper
 #pragma unroll
   for (int j = 0; j < 4; ++j) load_few(h[j], operands.streams_in + place + j * Config::kHidden);
   if constexpr (Config::kHasPost) {
+    // All lanes read the same twenty values: one transaction each, from L1 but for the first time.
     const float4* mix = reinterpret_cast<const float4*>(operands.mix_prev + int64_t{token} * 20);
     float y[kColumns];
     load_few(y, operands.y0 + int64_t{token} * Config::kHidden + column);
@@ -107,6 +108,8 @@ __device__ __forceinline__ void mix_one_by_one(const Operands& operands, const f
                                                const int* m_on_device, int m) {
   const int lane = threadIdx.x % 32;
   const int column = blockIdx.x * Config::kSlice + lane;
+  // No kernel writes `fn`, so it may be read before the launch ahead has ended: these loads, most of the bytes of a
+  // short step, wait for nothing.
   float weights[4][Config::kRows];
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -140,9 +143,11 @@ __device__ __forceinline__ void mix_together(const Operands& operands, const flo
   const int n_tokens = actual_tokens(m_on_device, m) - first;
   if (n_tokens <= 0) return;
   float sums[kTokens][kSums] = {};
+  // Not unrolled: the registers are those of one chunk, and other warps fill the time of its loads.
 #pragma unroll 1
   for (int chunk = 0; chunk < Config::kSlice; chunk += 32 * kColumns) {
     const int column = blockIdx.x * Config::kSlice + chunk + lane * kColumns;
+    // Tokens that are not there count as zeros; their sums are not stored.
     float h[kTokens][4][kColumns] = {};
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {

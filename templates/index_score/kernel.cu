@@ -10,6 +10,8 @@ $#-
 //   qi        [m, heads, head_dim]        BF16                           read once for each tile of entries
 //   wt        [m, heads]                  f32, stride ld_wt              likewise
 //   pool      [pages, 64, head_dim]       BF16, keys of entries          gathered by rows, once for each token tile
+//   table     [slots, max_pages]          int32, pages of entry w / 64   read with the keys
+//   positions, sequences   [m]            int32, of each token           read first
 //   scores    [m, capacity]               f32                            written where an entry is visible
 //
 //   block = 8 warps, kTokens tokens, 128 entries; grid = (token tiles, entry tiles)
@@ -185,6 +187,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     wait_copies<0>();
     __syncthreads();  // queries and keys have arrived, and nobody reads the other queries any more
     const int next = tokens.next(token + 1);
+    // Keys stay in registers as long as the sequence is the same: a token then costs its queries only.
     if (are_new) keys.load(smem, warp, lane);
     are_new = next < end && sequences[next] != sequences[token];
     if (are_new) {

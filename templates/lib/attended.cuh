@@ -29,7 +29,7 @@ struct Attended {
   // splits some ranges are empty.
   __device__ __forceinline__ TileRange range(int split, int splits) const {
     const int n_tiles = ceil_divide(n_keys, Config::kKeyTile);
-    return {static_cast<int>(int64_t{n_tiles} * split / splits), static_cast<int>(int64_t{n_tiles} * (split + 1) / splits)};
+    return {n_tiles * split / splits, n_tiles * (split + 1) / splits};
   }
 };
 

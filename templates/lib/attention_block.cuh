@@ -1,5 +1,5 @@
-// What the blocks of templates/attend and templates/attend_wgmma have in common: how warps share scores, where a token's
-// keys lie, and the softmax between the two products.
+// What the blocks of templates/attend and templates/attend_wgmma have in common: how warps share scores, where a
+// token's keys lie, and the softmax between the two products.
 
 // Warps across heads and keys while scores are computed, and byte offsets in shared memory.
 template <class Config>

@@ -9,8 +9,9 @@ $#-
 //   operand    shape                 in memory                            written / read
 //   logits     [m, vocabulary]       f32, row-major                        read; once for temperature 0
 //   settings   one                   temperature f32, top_p f32, seed u64  read
-//   positions  [m]                   int32                                 read
-//   sequences  [m]                   int32                                 read
+//   rows       [m]                   int32, or null for the row itself     row of the step that a row is of
+//   positions  [rows of the step]    int32                                 read at that row
+//   sequences  [rows of the step]    int32                                 read at that row
 //   tokens     [m]                   int32                                 written; -1 where a logit is not finite
 //
 //   block = kThreads threads, one row
@@ -211,8 +212,8 @@ __device__ __forceinline__ uint64_t scramble(uint64_t z) {
 }
 
 extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
-    sample(const float* logits, const Settings* settings, const int* positions, const int* sequences, int* tokens,
-           const int* m_on_device, int m) {
+    sample(const float* logits, const Settings* settings, const int* rows, const int* positions, const int* sequences,
+           int* tokens, const int* m_on_device, int m) {
   __shared__ Shared shared;
   launch_dependents();
   wait_for_dependency();
@@ -225,8 +226,9 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
     constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
     const Row row{own_logits, own_logits[token], kLog2E / temperature};
     const Nucleus nucleus = nucleus_of(row, settings->top_p, shared);
-    const uint64_t counter = uint64_t{static_cast<uint32_t>(sequences[idx])} << 32 |
-                             static_cast<uint32_t>(positions[idx]);
+    const int step_row = rows == nullptr ? idx : rows[idx];
+    const uint64_t counter = uint64_t{static_cast<uint32_t>(sequences[step_row])} << 32 |
+                             static_cast<uint32_t>(positions[step_row]);
     const uint64_t random = scramble(scramble(settings->seed + 0x9E3779B97F4A7C15ull) + counter);
     token = token_at(row, nucleus.threshold, __umul64hi(random, nucleus.mass), shared);
   }

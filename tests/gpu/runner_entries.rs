@@ -5,7 +5,7 @@ use tilekiln::kernels::runner::{
 };
 use tilekiln::quant::{bf16, e2m1, e4m3};
 
-use crate::context::{Case, Context, Failure};
+use crate::context::{Case, Context, Failure, Run};
 use crate::runner_step::{
     Bench, KEY, NAN_BF16, POISON, POISON_ROWS, Pages, SLOTS, Step, UNTOUCHED, outside, place, rope_table, same, turn,
     value,
@@ -13,7 +13,7 @@ use crate::runner_step::{
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    let mut add = |name: String, run: Box<dyn Fn(&mut Context) -> Result<usize, Failure>>| {
+    let mut add = |name: String, run: Run| {
         cases.push(Case { name: format!("runner {name}"), run });
     };
     for (head_dim, rope_dim, ratio, series, rounding) in COMPRESSORS {
@@ -26,7 +26,7 @@ pub fn cases() -> Vec<Case> {
     add("store step".to_string(), Box::new(check_store));
     for (head_dim, most) in [(32, 8), (128, 8), (128, 512)] {
         let shape = IndexShape { heads: 64, head_dim, ratio: 4, top_k: most };
-        for copies in [1, 20] {
+        for copies in [1, 8, 40] {
             let run = move |context: &mut Context| check_index(context, &shape, copies);
             add(format!("index_score {head_dim} top {most} times {copies}"), Box::new(run));
         }
@@ -137,7 +137,7 @@ fn entry_of(shape: &CompressShape, slot: usize, entry: usize, norm: &[f32]) -> V
     if shape.rounding != EntryRounding::HadamardMxfp4 {
         return z;
     }
-    let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+    let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
     let sum = |i: usize| z.iter().enumerate().map(|(j, x)| sign(i, j) * x).sum::<f64>();
     (0..head_dim).map(|i| sum(i) / (head_dim as f64).sqrt()).collect()
 }
@@ -300,7 +300,7 @@ fn check_top_k(context: &mut Context, shape: &IndexShape) -> Result<usize, Failu
                 0 => x,
                 1 => (x * 4.0).round() / 4.0,
                 2 => {
-                    if entry % 2 == 0 {
+                    if entry.is_multiple_of(2) {
                         0.0
                     } else {
                         -0.0

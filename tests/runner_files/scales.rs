@@ -112,10 +112,8 @@ fn an_input_scale_that_clips_what_every_row_has_is_a_warning() {
     let examination = examine(directory.path());
     assert_eq!(
         examination.warnings,
-        [
-            "`layers.0.ffn.experts.1.w3.input_scale` is 2.5141e-4: activations above 0.676 would be clipped, and the rows \
-          that it scales have a root mean square of about 1.01; use --scale per-token"
-        ]
+        ["`layers.0.ffn.experts.1.w3.input_scale` is 2.5141e-4: activations above 0.676 would be clipped, and the \
+          rows that it scales have a root mean square of about 1.01; use --scale per-token"]
     );
     let of_w3 = examination.input_scales.iter().find(|scales| scales.kind == "ffn.experts.w3").unwrap();
     assert_eq!((of_w3.count, of_w3.lowest_ceiling), (40, 2688.0 * 2.5141e-4));

@@ -165,8 +165,8 @@ fn grouped_rows_do_not_share_fp8_scales() {
         refusal.lines().take(2).collect::<Vec<_>>(),
         [
             &format!("{FIRST_LINE}0 missing, 0 unexpected, 5 unusable")[..],
-            "  unusable    `layers.0.attn.wo_a.weight`: expected groups of a multiple of 128 rows in fp8, or at most 128 \
-             rows together, found 2 groups of 96"
+            "  unusable    `layers.0.attn.wo_a.weight`: expected groups of a multiple of 128 rows in fp8, or at most \
+             128 rows together, found 2 groups of 96"
         ]
     );
 }

@@ -52,8 +52,8 @@ impl TensorFiles {
     /// Opens the tensors of `directory`.
     ///
     /// # Errors
-    /// [`FilesError`] if there is neither a single file nor an index, a shard is missing or cut off, a header is broken,
-    /// tensors overlap, have an unknown dtype or stand in two shards, or the index names what is not there.
+    /// [`FilesError`] if there is neither a single file nor an index, a shard is missing or cut off, a header is
+    /// broken, tensors overlap, have an unknown dtype or stand in two shards, or the index names what is not there.
     pub fn open(directory: &Path) -> Result<Self, FilesError> {
         let (single, index) = (directory.join(SINGLE), directory.join(INDEX));
         match (single.is_file(), index.is_file()) {

@@ -79,17 +79,18 @@ impl AttendShape {
 /// | kv_ring | [slots, window, head_dim] | bf16 |
 /// | pool, table | [pages, 64, head_dim], [slots, max_pages]; null without entries | bf16, i32 |
 /// | picks | [m, top_k]; null unless listed | i32 |
-/// | sinks | [heads] | f32 |
+/// | sinks | `[heads]` | f32 |
 /// | rope | [positions, rope_dim / 2] (cos, sin) | f32 pairs |
-/// | positions, sequences | [m] | i32 |
-/// | step_start, first_row | [slots] | i32 |
+/// | positions, sequences | `[m]` | i32 |
+/// | step_start, first_row | `[slots]` | i32 |
 /// | o | [m, heads * head_dim], written if `splits` is 1 | bf16 |
 /// | workspace | [`attend_workspace_bytes`], written if `splits` > 1, else null | f32 |
 /// | m_on_device | one, or null for m | i32 |
 /// | m, max_pages | by value | i32 |
 ///
-/// With `splits` > 1 [`attend_combine`] follows. The bits of a row depend on its position and on `splits`, on nothing
-/// else in the batch.
+/// With `splits` > 1 [`attend_combine`] follows. One split of keys of 512 numbers runs on warpgroup MMA where the chip
+/// has it (`templates/attend_wgmma`), all else on `mma.sync` (`templates/attend`). The bits of a row depend on its
+/// position and on `splits`, on nothing else in the batch.
 pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32) -> Op {
     if splits == 1 && shape.head_dim == 512 && arch.capabilities.wgmma {
         return attend_wgmma(shape, m);
@@ -137,8 +138,8 @@ fn attend_wgmma(shape: &AttendShape, m: u32) -> Op {
     Op { kernel: request("attend_wgmma", values), grid, threads: 256, smem_bytes }
 }
 
-/// Merges the splits of [`attend`] in ascending order: `(workspace, sinks, rope, positions, o, m_on_device, m, splits)`,
-/// the arrays as there, m and splits i32.
+/// Merges the splits of [`attend`] in ascending order: `(workspace, sinks, rope, positions, o, m_on_device, m,
+/// splits)`, the arrays as there, m and splits i32.
 pub fn attend_combine(shape: &AttendShape, arch: &ArchSpec, m: u32) -> Op {
     let (compressed, ratio, top_k) = shape.compressed_numbers();
     let values = [

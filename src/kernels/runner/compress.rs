@@ -47,13 +47,13 @@ impl CompressShape {
 /// |---|---|---|
 /// | cg | [m, 2 * width], row stride ld_cg: c (wkv), then g (wgate) | f32 |
 /// | ape | [ratio, width] | f32 |
-/// | norm | [head_dim] | f32 |
+/// | norm | `[head_dim]` | f32 |
 /// | rope | [positions, rope_dim / 2] (cos, sin) | f32 pairs |
 /// | state | [slots, state_rows, 2 * width]: c, then g + ape, of position p in row p % state_rows | f32 |
 /// | pool | [pages, 64, head_dim], written | bf16 |
 /// | table | [slots, max_pages] | i32 |
-/// | positions, sequences | [m] | i32 |
-/// | step_start, first_row | [slots] | i32 |
+/// | positions, sequences | `[m]` | i32 |
+/// | step_start, first_row | `[slots]` | i32 |
 /// | m_on_device | one, or null for m | i32 |
 /// | ld_cg | by value | i64 |
 /// | m, max_pages | by value | i32 |

@@ -24,7 +24,7 @@ pub struct IndexShape {
 /// | wt | [m, heads], row stride ld_wt, as weights_proj gives it | f32 |
 /// | pool | [pages, 64, head_dim] | bf16 |
 /// | table | [slots, max_pages] | i32 |
-/// | positions, sequences | [m] | i32 |
+/// | positions, sequences | `[m]` | i32 |
 /// | scores | [m, capacity], written where an entry is visible | f32 |
 /// | m_on_device | one, or null for m | i32 |
 /// | ld_wt | by value | i64 |
@@ -55,7 +55,7 @@ pub fn index_score(shape: &IndexShape, m: u32, capacity: u32) -> Op {
 }
 
 /// The `top_k` best visible entries of up to `m` tokens, in ascending order of the entries, then -1: `(scores,
-/// positions, picks, m_on_device, m, capacity)` with scores f32 [m, capacity], positions i32 [m] and picks i32
+/// positions, picks, m_on_device, m, capacity)` with scores f32 [m, capacity], positions i32 `[m]` and picks i32
 /// [m, top_k]; m and capacity are i32.
 ///
 /// Of equal scores the lower entries win; NaN counts as the largest, so that it is not lost.

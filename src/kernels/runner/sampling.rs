@@ -2,8 +2,11 @@
 
 use super::{Op, threads_for};
 
-/// Chooses a token from each row of logits: `(logits f32 [m, vocabulary], settings, positions [m], sequences [m], tokens
-/// [m] out, m_on_device, m)`, where `m` counts rows of logits.
+/// Chooses a token from each row of logits: `(logits f32 [m, vocabulary], settings, rows [m] or null, positions,
+/// sequences, tokens [m] out, m_on_device, m)`, where `m` counts rows of logits.
+///
+/// Row `i` of the logits is that of row `rows[i]` of the step, as for [`super::gather_rows`], or `i` without `rows`;
+/// `positions` and `sequences` are the step's.
 ///
 /// `settings` are 16 bytes in device memory, so that a captured graph can be given others: temperature f32, top_p f32,
 /// seed u64. Temperature 0 takes the largest logit, ties to the lower id. A row with a NaN or an infinity gives -1.

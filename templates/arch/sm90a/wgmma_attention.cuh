@@ -1,8 +1,8 @@
 // Warpgroup MMA in the two widths of attention. Both operands lie in shared memory in blocks of 64 columns, 128 bytes a
 // row, swizzled by 128 bytes; a block of keys serves as K-major operand of the scores and, transposed, of the values.
 
-// Descriptor of an operand whose rows are the k of the product, in blocks of 64 columns `block_bytes` apart: the leading
-// offset leads to the next 64 columns, the stride to the next 8 rows.
+// Descriptor of an operand whose rows are the k of the product, in blocks of 64 columns `block_bytes` apart: the
+// leading offset leads to the next 64 columns, the stride to the next 8 rows.
 __device__ __forceinline__ uint64_t transposed_descriptor(uint32_t smem_address, uint32_t block_bytes) {
   constexpr uint64_t kEightRows = 1024 / 16;
   constexpr uint64_t kSwizzle128 = 1;

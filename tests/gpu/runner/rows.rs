@@ -163,7 +163,7 @@ fn rotate(context: &mut Context, shape: &Rotate, (live, m): (u32, u32)) -> Resul
         }
         let transformed: Vec<f64> = (0..dim)
             .map(|row| {
-                let sign = |column: usize| if (row & column).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = |column: usize| if (row & column).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                 let sum: f64 = head.iter().enumerate().map(|(column, value)| sign(column) * value).sum();
                 sum / (dim as f64).sqrt()
             })

@@ -148,6 +148,9 @@ fn sample(context: &mut Context, vocabulary: u32) -> Result<usize, Failure> {
     let sequences = [3, 0, 1, 2, 5, 4, 9, 8, 7];
     let (logits_at, live_at) = (context.buffer(&logits)?, context.buffer(&[live as i32])?);
     let (positions_at, sequences_at) = (context.buffer(&positions)?, context.buffer(&sequences)?);
+    // Every second seed takes positions and sequences by the rows of the step.
+    let rows = [8i32, 2, 2, 5, 0, 1, 7, 3, 4];
+    let rows_at = context.buffer(&rows)?;
     let mut checks = 0;
     for (temperature, top_p) in
         [(0.0, 1.0), (1.0, 1.0), (0.7, 0.95), (1.3, 0.5), (0.2, 0.0), (2.0, 0.999), (1e-38, 0.9)]
@@ -156,12 +159,15 @@ fn sample(context: &mut Context, vocabulary: u32) -> Result<usize, Failure> {
             let settings = Sampling { temperature, top_p, seed };
             let settings_at = context.buffer(&sampling::settings(&settings))?;
             let tokens = blank(context, m as usize * 4)?;
-            let buffers = [&logits_at, &settings_at, &positions_at, &sequences_at, &tokens, &live_at].map(pointer);
-            launch(context, &runner::sample(m, vocabulary), &[&buffers[..], &[number(m)]].concat())?;
+            let has_rows = seed % 2 == 1;
+            let inputs = [pointer(&logits_at), pointer(&settings_at), if has_rows { pointer(&rows_at) } else { NULL }];
+            let buffers = [&positions_at, &sequences_at, &tokens, &live_at].map(pointer);
+            launch(context, &runner::sample(m, vocabulary), &[&inputs[..], &buffers, &[number(m)]].concat())?;
             let what = format!("sample {vocabulary} {settings:?}");
             let expected: Vec<i32> = (0..live)
                 .map(|row| {
-                    let (slot, position) = (sequences[row] as u32, positions[row] as u32);
+                    let step_row = if has_rows { rows[row] as usize } else { row };
+                    let (slot, position) = (sequences[step_row] as u32, positions[step_row] as u32);
                     let token = sampling::sample(&logits[row * v..][..v], &settings, slot, position);
                     token.map_or(-1, |token| token as i32)
                 })

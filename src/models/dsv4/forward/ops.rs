@@ -279,7 +279,8 @@ pub(super) fn splits(config: &Config, options: &ForwardOptions, m: u32) -> u32 {
 
 fn mix(tile_m: u32, m: u32, connection: &Connection, has_post: bool) -> Op {
     let op = runner::hc_mix(tile_m, connection, has_post);
-    if tile_m == m { op } else { Op { grid: [op.grid[0], 1, 1], ..op } }
+    // The smallest bucket's cut with rows of blocks for all tokens: which block a token is in changes no bit.
+    if tile_m == m { op } else { Op { grid: [op.grid[0], m.div_ceil(16), 1], ..op } }
 }
 
 fn pre(tile_m: u32, m: u32, connection: &Connection) -> Op {

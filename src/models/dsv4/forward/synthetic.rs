@@ -48,8 +48,7 @@ impl Synthesiser<'_> {
         let &Config { vocabulary, hidden, streams, .. } = self.config;
         let embed = self.embedding(vocabulary, hidden)?;
         let kinds = self.config.layer_kinds.clone();
-        let layers =
-            kinds.iter().enumerate().map(|(idx, kind)| self.layer(idx as u32, *kind)).collect::<Result<_, _>>()?;
+        let layers = kinds.iter().map(|kind| self.layer(*kind)).collect::<Result<_, _>>()?;
         Ok(DeviceWeights {
             embed,
             layers,
@@ -59,7 +58,7 @@ impl Synthesiser<'_> {
         })
     }
 
-    fn layer(&mut self, layer_idx: u32, kind: LayerKind) -> Result<DeviceLayer, ForwardError> {
+    fn layer(&mut self, kind: LayerKind) -> Result<DeviceLayer, ForwardError> {
         let config = self.config.clone();
         let (hidden, rows) = (config.hidden, config.streams * (2 + config.streams));
         let Formats { attention, wo_a, index_q, shared, .. } = self.formats;
@@ -92,7 +91,7 @@ impl Synthesiser<'_> {
             hc_ffn: self.hyper(rows, 3)?,
             ffn_norm: self.ones(hidden)?,
             gate: self.projection(WeightFormat::Bf16, &[config.experts], hidden)?,
-            choice: self.choice(layer_idx)?,
+            choice: self.choice()?,
             experts: self.experts()?,
             shared_gate_up: self.gate_up(shared, inner)?,
             shared_down: self.projection(shared, &[hidden], inner)?,
@@ -144,15 +143,25 @@ impl Synthesiser<'_> {
         })
     }
 
-    fn choice(&mut self, layer_idx: u32) -> Result<DeviceChoice, ForwardError> {
-        let &Config { vocabulary, experts, top_k, hash_layers, .. } = self.config;
-        if layer_idx >= hash_layers {
-            return Ok(DeviceChoice::Score(Buffer::zeros(self.gpu, 4 * experts as usize)?));
+    /// Every layer routes by token id, to experts drawn at random: a random gate would send most tokens to the same few,
+    /// which no trained model does. The gate's product is computed all the same, for its weights.
+    fn choice(&mut self) -> Result<DeviceChoice, ForwardError> {
+        let &Config { vocabulary, experts, top_k, .. } = self.config;
+        let mut state = self.next_seed();
+        let mut draw = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (u64::from(experts) * (state >> 32) >> 32) as i32
+        };
+        let mut table: Vec<i32> = Vec::with_capacity((vocabulary * top_k) as usize);
+        for _ in 0..vocabulary {
+            let first = table.len();
+            while table.len() < first + top_k as usize {
+                let expert = draw();
+                if !table[first..].contains(&expert) {
+                    table.push(expert);
+                }
+            }
         }
-        // Distinct experts for each token: a start and an odd step.
-        let row =
-            |token: u32| (0..top_k).map(move |slot| ((token * 7 + slot * (2 * (token % 5) + 1)) % experts) as i32);
-        let table: Vec<i32> = (0..vocabulary).flat_map(row).collect();
         Ok(DeviceChoice::Hash(Buffer::of(self.gpu, &table)?))
     }
 

@@ -108,8 +108,8 @@ impl Examination {
     }
 }
 
-/// Looks at everything in `directory`: what [`Weights::load`] checks, and every weight for NaN and infinity, which
-/// reads all of its bytes.
+/// Looks at everything in `directory`: what [`Weights::load`] checks, and every FP8 and BF16 weight for NaN and
+/// infinity, which reads all of their bytes.
 pub fn examine(directory: &Path) -> Examination {
     let mut examination = Examination { directory: directory.display().to_string(), ..Examination::default() };
     if let Err(error) = fill(directory, &mut examination) {

@@ -172,7 +172,8 @@ pub enum Reason {
     },
     /// FP8 blocks of grouped rows that two groups share.
     #[error(
-        "expected groups of a multiple of 128 rows in fp8, or at most 128 rows together, found {groups} groups of {rows}"
+        "expected groups of a multiple of 128 rows in fp8, or at most 128 rows together, found {groups} groups of \
+         {rows}"
     )]
     GroupsShareScales {
         /// Groups.

@@ -44,13 +44,12 @@ impl<'a> Linear<'a> {
     pub fn first_non_finite(&self) -> Option<(usize, usize, f32)> {
         let (idx, value) = match self.format {
             WeightFormat::Nvfp4 | WeightFormat::Mxfp4 => return None,
-            WeightFormat::Fp8 => {
-                let idx = self.codes.iter().position(|&code| e4m3::is_nan(code))?;
-                (idx, f32::NAN)
-            }
+            WeightFormat::Fp8 => (first(self.codes, |&code| e4m3::is_nan(code))?, f32::NAN),
             WeightFormat::Bf16 => {
-                let values = self.codes.as_chunks().0.iter().map(|bytes| bf16::decode(u16::from_le_bytes(*bytes)));
-                values.enumerate().find(|(_, value)| !value.is_finite())?
+                let (values, _) = self.codes.as_chunks();
+                let value = |bytes: &[u8; 2]| bf16::decode(u16::from_le_bytes(*bytes));
+                let idx = first(values, |bytes| !value(bytes).is_finite())?;
+                (idx, value(&values[idx]))
             }
         };
         Some((idx / self.k, idx % self.k, value))
@@ -73,4 +72,13 @@ impl<'a> Linear<'a> {
         };
         (0..self.n).flat_map(|row| (0..self.k).map(move |k| (row, k))).map(|(row, k)| value(row, k)).collect()
     }
+}
+
+/// The first element for which `is_bad` holds. Most matrices have none, and whether a stretch has one is found many
+/// elements at a time, as its place is not.
+fn first<T>(elements: &[T], is_bad: impl Fn(&T) -> bool) -> Option<usize> {
+    const STRETCH: usize = 4096;
+    let has_bad = |stretch: &[T]| stretch.iter().fold(false, |found, element| found | is_bad(element));
+    let stretch = elements.chunks(STRETCH).position(has_bad)? * STRETCH;
+    Some(stretch + elements[stretch..].iter().position(is_bad)?)
 }

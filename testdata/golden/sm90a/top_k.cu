@@ -1,0 +1,190 @@
+#line 4 "templates/top_k/kernel.cu"
+// Generated from templates/top_k for sm90a. Do not edit.
+//
+// top_k: picks[t, :] = the top_k visible entries of token t with the largest scores, in ascending order, then -1. Of
+// equal scores the lower entries win. A token that sees at most top_k entries gets all of them, unseen.
+//
+//   operand   shape            in memory                             written / read
+//   scores    [m, capacity]    f32, visible entries only             read four times, from L1 or L2 after the first
+//   picks     [m, top_k]       int32                                 written
+//
+//   block = kThreads threads, one token; grid = tokens
+//   shared memory: a histogram of one digit, a number a warp
+//
+// Radix select: three digits of 11, 11 and 10 bits of an integer with the order of the scores find the last score that
+// is picked and how many of its equals; then one pass writes. Counts are integers, so nothing depends on the order in
+// which they are made. NaN is larger than everything and so stays in sight; -0 equals 0.
+#line 1 "templates/lib/words.cuh"
+// Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
+
+using uint8_t = unsigned char;
+using uint16_t = unsigned short;
+using int32_t = int;
+using uint32_t = unsigned int;
+using int64_t = long long;
+using uint64_t = unsigned long long;
+
+// The bits of a BF16 value.
+using bf16 = uint16_t;
+
+__device__ __forceinline__ float float_of(bf16 value) { return __uint_as_float(uint32_t{value} << 16); }
+
+// Address of shared memory as the 32-bit number that PTX takes.
+__device__ __forceinline__ uint32_t smem_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
+__host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
+#line 20 "templates/top_k/kernel.cu"
+#line 1 "templates/arch/sm90a/dependent.cuh"
+// Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
+
+constexpr bool kHasDependentLaunch = true;
+
+// griddepcontrol.launch_dependents: this block no longer holds back the start of the next grid.
+__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+// griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
+// only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
+__device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+#line 21 "templates/top_k/kernel.cu"
+#line 1 "templates/lib/bucket.cuh"
+// Grids are built for a bucket of tokens; how many there really are is data.
+
+// Tokens of this launch: what the device says, never more than the grid was built for.
+__device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
+  return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
+}
+#line 22 "templates/top_k/kernel.cu"
+
+struct Config {
+  static constexpr int kRatio = 4;      // tokens of an entry
+  static constexpr int kTopK = 512;
+  static constexpr int kThreads = 1024;
+};
+
+constexpr int kBins = 2048;
+constexpr int kWarps = Config::kThreads / 32;
+constexpr int kBinsOfThread = kBins / Config::kThreads;
+static_assert(kBins % Config::kThreads == 0 && Config::kThreads <= 1024, "whole bins, and counts of 16 bits");
+
+struct Shared {
+  unsigned histogram[kBins];
+  unsigned of_warp[2][kWarps];
+  unsigned digit;
+  unsigned n_left;
+};
+
+// Unsigned integers in the order of the scores.
+__device__ __forceinline__ uint32_t ordered(float score) {
+  if (score != score) return 0xFFFFFFFFu;
+  const uint32_t bits = __float_as_uint(score + 0.0f);  // -0 becomes 0
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+// Sum of `count` over the threads before this one; `total` over all. The caller alternates `turn`, so that one barrier
+// is enough.
+__device__ __forceinline__ unsigned sum_before(unsigned& total, Shared& shared, unsigned count, int turn) {
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  unsigned sum = count;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const unsigned other = __shfl_up_sync(0xFFFFFFFFu, sum, distance);
+    if (lane >= distance) sum += other;
+  }
+  if (lane == 31) shared.of_warp[turn][warp] = sum;
+  __syncthreads();
+  unsigned before = sum - count;
+  total = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    if (w < warp) before += shared.of_warp[turn][w];
+    total += shared.of_warp[turn][w];
+  }
+  return before;
+}
+
+// The digit of the n_left-th largest of the scores that share `prefix` above it, and how many to take among those that
+// share the digit too.
+__device__ __forceinline__ void find_digit(Shared& shared, const float* scores, int n, uint32_t prefix, int shift,
+                                           int bits) {
+  const unsigned n_left = shared.n_left;
+  for (int i = threadIdx.x; i < kBins; i += Config::kThreads) shared.histogram[i] = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < n; i += Config::kThreads) {
+    const uint32_t key = ordered(scores[i]);
+    // A shift by 32 is not defined: the first digit has no prefix.
+    const bool is_candidate = shift + bits == 32 || (key ^ prefix) >> (shift + bits) == 0;
+    if (is_candidate) atomicAdd(&shared.histogram[key >> shift & ((1u << bits) - 1)], 1u);
+  }
+  __syncthreads();
+  unsigned counts[kBinsOfThread];
+  unsigned sum = 0;
+  const int top = kBins - 1 - static_cast<int>(threadIdx.x) * kBinsOfThread;  // bins from the largest digit down
+#pragma unroll
+  for (int i = 0; i < kBinsOfThread; ++i) sum += counts[i] = shared.histogram[top - i];
+  unsigned total;
+  unsigned before = sum_before(total, shared, sum, 0);
+#pragma unroll
+  for (int i = 0; i < kBinsOfThread; ++i) {
+    if (before < n_left && before + counts[i] >= n_left) {
+      shared.digit = top - i;
+      shared.n_left = n_left - before;
+    }
+    before += counts[i];
+  }
+  __syncthreads();
+}
+
+// Writes all entries above `least` and the first `n_equal` that equal it, in ascending order.
+__device__ __forceinline__ void write_picks(int* picks, Shared& shared, const float* scores, int n, uint32_t least,
+                                            unsigned n_equal) {
+  unsigned greater = 0;  // entries before the current ones
+  unsigned equal = 0;
+  int turn = 0;
+  for (int begin = 0; begin < n; begin += Config::kThreads, turn ^= 1) {
+    const int entry = begin + threadIdx.x;
+    const uint32_t key = entry < n ? ordered(scores[entry]) : 0;
+    const bool is_greater = entry < n && key > least;
+    const bool is_equal = entry < n && key == least;
+    unsigned total;
+    const unsigned before = sum_before(total, shared, (is_greater ? 1u : 0u) | (is_equal ? 1u << 16 : 0u), turn);
+    const unsigned greater_before = greater + (before & 0xFFFFu);
+    const unsigned equal_before = equal + (before >> 16);
+    if (is_greater || (is_equal && equal_before < n_equal)) {
+      picks[greater_before + (equal_before < n_equal ? equal_before : n_equal)] = entry;
+    }
+    greater += total & 0xFFFFu;
+    equal += total >> 16;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
+    top_k(const float* scores, const int* positions, int* picks, const int* m_on_device, int m, int capacity) {
+  __shared__ Shared shared;
+  launch_dependents();
+  wait_for_dependency();
+  const int token = blockIdx.x;
+  if (token >= actual_tokens(m_on_device, m)) return;
+  const int n = smaller((positions[token] + 1) / Config::kRatio, capacity);
+  picks += int64_t{token} * Config::kTopK;
+  scores += int64_t{token} * capacity;
+  if (n <= Config::kTopK) {
+    for (int i = threadIdx.x; i < Config::kTopK; i += Config::kThreads) picks[i] = i < n ? i : -1;
+    return;
+  }
+  if (threadIdx.x == 0) shared.n_left = Config::kTopK;
+  __syncthreads();
+  uint32_t least = 0;
+  find_digit(shared, scores, n, least, 21, 11);
+  least |= shared.digit << 21;
+  find_digit(shared, scores, n, least, 10, 11);
+  least |= shared.digit << 10;
+  find_digit(shared, scores, n, least, 0, 10);
+  least |= shared.digit;
+  write_picks(picks, shared, scores, n, least, shared.n_left);
+}
