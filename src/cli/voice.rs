@@ -28,11 +28,14 @@ pub fn json<T: Serialize>(value: &T) -> Result<(), CliError> {
 
 /// Writes `text` and, unless it ends with one, a line end to standard output.
 pub fn print(text: &str) -> Result<(), CliError> {
-    let mut out = std::io::stdout().lock();
     let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
-    let written =
-        out.write_all(text.as_bytes()).and_then(|()| out.write_all(end.as_bytes())).and_then(|()| out.flush());
-    match written {
+    stream(&format!("{text}{end}"))
+}
+
+/// Writes `text` as it is to standard output, at once: more of the line may follow.
+pub fn stream(text: &str) -> Result<(), CliError> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(FileError::new(Path::new("standard output"), "write", &error).into())
         }

@@ -23,6 +23,9 @@ pub enum EngineError {
     /// NVRTC.
     #[error(transparent)]
     Jit(#[from] JitError),
+    /// Who looked on stopped the step.
+    #[error(transparent)]
+    Observer(Box<dyn std::error::Error + Send + Sync>),
     /// A matrix that cannot be packed.
     #[error("`{name}` cannot be packed: {reason}")]
     Packing {

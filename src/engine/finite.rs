@@ -17,8 +17,8 @@ pub struct Written<'a> {
     pub layer: Option<u32>,
     /// The op's name.
     pub op: &'a str,
-    /// Names of the ops of this layer that it read.
-    pub inputs: &'a [&'a str],
+    /// The ops that it read, with their layers.
+    pub inputs: &'a [(Option<u32>, &'a str)],
     /// Position of the first row's token.
     pub first_token: usize,
     /// Values of a row, one row a token.
@@ -64,7 +64,9 @@ impl FiniteCheck {
             self.amax.insert((layer, op.to_string()), amax);
             return Ok(());
         };
-        let last = |input: &&str| Some((input.to_string(), *self.amax.get(&(layer, input.to_string()))?));
+        let last = |(layer, input): &(Option<u32>, &str)| {
+            Some((input.to_string(), *self.amax.get(&(*layer, input.to_string()))?))
+        };
         Err(NotFinite {
             layer,
             op: op.to_string(),
@@ -98,7 +100,7 @@ mod tests {
         let mut check = FiniteCheck::default();
         let written = Written { layer: Some(3), op: "norm", inputs: &[], first_token: 8, columns: 2, values: &[] };
         check.look(Written { values: &[1.0, -2.5], ..written }).unwrap();
-        let bad = Written { op: "wq_b", inputs: &["norm", "unseen"], ..written };
+        let bad = Written { op: "wq_b", inputs: &[(Some(3), "norm"), (Some(2), "norm")], ..written };
         let error = check.look(Written { values: &[0.0, 0.0, 0.0, f32::NAN, f32::INFINITY, 0.0], ..bad }).unwrap_err();
         assert_eq!((error.token, error.column, error.count), (9, 1, 2));
         assert_eq!(

@@ -13,6 +13,17 @@ pub struct Cell {
     pub layers: u32,
 }
 
+/// What was measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured {
+    /// First layers that ran: those of the cell, or as many of them as fit after all.
+    pub layers: u32,
+    /// Bytes of their packed weights.
+    pub weight_bytes: u64,
+    /// Prefill and decode.
+    pub times: CellTimes,
+}
+
 /// Times steps of a model. Weights of the layers that a cell does not run may stay where they are.
 pub trait StepMeter {
     /// What can go wrong.
@@ -25,5 +36,5 @@ pub trait StepMeter {
     ///
     /// # Errors
     /// Too little memory for the cell; what went wrong on the device.
-    fn measure(&mut self, cell: &Cell) -> Result<CellTimes, Self::Error>;
+    fn measure(&mut self, cell: &Cell) -> Result<Measured, Self::Error>;
 }

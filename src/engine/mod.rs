@@ -20,7 +20,7 @@ pub use files::{Dtype, FilesError, Tensor, TensorFiles};
 pub use finite::{FiniteCheck, NotFinite, Written};
 pub use generation::{LanguageModel, Limits, Sampling};
 pub use kernels::{BoundOp, Kernels, KernelsReport};
-pub use measuring::{Cell, StepMeter};
+pub use measuring::{Cell, Measured, StepMeter};
 pub use observe::{Element, Observer, OpId, Unobserved, View};
 pub use packing::{Alphas, Content, Matrix, Packer};
 pub use pages::{NoPages, PageTable};

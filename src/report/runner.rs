@@ -73,9 +73,9 @@ pub struct CellTimes {
 pub struct StepTime {
     /// Median, microseconds.
     pub us: f64,
-    /// Half width of the 95 % confidence interval of the median, microseconds.
-    pub half_width_us: f64,
-    /// Time between kernels, microseconds; `None` where it was not measured.
+    /// Fastest and slowest of the repeats, microseconds.
+    pub spread_us: [f64; 2],
+    /// Time beyond that of the ops one by one, microseconds: below zero where ops overlap. `None` if not measured.
     pub gaps_us: Option<f64>,
     /// Where the time goes.
     pub ops: Vec<OpTime>,
@@ -220,8 +220,8 @@ mod tests {
     fn shares_are_of_the_floor() {
         let op = |op: &str, us, floor_us| OpTime { op: op.into(), launches: 1, us, floor_us };
         let ops = vec![op("short", 1000.0, None), op("long", 2500.0, Some(2000.0))];
-        let decode = StepTime { us: 4000.0, half_width_us: 1.0, gaps_us: Some(100.0), ops };
-        let prefill = StepTime { us: 200_000.0, half_width_us: 1.0, gaps_us: None, ops: Vec::new() };
+        let decode = StepTime { us: 4000.0, spread_us: [1.0, 2.0], gaps_us: Some(100.0), ops };
+        let prefill = StepTime { us: 200_000.0, spread_us: [1.0, 2.0], gaps_us: None, ops: Vec::new() };
         let report = report(Some(CellTimes { prefill, decode }));
         let text = runner_table(&report);
         assert!(text.contains("| 40960 | 50 % | 500.0 | 4000.0 | 2000.0 | 50 % | 2 % |\n"), "{text}");

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::bench_args::BenchArgs;
+use super::gpu_args::GpuArgs;
 use super::numerics_args::NumericsArgs;
 
 /// Runs DeepSeek-V4 from a checkpoint directory: text, logits, speed, and what is wrong with its files or numbers.
@@ -82,23 +83,6 @@ pub struct RunArgs {
     pub diagnostics: DiagnosticsArgs,
 }
 
-/// The GPU, and where its kernels come from.
-#[derive(Debug, Args)]
-pub struct GpuArgs {
-    /// Which of this machine's GPUs, from 0
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub ordinal: u32,
-    /// NVRTC to use: libnvrtc.so, or its folder; TILEKILN_NVRTC or what is found, if nothing is said
-    #[arg(long, value_name = "PATH")]
-    pub nvrtc: Option<PathBuf>,
-    /// Never use the network
-    #[arg(long)]
-    pub offline: bool,
-    /// Database of winners; db in TILEKILN_DATA or in ~/.local/share/tilekiln, if nothing is said
-    #[arg(long, value_name = "DIR")]
-    pub db: Option<PathBuf>,
-}
-
 /// What is looked at while a model runs.
 #[derive(Debug, Args)]
 pub struct DiagnosticsArgs {
@@ -145,10 +129,10 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: u32,
     /// 0 takes the likeliest token; logits are divided by anything larger
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
     pub temperature: f32,
     /// Draw from the likeliest tokens that have this much of the probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = top_p)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = top_p, allow_negative_numbers = true)]
     pub top_p: f32,
     /// Seed of the draws
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -213,7 +197,7 @@ pub struct CompareArgs {
     #[arg(value_name = "B")]
     pub b: PathBuf,
     /// Fail if the relative L2 error of any tensor is above this, or if a tensor is on one side only
-    #[arg(long, value_name = "ERROR", value_parser = limit)]
+    #[arg(long, value_name = "ERROR", value_parser = limit, allow_negative_numbers = true)]
     pub limit: Option<f64>,
 }
 

@@ -2,28 +2,23 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::bench_args::{BenchArgs, Synthetic};
+use super::bench_args::BenchArgs;
+use super::meter;
 use super::numerics_args::{Activation, Index, Kv, RouterWeight, Scale};
+use super::subject::Subject;
 use crate::arch::GpuSpec;
 use crate::cli::voice::{self, talk};
 use crate::cli::{CliError, Exit, context};
 use crate::device::Gpu;
-use crate::engine::{Cell, StepMeter};
+use crate::engine::{Cell, Measured, StepMeter};
+use crate::models::InventoryError;
 use crate::models::dsv4::{Config, Footprint, IndexFormat, KvFormat, Load, floor_us, layers_that_fit};
-use crate::models::{Checkpoint, InventoryError};
 use crate::report::{RunnerCell, RunnerMeta, RunnerReport, runner_table};
-
-/// What is measured: a model, and how it is called in the report.
-struct Subject {
-    name: String,
-    config: Config,
-    checkpoint: Checkpoint,
-}
 
 /// Plans every cell, measures those that fit where there is a GPU, and reports.
 pub fn run(args: &BenchArgs, is_json: bool) -> Result<Exit, CliError> {
     args.numerics.scale()?;
-    let subject = subject(args)?;
+    let subject = Subject::of(args)?;
     let (gpu, memory_bytes) = place(args)?;
     let cells = plan(args, &subject, &gpu, memory_bytes)?;
     let mut report = RunnerReport { meta: meta(args, &subject, &gpu), cells };
@@ -38,9 +33,9 @@ pub fn run(args: &BenchArgs, is_json: bool) -> Result<Exit, CliError> {
             cell.cache_bytes as f64 / 1e9
         ));
     }
-    match open_meter(args)? {
-        Some(mut meter) => measure(&mut report, meter.as_mut())?,
-        None => talk("no GPU at hand: planned, not measured"),
+    match Gpu::count() {
+        0 => talk("no GPU at hand: planned, not measured"),
+        _ => measure(&mut report, &subject, &gpu, meter::open(args, &subject)?.as_mut())?,
     }
     if let Some(path) = &args.out {
         let text = serde_json::to_string_pretty(&report)
@@ -59,14 +54,24 @@ pub fn run(args: &BenchArgs, is_json: bool) -> Result<Exit, CliError> {
 }
 
 /// Measures every cell in which a layer fits, and says so as it goes.
-fn measure(report: &mut RunnerReport, meter: &mut dyn StepMeter<Error = CliError>) -> Result<(), CliError> {
+fn measure(
+    report: &mut RunnerReport,
+    subject: &Subject,
+    gpu: &GpuSpec,
+    meter: &mut dyn StepMeter<Error = CliError>,
+) -> Result<(), CliError> {
     [report.meta.driver, report.meta.nvrtc] = meter.toolchain();
     for cell in report.cells.iter_mut().filter(|cell| cell.layers > 0) {
-        let times = meter.measure(&Cell { context: cell.context, batch: cell.batch, layers: cell.layers })?;
-        cell.times = Some(times);
+        let Measured { layers, weight_bytes, times } =
+            meter.measure(&Cell { context: cell.context, batch: cell.batch, layers: cell.layers })?;
+        // The plan counts bytes of the files; packed weights and workspaces may leave room for fewer layers.
+        let floor = |tokens, sequences| floor_us((&subject.config, subject.formats), layers, tokens, sequences, gpu);
+        cell.prefill_floor_us = floor(cell.context, 1).map_err(refused)?;
+        cell.decode_floor_us = floor(cell.batch, cell.batch).map_err(refused)?;
+        (cell.layers, cell.weight_bytes, cell.times) = (layers, weight_bytes, Some(times));
         let rate = |rate: Option<f64>| rate.unwrap_or_default();
         talk(&format!(
-            "context {}, batch {}: prefill {:.0} tokens/s, decode {:.1} tokens/s",
+            "context {}, batch {}: {layers} layers, prefill {:.0} tokens/s, decode {:.1} tokens/s",
             cell.context,
             cell.batch,
             rate(cell.prefill_tokens_per_s()),
@@ -76,34 +81,8 @@ fn measure(report: &mut RunnerReport, meter: &mut dyn StepMeter<Error = CliError
     Ok(())
 }
 
-/// What times steps on the GPU; `None` where there is none.
-fn open_meter(_args: &BenchArgs) -> Result<Option<Box<dyn StepMeter<Error = CliError>>>, CliError> {
-    match Gpu::count() {
-        0 => Ok(None),
-        _ => Err(CliError::failed("expected a model that runs on the GPU, found none in this build", None)),
-    }
-}
-
-/// What is measured.
-fn subject(args: &BenchArgs) -> Result<Subject, CliError> {
-    let form = args.checkpoint.as_deref().unwrap_or("nvfp4");
-    let checkpoint: Checkpoint =
-        form.parse().map_err(|error| CliError::usage(format!("{error}"), "`dsv4 bench --help` shows examples"))?;
-    let (name, config) = match args.synthetic {
-        Some(Synthetic::Flash) => ("synthetic flash".to_string(), Config::FLASH),
-        Some(Synthetic::Pro) => ("synthetic pro".to_string(), Config::PRO),
-        None => return Err(CliError::failed("expected --synthetic, found a model directory", None)),
-    };
-    let most = config.layers();
-    if let Some(layers) = args.layers.filter(|&layers| layers > most) {
-        let sentence = format!("expected at most the {most} layers of the model, found --layers {layers}");
-        return Err(CliError::usage(sentence, "leave --layers out to run as many as fit"));
-    }
-    if let Some(context) = args.context.iter().find(|&&context| context > config.max_tokens) {
-        let sentence = format!("expected a context of at most {} tokens, found {context}", config.max_tokens);
-        return Err(CliError::usage(sentence, "max_position_embeddings is the model's limit"));
-    }
-    Ok(Subject { name, config, checkpoint })
+fn refused(error: InventoryError) -> CliError {
+    CliError::failed(error.to_string(), None)
 }
 
 /// The GPU that is planned for, and the memory that a model may take of it.
@@ -128,15 +107,14 @@ fn usable(bytes: u64) -> u64 {
 
 /// A cell for each context and batch.
 fn plan(args: &BenchArgs, subject: &Subject, gpu: &GpuSpec, memory_bytes: u64) -> Result<Vec<RunnerCell>, CliError> {
-    let Subject { config, checkpoint, .. } = subject;
-    let refused = |error: InventoryError| CliError::failed(error.to_string(), None);
+    let &Subject { ref config, formats, .. } = subject;
     let mut cells = Vec::new();
     for &context in &args.context {
         for &batch in &args.batch {
             let load = load(args, config, context, batch);
-            let layers = layers_that_fit(config, *checkpoint, &load, memory_bytes).map_err(refused)?;
-            let held = Footprint::of(config, *checkpoint, &Load { layers, ..load }).map_err(refused)?;
-            let floor = |tokens, sequences| floor_us((config, *checkpoint), layers, tokens, sequences, gpu);
+            let layers = layers_that_fit(config, formats, &load, memory_bytes).map_err(refused)?;
+            let held = Footprint::of(config, formats, &Load { layers, ..load }).map_err(refused)?;
+            let floor = |tokens, sequences| floor_us((config, formats), layers, tokens, sequences, gpu);
             cells.push(RunnerCell {
                 context,
                 batch,
@@ -177,7 +155,7 @@ fn meta(args: &BenchArgs, subject: &Subject, gpu: &GpuSpec) -> RunnerMeta {
     words.extend(args.batch_invariant.then(|| "batch-invariant".to_string()));
     RunnerMeta {
         model: subject.name.clone(),
-        checkpoint: subject.checkpoint.to_string(),
+        checkpoint: subject.form.clone(),
         gpu: gpu.identity.product.clone(),
         driver: String::new(),
         nvrtc: String::new(),

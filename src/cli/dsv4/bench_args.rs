@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::args::GpuArgs;
+use super::gpu_args::GpuArgs;
 use super::numerics_args::NumericsArgs;
 
 /// What is measured.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -63,7 +63,7 @@ pub fn run(args: &CompareArgs, is_json: bool) -> Result<Exit, CliError> {
 }
 
 /// The files of a dump, at least one.
-fn files(path: &PathBuf) -> Result<BTreeMap<String, PathBuf>, CliError> {
+fn files(path: &Path) -> Result<BTreeMap<String, PathBuf>, CliError> {
     let files = dump::list(path).map_err(failed)?;
     if files.is_empty() {
         let sentence = format!("expected safetensors files in `{}`, found none", path.display());

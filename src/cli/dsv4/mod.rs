@@ -3,8 +3,17 @@
 mod args;
 mod bench;
 mod bench_args;
+mod check;
 mod compare;
+mod generate;
+mod gpu_args;
+mod logits;
+mod meter;
 mod numerics_args;
+mod prompts;
+mod session;
+mod subject;
+mod text_out;
 mod token_list;
 
 use std::ffi::OsString;
@@ -25,8 +34,22 @@ pub fn dsv4(words: impl IntoIterator<Item = OsString>) -> Exit {
 fn run(cli: Cli) -> Result<Exit, CliError> {
     let is_json = cli.common.json;
     match cli.command {
+        Command::Generate(args) => generate::run(&args, is_json),
+        Command::Logits(args) => logits::run(&args, is_json),
         Command::Compare(args) => compare::run(&args, is_json),
         Command::Bench(args) => bench::run(&args, is_json),
-        _ => Err(CliError::failed("not yet", None)),
+        Command::Check(args) => check::run(&args, is_json),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
     }
 }

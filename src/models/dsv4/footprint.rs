@@ -5,10 +5,10 @@
 
 use std::borrow::Cow;
 
-use super::inventory::inventory;
+use super::inventory::{Formats, inventory_of};
 use super::{Config, LayerKind};
 use crate::arch::GpuSpec;
-use crate::models::{Checkpoint, InventoryError, Op, Product, Shard};
+use crate::models::{InventoryError, Op, Product, Shard};
 use crate::problem::bucket_of;
 
 /// What a model is asked to hold.
@@ -61,10 +61,10 @@ impl Footprint {
     /// What `load` takes of a model.
     ///
     /// # Errors
-    /// [`InventoryError`] as [`inventory`] gives it.
-    pub fn of(config: &Config, checkpoint: Checkpoint, load: &Load) -> Result<Self, InventoryError> {
+    /// [`InventoryError`] as [`inventory_of`] gives it.
+    pub fn of(config: &Config, formats: Formats, load: &Load) -> Result<Self, InventoryError> {
         let config = first_layers(config, load.layers);
-        let ops = inventory(&config, checkpoint, Shard::default())?;
+        let ops = inventory_of(&config, formats, Shard::default())?;
         let embedding = 2 * u64::from(config.vocabulary) * u64::from(config.hidden);
         let weights = ops.iter().map(|op| u64::from(op.count) * op.weight_bytes()).sum::<u64>() + embedding;
         let caches = u64::from(load.sequences)
@@ -82,15 +82,15 @@ impl Footprint {
 /// wanted; 0 if not even one fits.
 ///
 /// # Errors
-/// [`InventoryError`] as [`inventory`] gives it.
+/// [`InventoryError`] as [`inventory_of`] gives it.
 pub fn layers_that_fit(
     config: &Config,
-    checkpoint: Checkpoint,
+    formats: Formats,
     load: &Load,
     memory_bytes: u64,
 ) -> Result<u32, InventoryError> {
     for layers in (1..=load.layers.min(config.layers())).rev() {
-        if Footprint::of(config, checkpoint, &Load { layers, ..*load })?.total() <= memory_bytes {
+        if Footprint::of(config, formats, &Load { layers, ..*load })?.total() <= memory_bytes {
             return Ok(layers);
         }
     }
@@ -102,15 +102,15 @@ pub fn layers_that_fit(
 /// token of a sequence meets the head. Attention and caches are not counted.
 ///
 /// # Errors
-/// [`InventoryError`] as [`inventory`] gives it.
+/// [`InventoryError`] as [`inventory_of`] gives it.
 pub fn floor_us(
-    (config, checkpoint): (&Config, Checkpoint),
+    (config, formats): (&Config, Formats),
     layers: u32,
     tokens: u32,
     sequences: u32,
     gpu: &GpuSpec,
 ) -> Result<f64, InventoryError> {
-    let ops = inventory(&first_layers(config, layers), checkpoint, Shard::default())?;
+    let ops = inventory_of(&first_layers(config, layers), formats, Shard::default())?;
     let us = |op: &Op| {
         let m = if op.name == HEAD { sequences } else { tokens };
         f64::from(op.count) * chunks(m).map(|m| op_floor_us(op, m, gpu)).sum::<f64>()
@@ -185,6 +185,11 @@ const HEAD: &str = "head";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::Checkpoint;
+
+    fn nvfp4() -> Formats {
+        Formats::of(Checkpoint::Nvfp4)
+    }
 
     fn load(layers: u32) -> Load {
         let (kv, index) = (KvFormat::Fp8, IndexFormat::Mxfp4);
@@ -194,11 +199,11 @@ mod tests {
     #[test]
     fn sizes_are_those_that_were_counted_by_hand() {
         // The backbone of Flash in NVFP4 is 164.7 GB, and 20 layers of it are said to fit in 80 GB.
-        let whole = Footprint::of(&Config::FLASH, Checkpoint::Nvfp4, &load(43)).unwrap();
+        let whole = Footprint::of(&Config::FLASH, nvfp4(), &load(43)).unwrap();
         assert!((whole.weights as f64 / 1e9 - 164.7).abs() < 0.2, "{}", whole.weights);
-        let fits = layers_that_fit(&Config::FLASH, Checkpoint::Nvfp4, &load(43), 80 << 30).unwrap();
+        let fits = layers_that_fit(&Config::FLASH, nvfp4(), &load(43), 80 << 30).unwrap();
         assert!((19..=22).contains(&fits), "{fits}");
-        assert_eq!(layers_that_fit(&Config::FLASH, Checkpoint::Nvfp4, &load(43), 1 << 30).unwrap(), 0);
+        assert_eq!(layers_that_fit(&Config::FLASH, nvfp4(), &load(43), 1 << 30).unwrap(), 0);
     }
 
     #[test]
@@ -206,7 +211,7 @@ mod tests {
         // 3514 bytes a token with FP8 keys and MXFP4 index keys, but for the bytes of alignment.
         let bytes = |context| {
             let load = Load { context, ..load(43) };
-            Footprint::of(&Config::FLASH, Checkpoint::Nvfp4, &load).unwrap().caches
+            Footprint::of(&Config::FLASH, nvfp4(), &load).unwrap().caches
         };
         let growth = (bytes(1 << 20) - bytes(1 << 19)) as f64 / f64::from(1 << 19);
         assert!((growth - 3514.0).abs() < 5.0, "{growth}");
@@ -215,7 +220,7 @@ mod tests {
     #[test]
     fn a_token_takes_at_least_the_bytes_of_its_weights() {
         let h100 = GpuSpec::named("h100").unwrap();
-        let flash = (&Config::FLASH, Checkpoint::Nvfp4);
+        let flash = (&Config::FLASH, nvfp4());
         let decode = floor_us(flash, 43, 1, 1, h100).unwrap();
         // 11.4 GB a token.
         assert!((decode / 1e3 - 11.4e3 / h100.read_gbs).abs() < 0.4, "{decode}");

@@ -11,11 +11,13 @@ pub mod forward;
 mod inventory;
 pub mod prompt;
 pub mod reference;
+mod watch;
 pub mod weights;
 
 pub use config::{Config, LayerKind, Yarn};
 pub use footprint::{Footprint, IndexFormat, KvFormat, Load, floor_us, layers_that_fit};
 pub use inventory::{Formats, inventory, inventory_of};
+pub use watch::{CheckAt, Watch};
 
 use super::Model;
 

@@ -1,13 +1,13 @@
 //! A conversation as the text that DeepSeek-V4 continues.
 //!
 //! The release has no template language: a prompt is the beginning-of-sequence token, the system text, and turns that
-//! open with `<｜User｜>` or `<｜Assistant｜>`. Behind the last `<｜Assistant｜>` stands `<think>` where the model may think
-//! and `</think>` where it may not. What it thought in earlier turns is dropped, unless there are tools. The texts that
-//! markers are made of are tokens of their own, so the tokenizer finds them in the text.
+//! open with `<｜User｜>` or `<｜Assistant｜>`. Behind the last `<｜Assistant｜>` stands `<think>` where the model may
+//! think and `</think>` where it may not. What it thought in earlier turns is dropped, unless there are tools. The
+//! texts that markers are made of are tokens of their own, so the tokenizer finds them in the text.
 //!
-//! Tool calls are written in DSML, `<｜DSML｜invoke name="...">` with a parameter a line; results stand inside user turns.
-//! The sentences that explain this to the model under `## Tools` are ours, not the release's: give another block as
-//! part of the system text where the exact words matter.
+//! Tool calls are written in DSML, `<｜DSML｜invoke name="...">` with a parameter a line; results stand inside user
+//! turns. The sentences that explain this to the model under `## Tools` are ours, not the release's: give another
+//! block as part of the system text where the exact words matter.
 
 use std::fmt::Write;
 

@@ -16,12 +16,14 @@ mod options;
 mod pass;
 mod rows;
 mod synthetic;
+mod watch;
 
 pub use error::ForwardError;
 pub use ledger::{Ledger, LedgerEntry, Progress};
 pub use load::LoadReport;
 pub use measure::{OpTime, StepTimes};
 pub use options::ForwardOptions;
+pub use watch::DeviceWatch;
 
 use std::collections::HashMap;
 use std::sync::Arc;

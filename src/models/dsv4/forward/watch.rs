@@ -1,0 +1,61 @@
+//! Looks on while the model runs on a GPU: after each op its outputs are read back, checked and kept.
+//!
+//! This waits for every op, so it is for finding faults and not for speed. What an op of the GPU reads is not listed
+//! anywhere: the op ahead of it stands in for its inputs.
+
+use super::super::Watch;
+use crate::device::read;
+use crate::engine::{Element, EngineError, Observer, OpId, View, Written};
+use crate::quant::bf16;
+
+/// Shows a [`Watch`] what the ops of one step write.
+pub struct DeviceWatch<'a> {
+    watch: &'a Watch,
+    /// Position of the step's first token.
+    first_token: usize,
+    /// The op ahead.
+    previous: Option<OpId>,
+}
+
+impl<'a> DeviceWatch<'a> {
+    /// For a step of one sequence whose first token stands at `first_token`.
+    pub fn new(watch: &'a Watch, first_token: usize) -> Self {
+        Self { watch, first_token, previous: None }
+    }
+}
+
+impl Observer for DeviceWatch<'_> {
+    fn launched(&mut self, op: OpId, views: &[View]) -> Result<(), EngineError> {
+        let layer = |op: OpId| op.layer.map(|layer| layer as u32);
+        let previous: Vec<(Option<u32>, &str)> = self.previous.map(|op| (layer(op), op.name)).into_iter().collect();
+        for view in views {
+            let name = match (view.name, views.len()) {
+                // Streams are what is looked at where layers end, whichever op writes them.
+                ("streams", _) => "streams".to_string(),
+                (_, 1) => op.name.to_string(),
+                (part, _) => format!("{}.{part}", op.name),
+            };
+            let values = values(view)?;
+            let columns = view.columns as usize;
+            let (layer, first_token) = (layer(op), self.first_token);
+            let written = Written { layer, op: &name, inputs: &previous, first_token, columns, values: &values };
+            self.watch.saw(written).map_err(|found| EngineError::Observer(Box::new(found)))?;
+        }
+        self.previous = Some(op);
+        Ok(())
+    }
+}
+
+/// What stands in a view, after the op that writes it has ended.
+fn values(view: &View) -> Result<Vec<f32>, EngineError> {
+    let count = view.rows as usize * view.columns as usize;
+    // SAFETY: an op shows views of buffers of the model, which are as large as the step and outlive it.
+    let values = unsafe {
+        match view.element {
+            Element::F32 => read(view.pointer, count)?,
+            Element::Bf16 => read(view.pointer, count)?.into_iter().map(bf16::decode).collect(),
+            Element::I32 => read::<i32>(view.pointer, count)?.into_iter().map(|value| value as f32).collect(),
+        }
+    };
+    Ok(values)
+}
