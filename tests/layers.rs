@@ -10,20 +10,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use sources::{SourceFile, expect_none, files};
 
 /// Rooms from the ground up, each with the rooms that it imports, all of them on lower floors.
-const FLOORS: [&[(&str, &[&str])]; 7] = [
-    &[("arch", &[]), ("engine", &[]), ("environment", &[]), ("quant", &[])],
+const FLOORS: [&[(&str, &[&str])]; 8] = [
+    &[("arch", &[]), ("environment", &[]), ("quant", &[])],
     &[("codegen", &["arch"]), ("problem", &["arch", "quant"])],
     &[
         ("check", &["problem", "quant"]),
         ("jit", &["codegen", "environment"]),
         ("kernels", &["arch", "codegen", "problem", "quant"]),
-        ("models", &["arch", "engine", "problem", "quant"]),
         ("report", &["problem", "quant"]),
         ("store", &["arch", "problem"]),
     ],
     &[("device", &["arch", "jit"])],
     &[("dispatch", &["arch", "codegen", "device", "environment", "jit", "kernels", "problem", "quant", "store"])],
-    &[("tuner", &["arch", "check", "codegen", "device", "dispatch", "jit", "kernels", "problem", "quant", "store"])],
+    &[
+        ("engine", &["codegen", "device", "dispatch", "jit", "kernels", "problem", "quant", "report"]),
+        ("tuner", &["arch", "check", "codegen", "device", "dispatch", "jit", "kernels", "problem", "quant", "store"]),
+    ],
+    &[("models", &["arch", "codegen", "device", "dispatch", "engine", "kernels", "problem", "quant"])],
     &[(
         "cli",
         &[
@@ -31,11 +34,13 @@ const FLOORS: [&[(&str, &[&str])]; 7] = [
             "codegen",
             "device",
             "dispatch",
+            "engine",
             "environment",
             "jit",
             "kernels",
             "models",
             "problem",
+            "quant",
             "report",
             "store",
             "tuner",

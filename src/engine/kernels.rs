@@ -103,6 +103,7 @@ impl BoundOp {
     /// [`EngineError`] if the driver refuses.
     pub unsafe fn launch(&self, values: &[Value], stream: CUstream) -> Result<(), EngineError> {
         // SAFETY: passed on to the caller.
-        Ok(unsafe { self.kernel.launch_values(&self.geometry, values, stream)? })
+        unsafe { self.kernel.launch_values(&self.geometry, values, stream)? };
+        Ok(())
     }
 }

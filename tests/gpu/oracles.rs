@@ -205,8 +205,8 @@ impl<'a> Yardstick<'a> {
         let [error, first, second] = versions.map(|logits| relative(logits, self.exact));
         let [agree, first_agree, second_agree] = versions.map(|logits| agreement(logits, self.exact, vocabulary));
         println!(
-            "        {what}: error {error:.4}, {:.2} times the oracle's bf16 {first:.4} and {:.2} times ours on the CPU \
-             {second:.4}; argmax {agree:.1} %, {first_agree:.1} %, {second_agree:.1} %",
+            "        {what}: error {error:.4}, {:.2} times the oracle's bf16 {first:.4} and {:.2} times ours on the \
+             CPU {second:.4}; argmax {agree:.1} %, {first_agree:.1} %, {second_agree:.1} %",
             error / first,
             error / second
         );
@@ -351,8 +351,9 @@ fn layers(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
 }
 
 fn deepseek_numerics(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
-    // A key that lies at the edge between two E4M3 or E2M1 values is rounded to the other one for a difference of a BF16
-    // rounding. One in sixteen does (2^-8 of a value against steps of 2^-4), by a step of 6 %: 1.6 % of the keys' size.
+    // A key that lies at the edge between two E4M3 or E2M1 values is rounded to the other one for a difference of a
+    // BF16 rounding. One in sixteen does (2^-8 of a value against steps of 2^-4), by a step of 6 %: 1.6 % of the keys'
+    // size.
     compare_layers(context, oracle, Options::DEEPSEEK, 0.016)
 }
 

@@ -1,7 +1,7 @@
 //! The constants of DeepSeek-V4. Each names its key in the release's `config.json`, which is where its value is from.
 //!
-//! Both constants are the preview releases of 2026; later ones changed weights and draft heads, not these numbers. What follows
-//! from other numbers is a function, not a field.
+//! Both constants are the preview releases of 2026; later ones changed weights and draft heads, not these numbers. What
+//! follows from other numbers is a function, not a field.
 
 use std::borrow::Cow;
 

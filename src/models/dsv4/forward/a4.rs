@@ -3,14 +3,14 @@
 //!
 //! The value `e2m1 * e4m3 * scale` is rounded to BF16 once, because experts share a product across tokens of different
 //! scales; what that adds is what BF16 adds anywhere. Experts run slot by slot in this mode, as one token with one
-//! expert each: a file may give every expert a scale of its own, and the input of down has to be rounded between the two
-//! launches. That is for reproducing numbers, not for speed.
+//! expert each: a file may give every expert a scale of its own, and the input of down has to be rounded between the
+//! two launches. That is for reproducing numbers, not for speed.
 
 use std::collections::HashMap;
 
 use super::super::reference::{Activation, RouterWeight, ScaleSource};
 use super::device_weights::{DeviceLayer, Projection};
-use super::ops::Kernel;
+use super::ops::{Kernel, SLOT_CHUNK};
 use super::pass::{Pass, Rows};
 use super::{ForwardError, Model};
 use crate::device::{Buffer, DevicePointer, Gpu, Value};
@@ -54,9 +54,6 @@ pub(super) struct Slots {
     /// Rounded inputs of dense projections.
     pub rounded: Buffer,
 }
-
-/// Slots that one pair of launches serves.
-pub(super) const SLOT_CHUNK: u32 = 64;
 
 impl ScaleTable {
     /// Places for `layers` layers of `experts` experts; scales are 1 until they are set.

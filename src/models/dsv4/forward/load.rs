@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::a4::{SLOT_CHUNK, ScaleTable, Slots, Workspaces, hidden_offset};
+use super::a4::{ScaleTable, Slots, Workspaces, hidden_offset};
 use super::buffers::{Allocator, Caches, StepBuffers, pages};
 use super::device_weights::{DeviceWeights, Uploader};
-use super::ops::{Bucket, BucketPlan, Shapes};
+use super::ops::{Bucket, BucketPlan, SLOT_CHUNK, Shapes};
 use super::{Forward, ForwardError, ForwardOptions, Ledger, Model, Progress, Sequences};
 use crate::device::{Buffer, Gpu, Stream};
 use crate::dispatch::{Bound, PrepareOptions, PrepareReport, Prepared, prepare};

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use super::super::{Config, LayerKind};
 use super::ForwardOptions;
-use super::a4::SLOT_CHUNK;
 use crate::arch::ArchSpec;
 use crate::engine::{BoundOp, Kernels};
 use crate::kernels::runner::{
@@ -287,6 +286,9 @@ fn pre(tile_m: u32, m: u32, connection: &Connection) -> Op {
     let op = runner::hc_pre(tile_m, connection);
     Op { grid: [m, 1, 1], ..op }
 }
+
+/// Slots that one pair of launches serves where experts run slot by slot.
+pub(super) const SLOT_CHUNK: u32 = 64;
 
 /// What fills a large chip: one block for each SM.
 const CHIP_BLOCKS: u32 = 132;

@@ -1,7 +1,7 @@
 //! One step through the model: every launch in order, each told to the observer.
 //!
-//! Section 2 of the specification, op by op; `reference` has the same order in plain f32. The pass only launches: what it
-//! launches was planned, compiled and allocated before, so that it can be captured into a graph as it is.
+//! Section 2 of the specification, op by op; `reference` has the same order in plain f32. The pass only launches: what
+//! it launches was planned, compiled and allocated before, so that it can be captured into a graph as it is.
 
 use cudarc::driver::sys::CUstream;
 

@@ -143,8 +143,8 @@ impl Synthesiser<'_> {
         })
     }
 
-    /// Every layer routes by token id, to experts drawn at random: a random gate would send most tokens to the same few,
-    /// which no trained model does. The gate's product is computed all the same, for its weights.
+    /// Every layer routes by token id, to experts drawn at random: a random gate would send most tokens to the same
+    /// few, which no trained model does. The gate's product is computed all the same, for its weights.
     fn choice(&mut self) -> Result<DeviceChoice, ForwardError> {
         let &Config { vocabulary, experts, top_k, .. } = self.config;
         let mut state = self.next_seed();

@@ -4,9 +4,7 @@
 //! anywhere: the op ahead of it stands in for its inputs.
 
 use super::super::Watch;
-use crate::device::read;
-use crate::engine::{Element, EngineError, Observer, OpId, View, Written};
-use crate::quant::bf16;
+use crate::engine::{EngineError, Observer, OpId, View, Written};
 
 /// Shows a [`Watch`] what the ops of one step write.
 pub struct DeviceWatch<'a> {
@@ -35,7 +33,7 @@ impl Observer for DeviceWatch<'_> {
                 (_, 1) => op.name.to_string(),
                 (part, _) => format!("{}.{part}", op.name),
             };
-            let values = values(view)?;
+            let values = view.values()?;
             let columns = view.columns as usize;
             let (layer, first_token) = (layer(op), self.first_token);
             let written = Written { layer, op: &name, inputs: &previous, first_token, columns, values: &values };
@@ -44,18 +42,4 @@ impl Observer for DeviceWatch<'_> {
         self.previous = Some(op);
         Ok(())
     }
-}
-
-/// What stands in a view, after the op that writes it has ended.
-fn values(view: &View) -> Result<Vec<f32>, EngineError> {
-    let count = view.rows as usize * view.columns as usize;
-    // SAFETY: an op shows views of buffers of the model, which are as large as the step and outlive it.
-    let values = unsafe {
-        match view.element {
-            Element::F32 => read(view.pointer, count)?,
-            Element::Bf16 => read(view.pointer, count)?.into_iter().map(bf16::decode).collect(),
-            Element::I32 => read::<i32>(view.pointer, count)?.into_iter().map(|value| value as f32).collect(),
-        }
-    };
-    Ok(values)
 }
