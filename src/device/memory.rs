@@ -19,22 +19,6 @@ unsafe impl Send for Buffer {}
 // SAFETY: as above; nothing here writes through a shared reference but by the caller's own launches and copies.
 unsafe impl Sync for Buffer {}
 
-/// Reads `count` values at `pointer`, after everything that was launched before.
-///
-/// # Errors
-/// [`DeviceError`] if the context is lost.
-///
-/// # Safety
-/// `count` values stand there, in memory of the current context that nobody frees meanwhile.
-pub unsafe fn read<T: Plain>(pointer: DevicePointer, count: usize) -> Result<Vec<T>, DeviceError> {
-    let mut values = vec![T::default(); count];
-    if count > 0 {
-        driver!(cuCtxSynchronize())?;
-        driver!(cuMemcpyDtoH_v2(values.as_mut_ptr().cast::<c_void>(), pointer, size_of_val(values.as_slice())))?;
-    }
-    Ok(values)
-}
-
 impl Buffer {
     /// `bytes` of memory, not initialised. Zero bytes are no memory, with a null address.
     ///
