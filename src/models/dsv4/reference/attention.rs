@@ -51,6 +51,11 @@ impl Attention {
             [config.hidden, config.heads, config.head_dim, config.q_rank, config.o_rank, config.o_groups]
                 .map(|size| size as usize);
         let (compressor, indexer) = (format!("{name}.compressor"), format!("{name}.indexer"));
+        let needs = |is_there: bool, name: &String| {
+            is_there.then_some(()).ok_or_else(|| ReferenceError::Part { name: name.clone(), kind })
+        };
+        needs(kind == LayerKind::Swa || source.compressor.is_some(), &compressor)?;
+        needs(kind != LayerKind::Csa || source.indexer.is_some(), &indexer)?;
         let new_compressor = |source| Compressor::new(&compressor, source, (config, kind), Purpose::Attention);
         Ok(Self {
             sink: checked(format!("{name}.attn_sink"), &source.sink, heads)?,
@@ -87,18 +92,18 @@ impl Attention {
         let keys = self.keys(pass, x)?;
         cache.keys.extend(&keys.values);
 
-        let everything = |compressor: &Compressor| {
-            let all = |token| (0..compressor.visible(pass.start + token) as u32).collect();
-            (0..x.rows).map(all).collect()
+        let picks = match (&self.compressor, &self.indexer) {
+            (Some(compressor), indexer) => {
+                compressor.forward(pass, &mut cache.entries, x)?;
+                match indexer {
+                    Some(indexer) => indexer.pick(pass, &mut cache.index_keys, x, &compressed_query)?,
+                    None => {
+                        (pass.start..).take(x.rows).map(|it| (0..compressor.visible(it) as u32).collect()).collect()
+                    }
+                }
+            }
+            (None, _) => vec![Vec::new(); x.rows],
         };
-        let mut picks = self.compressor.as_ref().map_or_else(|| vec![Vec::new(); x.rows], everything);
-        if let Some(compressor) = &self.compressor {
-            compressor.forward(pass, &mut cache.entries, x)?;
-        }
-        if let Some(indexer) = &self.indexer {
-            picks = indexer.pick(pass, &mut cache.index_keys, x, &compressed_query)?;
-        }
-
         let mut heads = self.core(&query, cache, &picks);
         self.for_each_head(pass.start, &mut heads, rotate_back);
         pass.observe("attn.core", &heads)?;

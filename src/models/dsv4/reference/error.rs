@@ -1,5 +1,6 @@
 //! What can go wrong in the reference.
 
+use crate::models::dsv4::LayerKind;
 use crate::quant::{ShapeError, TensorScaleError};
 
 use super::Op;
@@ -30,6 +31,14 @@ pub enum ReferenceError {
     NoInputScale {
         /// Native name without `.weight`.
         linear: String,
+    },
+    /// A layer without what its kind needs.
+    #[error("{name}: expected one in a layer of kind {kind:?}, found none")]
+    Part {
+        /// Native name.
+        name: String,
+        /// What the layer's attention looks at.
+        kind: LayerKind,
     },
     /// A scale of warming up that cannot be used.
     #[error("{op}: the activations seen while warming up give no scale: {source}")]
@@ -109,14 +118,14 @@ pub enum ReferenceError {
         /// NaN or an infinity.
         value: f32,
     },
-    /// An imposed expert or entry that there is not.
-    #[error("{op}: expected imposed choices below {limit}, found {found} for token {position}")]
+    /// An expert or entry that there is not, imposed or by a table of the checkpoint.
+    #[error("{op}: expected choices below {limit}, found {found} for token {position}")]
     Imposed {
         /// The op.
         op: Op,
         /// Position of the token in its sequence.
         position: usize,
-        /// What was imposed.
+        /// What was chosen.
         found: u32,
         /// How many there are to choose among.
         limit: usize,

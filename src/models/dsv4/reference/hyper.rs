@@ -1,10 +1,12 @@
 //! Hyper-connections: several streams into one row, and a row back into them (2.1, 2.2, 2.12).
 
 use crate::models::dsv4::{Config, weights};
+use crate::quant::bf16;
 
 use super::linear::checked;
 use super::matrix::{add_scaled, dot};
-use super::{Matrix, ReferenceError};
+use super::rounding::round_to_bf16;
+use super::{LinearRounding, Matrix, ReferenceError};
 
 /// What mixes the streams around a sublayer, or behind the last layer.
 #[derive(Clone, Debug)]
@@ -53,16 +55,27 @@ impl HyperConnection {
     }
 
     /// `m = (fn . v) * rsqrt(mean(v^2) + eps)` for each token; `streams` is `[m, streams * hidden]`.
-    pub(super) fn products(&self, streams: &Matrix) -> Matrix {
+    pub(super) fn products(&self, streams: &Matrix, rounding: LinearRounding) -> Matrix {
         let mut products = Matrix::zeros(streams.rows, self.base.len());
         products.write_rows(streams.rows * self.function.len(), |token, out| {
             let all = streams.row(token);
             let inverse = inverse_rms(all, self.norm_epsilon);
-            for (out, row) in out.iter_mut().zip(self.function.chunks_exact(all.len())) {
-                *out = dot(row, all) * inverse;
+            if rounding == LinearRounding::Bf16 {
+                // The yardstick normalises first, so that it is the normalised values that are rounded.
+                let normal: Vec<f32> = all.iter().map(|value| bf16::round(value * inverse)).collect();
+                self.write_products(out, &normal);
+                return round_to_bf16(out);
             }
+            self.write_products(out, all);
+            out.iter_mut().for_each(|product| *product *= inverse);
         });
         products
+    }
+
+    fn write_products(&self, out: &mut [f32], values: &[f32]) {
+        for (out, row) in out.iter_mut().zip(self.function.chunks_exact(values.len())) {
+            *out = dot(row, values);
+        }
     }
 
     /// The three parts of a token's [`HyperConnection::products`].
@@ -141,4 +154,50 @@ fn divide_columns(carry: &mut [Vec<f32>], epsilon: f32) {
 
 fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With a zero function the mix is that of the base alone.
+    fn connection(base: Vec<f32>) -> HyperConnection {
+        let config = Config { hidden: 3, ..Config::FLASH };
+        let source = weights::HyperConnection { function: vec![0.0; 24 * 12], base, scale: vec![1.0; 3] };
+        HyperConnection::new("hc", &source, &config, 3).unwrap()
+    }
+
+    #[test]
+    fn a_mix_of_zeros_is_even() {
+        let even = connection(vec![0.0; 24]);
+        let products = even.products(&Matrix { rows: 1, columns: 12, values: vec![2.0; 12] }, LinearRounding::Exact);
+        let mix = even.mix(&products.values);
+        assert!(mix.pre.iter().all(|weight| (weight - 0.5).abs() < 1e-5));
+        assert!(mix.post.iter().all(|weight| (weight - 1.0).abs() < 1e-5));
+        assert!(mix.carry.iter().flatten().all(|weight| (weight - 0.25).abs() < 1e-5));
+    }
+
+    #[test]
+    fn rows_and_columns_of_a_carry_sum_to_one() {
+        let base = (0..24).map(|idx| (idx as f32 * 1.3).sin() * 2.0).collect();
+        let carry = connection(base).mix(&[0.0; 24]).carry;
+        for k in 0..4 {
+            let (row, column): (f32, f32) = (carry[k].iter().sum(), carry.iter().map(|row| row[k]).sum());
+            // Columns are divided last.
+            assert!((column - 1.0).abs() < 1e-5 && (row - 1.0).abs() < 1e-3, "{row} {column}");
+        }
+    }
+
+    #[test]
+    fn a_stream_takes_from_the_first_index_of_the_carry() {
+        let mut carry = vec![vec![0.0; 4]; 4];
+        (carry[0][1], carry[2][3]) = (1.0, 10.0);
+        let mix = Mix { pre: vec![1.0, 0.0, 2.0, 0.0], post: vec![0.0, 0.0, 5.0, 1.0], carry };
+        let mut streams = vec![1.0, 2.0, 0.0, 0.0, 3.0, 4.0, 0.0, 0.0];
+        let mut x = [0.0; 2];
+        collect(&mix.pre, &streams, &mut x);
+        assert_eq!(x, [7.0, 10.0]);
+        spread(&mix, &[100.0, 200.0], &mut streams);
+        assert_eq!(streams, [0.0, 0.0, 1.0, 2.0, 500.0, 1000.0, 130.0, 240.0]);
+    }
 }

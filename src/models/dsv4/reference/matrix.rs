@@ -64,20 +64,21 @@ impl Matrix {
     }
 }
 
-/// Sum of the products, in an order that depends on the length alone.
+/// Sum of the products, rounded once.
 ///
-/// Sixteen partial sums, because the compiler may not reorder additions of f32 and one sum would be one at a time.
+/// In f64, because a quantiser behind it turns one ulp beside a tie into a whole step: the fewer are ours, the longer
+/// two implementations agree. Eight partial sums, because the compiler may not reorder additions.
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; 16];
-    let (a_blocks, a_rest) = a.as_chunks::<16>();
-    let (b_blocks, b_rest) = b.as_chunks::<16>();
+    let mut sums = [0.0f64; 8];
+    let (a_blocks, a_rest) = a.as_chunks::<8>();
+    let (b_blocks, b_rest) = b.as_chunks::<8>();
     for (a, b) in a_blocks.iter().zip(b_blocks) {
-        for lane in 0..16 {
-            sums[lane] += a[lane] * b[lane];
+        for lane in 0..8 {
+            sums[lane] += f64::from(a[lane]) * f64::from(b[lane]);
         }
     }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    (sums.iter().sum::<f64>() + rest) as f32
 }
 
 /// `sum += factor * row`.

@@ -1,7 +1,7 @@
 //! DeepSeek-V4 in plain f32 on the CPU: what the GPU is tested against.
 //!
-//! It follows the order of the published description: streams, hyper-connections ([`hyper`]), attention with its
-//! compressors and indexer ([`attention`], [`compressor`], [`indexer`]), router and experts ([`experts`]). Nothing is
+//! It follows the order of the published description: streams, hyper-connections (`hyper`), attention with its
+//! compressors and indexer (`attention`, `compressor`, `indexer`), router and experts (`experts`). Nothing is
 //! fused and nothing is fast. Each row of each op is computed by itself, so a sequence gives the same bits whether it
 //! is fed at once, in chunks or token by token (unless a scale is shared by the tokens of a pass). By default nothing
 //! is rounded or quantised; [`Options`] imitate what is.
@@ -11,6 +11,7 @@ mod attention;
 mod compressor;
 mod error;
 mod experts;
+mod generation;
 mod hyper;
 mod indexer;
 mod linear;
@@ -23,6 +24,7 @@ mod rounding;
 
 pub use activations::{ActivationEntry, ActivationLog, ActivationWarning};
 pub use error::ReferenceError;
+pub use generation::ReferenceModel;
 pub use matrix::Matrix;
 pub use observer::{OPS, Observed, Observer, Op};
 pub use options::{Activation, IndexFormat, KvFormat, LinearRounding, Options, RouterWeight, ScaleSource};
@@ -163,7 +165,7 @@ impl Reference {
         pass.layer = None;
         sequence.tokens += tokens.len();
 
-        let products = self.hc_head.products(&streams);
+        let products = self.hc_head.products(&streams, self.options.linear_rounding);
         pass.observe("hc_head.mix", &products)?;
         let mut x = Matrix::zeros(streams.rows, self.norm.len());
         for token in 0..streams.rows {
@@ -245,7 +247,7 @@ fn before(
     connection: &HyperConnection,
     streams: &Matrix,
 ) -> Result<(Vec<Mix>, Matrix), ReferenceError> {
-    let products = connection.products(streams);
+    let products = connection.products(streams, pass.options.linear_rounding);
     pass.observe(products_name, &products)?;
     let mixes: Vec<Mix> = (0..streams.rows).map(|token| connection.mix(products.row(token))).collect();
     let mut x = Matrix::zeros(streams.rows, pass.config.hidden as usize);

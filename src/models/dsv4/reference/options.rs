@@ -90,7 +90,10 @@ pub enum RouterWeight {
     BeforeW2,
 }
 
-/// What a linear rounds.
+/// What a linear rounds: the yardstick of the oracles, which a GPU may exceed by little.
+///
+/// There, as in the oracles, the products of hyper-connections are linears too (their input is the normalised
+/// streams), and the grouped `wo_a` is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LinearRounding {
     /// Nothing.

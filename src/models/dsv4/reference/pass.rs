@@ -53,7 +53,7 @@ impl Pass<'_> {
         Ok(y)
     }
 
-    /// [`Linear::apply_grouped`], whose input is never quantised.
+    /// [`Linear::apply_grouped`]: never quantised, and no linear to [`LinearRounding`].
     pub(super) fn grouped_linear(
         &mut self,
         name: &'static str,
@@ -61,7 +61,7 @@ impl Pass<'_> {
         x: &Matrix,
         groups: usize,
     ) -> Result<Matrix, ReferenceError> {
-        let y = self.rounded(linear.apply_grouped(&self.rounded_input(x), groups));
+        let y = linear.apply_grouped(x, groups);
         self.observe(name, &y)?;
         Ok(y)
     }

@@ -65,3 +65,40 @@ fn stretch(yarn: &Yarn, base: f64, [rope_dim, pair]: [u32; 2]) -> f64 {
     let ramp = ((f64::from(pair) - low) / length).clamp(0.0, 1.0);
     1.0 - ramp + ramp / yarn.factor
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn yarn_slows_what_turns_slowly() {
+        // For Flash: 64 * ln(65536 / (2 pi 32)) / (2 ln 160000) = 15.45, and 24.71 for one turn: a ramp from 15 to 25.
+        let rope = Rope::new(&Config::FLASH, LayerKind::Csa);
+        let plain = |pair: usize| 160_000f64.powf(-(pair as f64) / 32.0);
+        for (pair, factor) in [(0, 1.0), (15, 1.0), (20, 0.5 + 0.5 / 16.0), (25, 1.0 / 16.0), (31, 1.0 / 16.0)] {
+            let ratio = rope.frequencies[pair] / plain(pair);
+            assert!((ratio - factor).abs() < 1e-12, "pair {pair}: {ratio} for {factor}");
+        }
+        assert_eq!(rope.frequencies.len(), 32);
+        let window = Rope::new(&Config::FLASH, LayerKind::Swa);
+        assert!((window.frequencies[31] - 10_000f64.powf(-62.0 / 64.0)).abs() < 1e-15);
+    }
+
+    #[test]
+    fn a_turn_back_undoes_a_turn_and_products_see_distances_alone() {
+        let rope = Rope::new(&Config { rope_dim: 8, ..Config::FLASH }, LayerKind::Swa);
+        let head: Vec<f32> = (0..12).map(|idx| (idx as f32 * 0.7).cos()).collect();
+        let turned = |position| {
+            let mut turned = head.clone();
+            rotate(&rope.at(position), &mut turned);
+            turned
+        };
+        assert_eq!(turned(9)[..4], head[..4], "what is not rotated stays");
+        assert_eq!((turned(9)[4], turned(0)), (head[4] * 9f32.cos() - head[5] * 9f32.sin(), head.clone()));
+        let mut back = turned(1000);
+        rotate_back(&rope.at(1000), &mut back);
+        assert!(back.iter().zip(&head).all(|(back, value)| (back - value).abs() < 1e-6));
+        let product = |a: usize, b: usize| turned(a).iter().zip(turned(b)).map(|(a, b)| a * b).sum::<f32>();
+        assert!((product(5, 12) - product(1005, 1012)).abs() < 1e-4);
+    }
+}
