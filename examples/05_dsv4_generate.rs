@@ -24,7 +24,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = ConfigFile::read(&directory)?;
     // Every tensor of the files is used or known to be unused, every weight is found, or this fails with the list.
     let loaded = Weights::load(&files, &config, LoadOptions::default())?;
-    println!("{}: {} tensors, {} layers", directory.display(), loaded.ledger.entries.len(), loaded.weights.layers.len());
+    println!(
+        "{}: {} tensors, {} layers",
+        directory.display(),
+        loaded.ledger.entries.len(),
+        loaded.weights.layers.len()
+    );
     loaded.warnings.iter().for_each(|warning| println!("  {warning}"));
 
     let prompt: Vec<u32> = (0..24).map(|idx| 7 * idx % loaded.config.vocabulary).collect();

@@ -50,8 +50,14 @@ impl StepMeter for GpuMeter<'_> {
     }
 
     fn measure(&mut self, cell: &Cell) -> Result<Measured, CliError> {
-        let (mut forward, layers) = self.model(cell)?;
+        // Long steps need large buffers and one sequence, decode steps many caches: each is made for itself, both with
+        // the layers that fit in either.
+        let (forward, decode_layers) = self.model(cell, self.decode_options(cell))?;
+        drop(forward);
+        let (mut forward, layers) = self.model(&Cell { layers: decode_layers, ..*cell }, self.prefill_options(cell))?;
         let prefill = prefill(&mut forward, cell.context).map_err(gpu_failed)?;
+        drop(forward);
+        let (mut forward, layers) = self.model(&Cell { layers, ..*cell }, self.decode_options(cell))?;
         forward.assume(cell.batch, cell.context).map_err(gpu_failed)?;
         let decode = step_time(&forward.time_decode(cell.batch, REPEATS).map_err(gpu_failed)?);
         let weight_bytes = forward.report().weight_bytes;
@@ -60,14 +66,22 @@ impl StepMeter for GpuMeter<'_> {
 }
 
 impl GpuMeter<'_> {
-    /// The model of a cell, with as many of its layers as fit.
-    fn model(&self, cell: &Cell) -> Result<(Forward, u32), CliError> {
-        let options = ForwardOptions {
+    fn prefill_options(&self, cell: &Cell) -> ForwardOptions {
+        ForwardOptions {
             context: cell.context + ROOM_TOKENS,
-            sequences: cell.batch,
+            sequences: 1,
             chunk: chunk(cell.context),
             ..self.options.clone()
-        };
+        }
+    }
+
+    fn decode_options(&self, cell: &Cell) -> ForwardOptions {
+        let chunk = cell.batch.next_power_of_two();
+        ForwardOptions { context: cell.context + ROOM_TOKENS, sequences: cell.batch, chunk, ..self.options.clone() }
+    }
+
+    /// The model of a cell, with as many of its layers as fit.
+    fn model(&self, cell: &Cell, options: ForwardOptions) -> Result<(Forward, u32), CliError> {
         let mut layers = cell.layers;
         loop {
             match self.make(layers, &options) {
@@ -113,7 +127,7 @@ fn prefill(forward: &mut Forward, context: u32) -> Result<StepTime, ForwardError
     let mut whole: Option<StepTime> = None;
     for start in (0..context).step_by(chunk(context) as usize) {
         let tokens = chunk(context).min(context - start);
-        let part = step_time(&forward.time_prefill(tokens, start, REPEATS)?);
+        let part = step_time(&forward.time_prefill(tokens, start, PREFILL_REPEATS)?);
         whole = Some(match whole {
             None => part,
             Some(whole) => sum(whole, part),
@@ -160,6 +174,7 @@ fn chunk(context: u32) -> u32 {
 }
 
 const REPEATS: u32 = 7;
+const PREFILL_REPEATS: u32 = 3;
 const MOST_STEP_TOKENS: u32 = 8192;
 /// Replays of a decode step move on by a token each.
 const ROOM_TOKENS: u32 = 128;

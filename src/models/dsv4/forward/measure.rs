@@ -101,7 +101,8 @@ impl Forward {
         let mut ops = Vec::new();
         for (name, seen) in names {
             let graph = self.capture_step(m, &mut Only { name })?;
-            let [us, ..] = self.time(&graph, repeats, None)?;
+            // Long launches vary little.
+            let [us, ..] = self.time(&graph, 1, None)?;
             ops.push(self.op_time(name, &seen, us));
         }
         Ok(StepTimes { step_us, spread_us: [low, high], ops })
@@ -127,6 +128,7 @@ impl Forward {
     /// Median, fastest and slowest of `repeats` replays, microseconds.
     fn time(&mut self, graph: &Graph, repeats: u32, decoding: Option<&[u32]>) -> Result<[f64; 3], ForwardError> {
         let events = [Event::new(&self.gpu)?, Event::new(&self.gpu)?];
+        let replays = if decoding.is_some() { DECODE_REPLAYS } else { 1 };
         let mut times = Vec::new();
         // The first replay warms caches and clocks.
         for repeat in 0..=repeats {
@@ -136,11 +138,11 @@ impl Forward {
                 self.prepare_decode(slots)?;
             }
             events[0].record(&self.stream)?;
-            for _ in 0..REPLAYS {
+            for _ in 0..replays {
                 graph.launch(&self.stream)?;
             }
             events[1].record(&self.stream)?;
-            let us = events[1].microseconds_since(&events[0])? / f64::from(REPLAYS);
+            let us = events[1].microseconds_since(&events[0])? / f64::from(replays);
             if repeat > 0 {
                 times.push(us);
             }
@@ -189,8 +191,8 @@ impl Observer for Only {
     }
 }
 
-/// Replays one behind the other in a group, so that the cost of starting a graph is part of the time only once.
-const REPLAYS: u32 = 4;
+/// Decode steps one behind the other in a group, so that the cost of starting a graph is part of the time only once.
+const DECODE_REPLAYS: u32 = 4;
 
 /// Small BF16 numbers of both signs.
 fn fill(buffer: &Buffer) -> Result<(), ForwardError> {
