@@ -1,7 +1,7 @@
 //! The runner's own kernels: everything of a forward pass that is no GEMM. Shape and bucket in, [`Op`] out.
 //!
 //! Model sizes are constants of a kernel; tokens are data: a grid is built for a bucket of `m` tokens, `m_on_device`
-//! holds how many there are, and rows beyond them are neither read nor written. Every kernel waits for the launch
+//! holds how many there are, and rows beyond them are not written, nor used. Every kernel waits for the launch
 //! ahead of it by itself, needs no cleared memory and adds floats in a fixed order, so launches can be chained and
 //! captured in a graph. The doc of each function lists the kernel's parameters in order; pointers are 64 bits, `i32`
 //! unless another type is named, and arrays are row-major without gaps.

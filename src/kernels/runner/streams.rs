@@ -77,18 +77,23 @@ pub fn hc_splits(m: u32, hidden: u32) -> u32 {
 /// `x = rms(sum over j of pre[j] * streams[j]) * norm_weight`, f32 with one rounding at the end; `mix_out` is what the
 /// closing [`hc_mix`] takes, post and C after Sinkhorn. The head's connection writes no `mix_out`.
 pub fn hc_pre(m: u32, connection: &Connection) -> Op {
+    // One warp more than the columns need: it makes the mixing matrices while the others make x.
+    let threads = threads_for(connection.hidden / 8, 992) + 32;
+    // As many tokens in a block as leave every SM of a large chip one, for they share the wait for their matrices; but
+    // a thread of a larger block has no registers for the streams of the token after its own.
+    let suits = |tokens: &u32| m >= tokens * LARGE_CHIP_SMS && threads <= 768;
+    let tokens = [8, 4, 2].into_iter().find(suits).unwrap_or(1);
     let fields = [
         ("hidden", connection.hidden.into()),
         ("rows", connection.rows().into()),
         ("element", connection.element.word()),
         ("splits", hc_splits(m, connection.hidden).into()),
+        ("tokens", tokens.into()),
         ("rounds", connection.sinkhorn_rounds.into()),
         ("norm_epsilon", float_word(connection.norm_epsilon)),
         ("hc_epsilon", float_word(connection.hc_epsilon)),
     ];
-    // One warp more than the columns need: it makes the mixing matrix while the others make x.
-    let threads = threads_for(connection.hidden / 8, 992) + 32;
-    Op::new("hc_pre", fields, [m, 1, 1], threads)
+    Op::new("hc_pre", fields, [m.div_ceil(tokens), 1, 1], threads)
 }
 
 /// Rows by index, such as the last token of each sequence: `(x bf16 [m, hidden], rows [count], out bf16
@@ -124,6 +129,9 @@ impl MixTile {
         Self { slice, tokens, warps }
     }
 }
+
+/// Streaming multiprocessors of the chips that the runner's grids are sized for.
+const LARGE_CHIP_SMS: u32 = 128;
 
 /// Residual streams of a token.
 pub const STREAMS: u32 = 4;

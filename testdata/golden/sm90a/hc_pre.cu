@@ -14,12 +14,22 @@
 //   x            [m, hidden]            BF16, row-major       written
 //   mix_out      [m, 20]                f32, post[4] C[4][4]  written; not by the head (kRows = 4)
 //
-//   block = kColumnThreads threads of eight columns each, and one warp that makes the mixing matrix meanwhile;
-//   grid = tokens. Barrier 0 joins all once the parts are summed, barrier 1 the column threads around the norm.
+//   block = kColumnThreads threads of eight columns each, and one warp that makes the mixing matrices meanwhile;
+//   grid = groups of kTokens tokens
 //
-// Sinkhorn keeps C as diag(u) * K * diag(v) and changes u and v in turn, four divisions a half round in place of
-// sixteen: its 2 * kRounds steps depend on each other and are what a short step waits for.
-// Exactness: f32, parts in ascending order within and over kWarps runs of them, one rounding of x at the end.
+//   one token (kTokens = 1): all warps sum the parts together, a run of them each, and every warp squashes the sums
+//   kTokens of them: a warp sums and squashes one token, and the streams of the next token are on their way while one
+//     is normed; a lane of the last warp makes the matrix of one token
+//
+//   barrier  joins                                         announces
+//   0        all threads, once                             the parts, or mixing values, are in shared memory
+//   1        the column threads, once a token              the squares of each warp are
+//
+// Sinkhorn keeps C as K[j][k] / (U[j] * V[k]) and changes U and V in turn: U'[j] = sum_k K[j][k] / V[k] + eps * U[j].
+// Its 2 * kRounds steps depend on each other and are what a short step waits for: in each four sums and four
+// reciprocals run side by side without a branch, in every lane, since shuffles would take as long as reciprocals.
+// Everything of the first token is asked for before anything is awaited, even its streams if it is no token.
+// Exactness: f32, parts in ascending order within and over runs of them, one rounding of x at the end.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
 
@@ -44,7 +54,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 26 "templates/hc_pre/kernel.cu"
+#line 36 "templates/hc_pre/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -68,7 +78,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 27 "templates/hc_pre/kernel.cu"
+#line 37 "templates/hc_pre/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -80,7 +90,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 28 "templates/hc_pre/kernel.cu"
+#line 38 "templates/hc_pre/kernel.cu"
 #line 1 "templates/arch/sm80/named_barrier.cuh"
 // Barriers of some of a block's warps.
 
@@ -88,7 +98,17 @@ __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcon
 __device__ __forceinline__ void join_threads(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
-#line 29 "templates/hc_pre/kernel.cu"
+#line 39 "templates/hc_pre/kernel.cu"
+#line 1 "templates/arch/sm80/reciprocal.cuh"
+// The chip's estimate of a reciprocal.
+
+// rcp.approx.ftz.f32: 1 / x within one unit in the last place. A start for an exact result, never a result.
+__device__ __forceinline__ float reciprocal_estimate(float x) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+#line 40 "templates/hc_pre/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -96,7 +116,7 @@ __device__ __forceinline__ void join_threads(int barrier, int threads) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 30 "templates/hc_pre/kernel.cu"
+#line 41 "templates/hc_pre/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -135,7 +155,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 31 "templates/hc_pre/kernel.cu"
+#line 42 "templates/hc_pre/kernel.cu"
 #line 1 "templates/lib/elementary.cuh"
 // More elementary functions from FMA and IEEE operations, beside those of lib/math.cuh: the same bits on every chip.
 // NaN in is NaN out.
@@ -179,7 +199,7 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_de
 
 // 1 / sqrt(x), two IEEE operations.
 __device__ __forceinline__ float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
-#line 32 "templates/hc_pre/kernel.cu"
+#line 43 "templates/hc_pre/kernel.cu"
 #line 1 "templates/lib/elements.cuh"
 // Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
 
@@ -264,7 +284,7 @@ __device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
 __device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
   *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
 }
-#line 33 "templates/hc_pre/kernel.cu"
+#line 44 "templates/hc_pre/kernel.cu"
 #line 1 "templates/lib/lanes.cuh"
 // Sums over the lanes of a warp and the warps of a block, in an order that never changes.
 
@@ -315,7 +335,18 @@ __device__ __forceinline__ float thread_sum(float value, float* shared, int n_wa
   for (int warp = 0; warp < n_warps; ++warp) sum += shared[warp];
   return sum;
 }
-#line 34 "templates/hc_pre/kernel.cu"
+#line 45 "templates/hc_pre/kernel.cu"
+#line 1 "templates/lib/reciprocal.cuh"
+// A reciprocal for long chains of them.
+
+// 1 / x rounded to nearest for a magnitude of x from 2^-125 to 2^125; NaN for NaN and infinity. An estimate and one
+// step of Newton's, which is how __frcp_rn treats such x, but without its test for other ones: a branch for each
+// reciprocal keeps independent ones from running side by side.
+__device__ __forceinline__ float reciprocal_in_range(float x) {
+  const float estimate = reciprocal_estimate(x);
+  return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
+}
+#line 46 "templates/hc_pre/kernel.cu"
 
 using Element = bf16;
 
@@ -323,6 +354,7 @@ struct Config {
   static constexpr int kHidden = 4096;
   static constexpr int kRows = 24;
   static constexpr int kSplits = 128;
+  static constexpr int kTokens = 1;  // of a block
   static constexpr int kRounds = 20;
   static constexpr float kNormEpsilon = 1e-6f;
   static constexpr float kHcEpsilon = 1e-6f;
@@ -330,129 +362,243 @@ struct Config {
 
 constexpr bool kIsHead = Config::kRows == 4;
 constexpr int kSums = Config::kRows + 1;
+constexpr int kTokens = Config::kTokens;
 constexpr int kColumnThreads = round_up(Config::kHidden / 8, 32);
+constexpr int kColumnWarps = kColumnThreads / 32;
 constexpr int kThreads = kColumnThreads + 32;
 constexpr int kWarps = kThreads / 32;
-constexpr int kRun = ceil_divide(Config::kSplits, kWarps);  // parts that a warp sums
+// Parts that a warp sums, and warps that sum those of a token.
+constexpr int kRun = kTokens == 1 ? ceil_divide(Config::kSplits, kWarps) : Config::kSplits;
+constexpr int kRuns = ceil_divide(Config::kSplits, kRun);
 static_assert(kThreads <= 1024 && Config::kHidden % 8 == 0, "a thread has eight columns");
+static_assert(kTokens <= 32, "a lane of the last warp to a token");
 
-// Mixing values of the token before they are squashed: lane i has value i. Every warp gets them.
-__device__ __forceinline__ float mixing_value(const float* partials, float (&shared)[kWarps][32], float scale,
-                                              float base, int token, int m) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  float part = 0.0f;
-#pragma unroll 4
-  for (int i = 0; i < kRun; ++i) {
-    const int split = warp * kRun + i;
-    if (split < Config::kSplits && lane < kSums) part += partials[(int64_t{split} * m + token) * kSums + lane];
-  }
-  shared[warp][lane] = part;
-  __syncthreads();
-  float sum = 0.0f;
-#pragma unroll
-  for (int run = 0; run < ceil_divide(Config::kSplits, kRun); ++run) sum += shared[run][lane];
-  const float mean_square = __shfl_sync(~0u, sum, Config::kRows) / (4.0f * Config::kHidden);
-  return sum * reciprocal_root(mean_square + Config::kNormEpsilon) * scale + base;
+struct Shared {
+  float squares[2][kColumnWarps];
+  float runs[kRuns][32];      // of the one token
+  float4 values[kTokens][8];  // with more: pre, post, and the rows of K of each token
+};
+
+struct Operands {
+  const Element* streams;
+  const float* partials;
+  const float* norm_weight;
+  bf16* x;
+};
+
+__device__ __forceinline__ void unpack(float (&to)[4], float4 from) {
+  to[0] = from.x;
+  to[1] = from.y;
+  to[2] = from.z;
+  to[3] = from.w;
 }
 
-// C after Sinkhorn from its sixteen logits, which lanes 8 to 23 have. Every lane computes all of it.
-__device__ __forceinline__ void mixing_matrix(float (&c)[4][4], float value) {
+// Eight parts of a sum of one token from split `begin` on, zeros beyond `end`; lane i has those of value i.
+__device__ __forceinline__ void load_parts(float (&parts)[8], const float* partials, int begin, int end, int token,
+                                           int m, int lane) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-#pragma unroll
-    for (int k = 0; k < 4; ++k) c[j][k] = __shfl_sync(~0u, value, 8 + 4 * j + k);
-    const float largest = fmaxf(fmaxf(c[j][0], c[j][1]), fmaxf(c[j][2], c[j][3]));
-#pragma unroll
-    for (int k = 0; k < 4; ++k) c[j][k] = exp_defined(c[j][k] - largest);
-    const float sum = c[j][0] + c[j][1] + c[j][2] + c[j][3];
-#pragma unroll
-    for (int k = 0; k < 4; ++k) c[j][k] = c[j][k] / sum + Config::kHcEpsilon;
+  for (int i = 0; i < 8; ++i) {
+    const bool is_there = begin + i < end && token < m && lane < kSums;
+    parts[i] = is_there ? partials[(int64_t{begin + i} * m + token) * kSums + lane] : 0.0f;
   }
-  float u[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-  float v[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+}
+
+__device__ __forceinline__ float added(float sum, const float (&parts)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum += parts[i];
+  return sum;
+}
+
+// Values 0 to 3 become pre, 4 to 7 post and 8 to 23 the rows of K, in the lanes of these numbers.
+__device__ __forceinline__ float squashed(float sum, float scale, float base, int lane) {
+  const float mean_square = __shfl_sync(~0u, sum, Config::kRows) / (4.0f * Config::kHidden);
+  const float value = sum * reciprocal_root(mean_square + Config::kNormEpsilon) * scale + base;
+  const float weight = sigmoid(value);
+  if constexpr (kIsHead) return weight + Config::kHcEpsilon;
+  // Softmax over four neighbouring lanes; fmaxf drops a NaN, the exponential brings it back.
+  const float power = exp_defined(value - lane_maximum(value, 4));
+  float total = power + __shfl_xor_sync(~0u, power, 1);
+  total += __shfl_xor_sync(~0u, total, 2);
+  const float share = __fmaf_rn(power, reciprocal_in_range(total), Config::kHcEpsilon);
+  return lane < 4 ? weight + Config::kHcEpsilon : lane < 8 ? 2.0f * weight : share;
+}
+
+// epsilon * before + sum over i of k[i] * other[i].
+__device__ __forceinline__ float half_step(float before, float k0, float k1, float k2, float k3,
+                                           const float (&other)[4]) {
+  const float even = __fmaf_rn(k2, other[2], __fmaf_rn(k0, other[0], Config::kHcEpsilon * before));
+  const float odd = __fmaf_rn(k3, other[3], k1 * other[1]);
+  return even + odd;
+}
+
+// K after Sinkhorn, in place.
+__device__ __forceinline__ void balance(float (&k)[4][4]) {
+  float row_sum[4] = {1.0f, 1.0f, 1.0f, 1.0f}, column_sum[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+  float row_factor[4] = {1.0f, 1.0f, 1.0f, 1.0f}, column_factor[4];
+  const auto divide_columns = [&] {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      column_sum[i] = half_step(column_sum[i], k[0][i], k[1][i], k[2][i], k[3][i], row_factor);
+      column_factor[i] = reciprocal_in_range(column_sum[i]);
+    }
+  };
+  divide_columns();
 #pragma unroll 1
-  for (int round = 0; round < Config::kRounds; ++round) {
-    // Rows, but not in the first round.
+  for (int round = 1; round < Config::kRounds; ++round) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      float sum = c[j][0] * v[0];
-#pragma unroll
-      for (int k = 1; k < 4; ++k) sum = __fmaf_rn(c[j][k], v[k], sum);
-      if (round > 0) u[j] = u[j] * __frcp_rn(__fmaf_rn(u[j], sum, Config::kHcEpsilon));
+      row_sum[j] = half_step(row_sum[j], k[j][0], k[j][1], k[j][2], k[j][3], column_factor);
+      row_factor[j] = reciprocal_in_range(row_sum[j]);
     }
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      float sum = c[0][k] * u[0];
-#pragma unroll
-      for (int j = 1; j < 4; ++j) sum = __fmaf_rn(c[j][k], u[j], sum);
-      v[k] = v[k] * __frcp_rn(__fmaf_rn(v[k], sum, Config::kHcEpsilon));
-    }
+    divide_columns();
   }
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) c[j][k] = u[j] * c[j][k] * v[k];
+    for (int i = 0; i < 4; ++i) k[j][i] = row_factor[j] * k[j][i] * column_factor[i];
   }
 }
 
-// Writes post and C, by one warp.
-__device__ __forceinline__ void store_mix(float* mix, float value, int lane) {
-  float c[4][4];
-  mixing_matrix(c, value);
-  const float post = 2.0f * sigmoid(value);
-  float out = __shfl_sync(~0u, post, 4 + lane % 4);
+// Writes post and the mixing matrix of the tokens of the block: a lane to each, or all lanes to the only one.
+__device__ __forceinline__ void store_mixes(float* mix_out, const Shared& shared, float value, int first, int n_tokens,
+                                            int lane) {
+  float post[4], k[4][4];
+  if constexpr (kTokens == 1) {
 #pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    if (lane == 4 + i) out = c[i / 4][i % 4];
+    for (int i = 0; i < 4; ++i) post[i] = __shfl_sync(~0u, value, 4 + i);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) k[i / 4][i % 4] = __shfl_sync(~0u, value, 8 + i);
+  } else {
+    const float4* values = shared.values[smaller(lane, kTokens - 1)] + 1;
+    unpack(post, values[0]);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) unpack(k[j], values[1 + j]);
   }
-  if (lane < 20) mix[lane] = out;
+  balance(k);
+  if (lane >= n_tokens) return;
+  float4* mix = reinterpret_cast<float4*>(mix_out + int64_t{first + lane} * 20);
+  mix[0] = make_float4(post[0], post[1], post[2], post[3]);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) mix[1 + j] = make_float4(k[j][0], k[j][1], k[j][2], k[j][3]);
 }
 
-// Weighs the streams, norms the result and stores it; `pre` of stream j is in lane j.
-__device__ __forceinline__ void store_input(bf16* x, const float (&h)[4][8], const float (&weight)[8], float pre,
-                                            float* shared, int column) {
-  float mixed[8] = {};
-  float squares = 0.0f;
+// The sum over the column threads, by a butterfly over lanes and one over warps. The caller alternates `turn`, so that
+// one barrier is enough.
+__device__ __forceinline__ float column_sum(float value, Shared& shared, int turn) {
+  value = lane_sum(value);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (lane == 0) shared.squares[turn][warp] = value;
+  join_threads(1, kColumnThreads);
+  return lane_sum(lane < kColumnWarps ? shared.squares[turn][lane] : 0.0f);
+}
+
+// The streams of one token at a thread's columns.
+__device__ __forceinline__ void load_streams(float (&h)[4][8], const Element* streams, int token, int column) {
+  streams += int64_t{token} * 4 * Config::kHidden + column;
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const float pre_j = __shfl_sync(~0u, pre, j);
+  for (int j = 0; j < 4; ++j) load_eight(h[j], streams + j * Config::kHidden);
+}
+
+// The input of the sublayer for each token of the block. `h` holds the streams of the first; with one token `weight` is
+// that of the norm, and `value` has pre in lanes 0 to 3.
+__device__ __forceinline__ void store_inputs(const Operands& operands, float (&h)[4][8], float (&weight)[8],
+                                             Shared& shared, float value, int first, int n_tokens) {
+  const int column = threadIdx.x * 8;
+  const bool has_columns = Config::kHidden % 256 == 0 || column < Config::kHidden;
+#pragma unroll 1
+  for (int t = 0; t < n_tokens; ++t) {
+    float pre[4];
+    if constexpr (kTokens == 1) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) mixed[i] = __fmaf_rn(pre_j, h[j][i], mixed[i]);
+      for (int j = 0; j < 4; ++j) pre[j] = __shfl_sync(~0u, value, j);
+    } else {
+      unpack(pre, shared.values[t][0]);
+    }
+    float mixed[8] = {};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) mixed[i] = __fmaf_rn(pre[j], h[j][i], mixed[i]);
+    }
+    if (kTokens > 1 && has_columns && t + 1 < n_tokens) load_streams(h, operands.streams, first + t + 1, column);
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) squares = __fmaf_rn(mixed[i], mixed[i], squares);
+    const float mean_square = column_sum(squares, shared, t % 2) / Config::kHidden;
+    // From L1: in registers they would leave no room for the streams that are on their way.
+    if (kTokens > 1 && has_columns) load_eight(weight, operands.norm_weight + column);
+    const float factor = reciprocal_root(mean_square + Config::kNormEpsilon);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) mixed[i] = mixed[i] * factor * weight[i];
+    if (has_columns) store_eight(operands.x + int64_t{first + t} * Config::kHidden + column, mixed);
   }
+}
+
+// The sum of the parts from split `begin` on of one token, the first eight of which are loaded.
+__device__ __forceinline__ float sum_of_parts(float (&parts)[8], const float* partials, int begin, int end, int token,
+                                              int m, int lane) {
+  float sum = added(0.0f, parts);
+  if constexpr (kRun > 8) {
+#pragma unroll 1
+    for (int split = begin + 8; split < end; split += 8) {
+      load_parts(parts, partials, split, end, token, m, lane);
+      sum = added(sum, parts);
+    }
+  }
+  return sum;
+}
+
+// Mixing values of the one token, in every warp; or of all tokens, in shared memory. In `h` the streams of the first
+// token are on their way when it returns. All threads have been joined.
+__device__ __forceinline__ float mixing_values(const Operands& operands, float (&h)[4][8], Shared& shared, float scale,
+                                               float base, int first, int m) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int begin = kTokens == 1 ? warp * kRun : 0, end = smaller(begin + kRun, Config::kSplits);
+  const int token = kTokens == 1 ? first : first + warp;
+  float parts[8];
+  // Before the streams, which are many times as many bytes and are needed later.
+  load_parts(parts, operands.partials, begin, end, token, m, lane);
+  if (threadIdx.x * 8 < Config::kHidden) load_streams(h, operands.streams, first, threadIdx.x * 8);
+  float sum = sum_of_parts(parts, operands.partials, begin, end, token, m, lane);
+  if constexpr (kTokens == 1) {
+    if (warp < kRuns) shared.runs[warp][lane] = sum;
+    __syncthreads();
+    sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) squares = __fmaf_rn(mixed[i], mixed[i], squares);
-  const auto join = [] { join_threads(1, kColumnThreads); };
-  const float sum = thread_sum(squares, shared, kColumnThreads / 32, join);
-  const float factor = reciprocal_root(sum / Config::kHidden + Config::kNormEpsilon);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) mixed[i] = mixed[i] * factor * weight[i];
-  if (column < Config::kHidden) store_eight(x + column, mixed);
+    for (int run = 0; run < kRuns; ++run) sum += shared.runs[run][lane];
+    return squashed(sum, scale, base, lane);
+  }
+#pragma unroll 1
+  for (int t = warp; t < kTokens; t += kWarps) {
+    if (t != warp) {
+      load_parts(parts, operands.partials, begin, end, first + t, m, lane);
+      sum = sum_of_parts(parts, operands.partials, begin, end, first + t, m, lane);
+    }
+    reinterpret_cast<float*>(shared.values[t])[lane] = squashed(sum, scale, base, lane);
+  }
+  __syncthreads();
+  return 0.0f;
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
     hc_pre(const Element* streams, const float* partials, const float* base, const float* scale,
            const float* norm_weight, bf16* x, float* mix_out, const int* m_on_device, int m) {
-  __shared__ float parts[kWarps][32];
-  __shared__ float squares[kWarps];
+  __shared__ Shared shared;
   launch_dependents();
-  const int lane = threadIdx.x % 32, column = threadIdx.x * 8, token = blockIdx.x;
-  const bool has_columns = column < Config::kHidden;
+  const Operands operands{streams, partials, norm_weight, x};
+  const int lane = threadIdx.x % 32, column = threadIdx.x * 8, first = blockIdx.x * kTokens;
   float weight[8] = {};
-  if (has_columns) load_eight(weight, norm_weight + column);
+  if (kTokens == 1 && column < Config::kHidden) load_eight(weight, norm_weight + column);
   const float own_base = lane < Config::kRows ? base[lane] : 0.0f;
   const float own_scale = scale[kIsHead || lane < 4 ? 0 : lane < 8 ? 1 : 2];
   wait_for_dependency();
-  if (token >= actual_tokens(m_on_device, m)) return;
+  const int n_tokens = smaller(kTokens, actual_tokens(m_on_device, m) - first);
   float h[4][8] = {};
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    if (has_columns) load_eight(h[j], streams + (int64_t{token} * 4 + j) * Config::kHidden + column);
+  const float value = mixing_values(operands, h, shared, own_scale, own_base, first, m);
+  if (n_tokens <= 0) return;
+  if (threadIdx.x < kColumnThreads) {
+    store_inputs(operands, h, weight, shared, value, first, n_tokens);
+  } else if constexpr (!kIsHead) {
+    store_mixes(mix_out, shared, value, first, n_tokens, lane);
   }
-  const float value = mixing_value(partials, parts, own_scale, own_base, token, m);
-  if (threadIdx.x >= kColumnThreads) {
-    if constexpr (!kIsHead) store_mix(mix_out + int64_t{token} * 20, value, lane);
-    return;
-  }
-  const float pre = sigmoid(value) + Config::kHcEpsilon;
-  store_input(x + int64_t{token} * Config::kHidden, h, weight, pre, squares, column);
 }

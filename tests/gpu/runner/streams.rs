@@ -25,6 +25,19 @@ pub fn cases() -> Vec<Case> {
             }
         }
     }
+    // Buckets whose blocks have two, four and eight tokens, the last of them in part.
+    for (hidden, element, step) in [
+        (4096, Element::F32, (257, 300)),
+        (256, Element::Bf16, (511, 512)),
+        (128, Element::F32, (1026, 1030)),
+        (4096, Element::Bf16, (1031, 1100)),
+    ] {
+        for is_head in [false, true] {
+            let connection = connection(hidden, element, is_head);
+            let name = format!("connection {hidden} {element:?} head {is_head} of {} tokens", step.0);
+            cases.push(case(&name, move |context| connect(context, &connection, true, step)));
+        }
+    }
     cases
 }
 

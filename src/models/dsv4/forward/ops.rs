@@ -284,7 +284,7 @@ fn mix(tile_m: u32, m: u32, connection: &Connection, has_post: bool) -> Op {
 
 fn pre(tile_m: u32, m: u32, connection: &Connection) -> Op {
     let op = runner::hc_pre(tile_m, connection);
-    Op { grid: [m, 1, 1], ..op }
+    if tile_m == m { op } else { Op { grid: [m, 1, 1], ..op } }
 }
 
 /// Slots that one pair of launches serves where experts run slot by slot.
