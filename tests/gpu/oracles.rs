@@ -125,13 +125,7 @@ impl Oracle {
         let mut reference = Reference::new(&loaded.weights, &loaded.config, Options::default())?;
         let (mut seen, mut sequence) = (Seen::default(), reference.sequence());
         reference.forward(&mut sequence, &self.tokens, &mut seen)?;
-        let mut choices = Choices::default();
-        for layer in 0..loaded.config.layers() as usize {
-            let imposed = seen.imposed(layer, &loaded.config);
-            choices.experts.insert(layer, imposed.experts);
-            choices.picks.insert(layer, imposed.picks);
-        }
-        Ok(choices)
+        Ok(seen.choices(&loaded.config))
     }
 
     fn expected(&self, name: &str) -> Result<&[f32], Failure> {
@@ -269,14 +263,16 @@ impl Choices {
     /// How many of these choices the other one made differently.
     fn flips(&self, other: &Choices) -> String {
         let count = |ours: &BTreeMap<usize, Vec<i32>>, theirs: &BTreeMap<usize, Vec<i32>>, top_k: usize| {
-            let (mut flips, mut all) = (0, 0);
+            let (mut flips, mut all) = (Vec::new(), 0);
             for (layer, rows) in ours {
+                flips.push(0);
                 for (ours, theirs) in rows.chunks(top_k.max(1)).zip(theirs[layer].chunks(top_k.max(1))) {
                     all += ours.iter().filter(|choice| **choice >= 0).count();
-                    flips += ours.iter().filter(|choice| **choice >= 0 && !theirs.contains(choice)).count();
+                    *flips.last_mut().unwrap() +=
+                        ours.iter().filter(|choice| **choice >= 0 && !theirs.contains(choice)).count();
                 }
             }
-            format!("{flips} of {all}")
+            format!("{flips:?} of {all}")
         };
         let experts = count(&self.experts, &other.experts, self.top_k[0]);
         let picks = count(&self.picks, &other.picks, self.top_k[1]);
@@ -366,9 +362,11 @@ fn compare_layers(context: &mut Context, oracle: &Oracle, numerics: Options, lim
     reference.forward(&mut sequence, &oracle.tokens, &mut seen)?;
     let mut forward = oracle.forward(context, &with_numerics(numerics))?;
     let mut worst = Vec::new();
+    // Choices on the reference's own streams.
+    let mut own = Choices::default();
     for layer in 0..loaded.config.layers() as usize {
         let imposed = seen.imposed(layer, &loaded.config);
-        let streams = forward.run_layer((layer, &oracle.tokens), &seen.inputs[&layer], &imposed)?;
+        let streams = forward.run_layer((layer, &oracle.tokens), &seen.inputs[&layer], &imposed, &mut own)?;
         let error = relative(&streams, &seen.outputs[&layer]);
         worst.push(error);
         if error.is_nan() || error > limit {
@@ -381,7 +379,7 @@ fn compare_layers(context: &mut Context, oracle: &Oracle, numerics: Options, lim
             return Err(reason.into());
         }
     }
-    println!("        relative errors by layer: {worst:.4?}");
+    println!("        relative errors by layer: {worst:.4?}; {}", own.flips(&seen.choices(&loaded.config)));
     Ok(worst.len())
 }
 
@@ -407,6 +405,18 @@ impl Seen {
             routing: self.routing[&layer].clone(),
             picks: self.picks.get(&layer).map_or(Vec::new(), |picks| picks.iter().flat_map(row).collect()),
         }
+    }
+}
+
+impl Seen {
+    fn choices(&self, config: &Config) -> Choices {
+        let mut choices = Choices::default();
+        for layer in 0..config.layers() as usize {
+            let imposed = self.imposed(layer, config);
+            choices.experts.insert(layer, imposed.experts);
+            choices.picks.insert(layer, imposed.picks);
+        }
+        choices
     }
 }
 

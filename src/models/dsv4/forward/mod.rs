@@ -194,7 +194,8 @@ impl Forward {
     }
 
     /// Runs layer `layer` alone on the first tokens of an empty sequence: `streams` `[tokens, 4 * hidden]` in, what the
-    /// layer gives out. Experts and picks are imposed, so that a choice by a hair's breadth makes no difference.
+    /// layer gives out. Experts and picks are imposed, so that a choice by a hair's breadth makes no difference; the
+    /// observer sees the layer's own.
     ///
     /// # Errors
     /// As [`LanguageModel::logits`].
@@ -203,6 +204,7 @@ impl Forward {
         (layer, tokens): (usize, &[u32]),
         streams: &[f32],
         imposed: &Imposed,
+        observer: &mut dyn Observer,
     ) -> Result<Vec<f32>, ForwardError> {
         self.check(0, tokens)?;
         self.sequences.decoding.clear();
@@ -218,8 +220,7 @@ impl Forward {
             false => self.model.buffers.streams.upload(streams)?,
         }
         let bucket = self.bucket(rows.bucket(&self.model.options));
-        let (stream, observer) = (self.stream.raw(), &mut Unobserved);
-        let imposed = Some(imposed);
+        let (stream, imposed) = (self.stream.raw(), Some(imposed));
         Pass { model: &self.model, bucket, tokens: rows.len(), stream, observer, layer: None, imposed }
             .run_layer(layer)?;
         let count = streams.len();

@@ -27,9 +27,14 @@ impl Observer for DeviceWatch<'_> {
         let layer = |op: OpId| op.layer.map(|layer| layer as u32);
         let previous: Vec<(Option<u32>, &str)> = self.previous.map(|op| (layer(op), op.name)).into_iter().collect();
         for view in views {
+            // A mix closes the sublayer before it: what it writes is called as the reference calls it, by its own op.
+            let op = match (op.name, self.previous.and_then(|op| op.layer)) {
+                ("hc_attn.mix" | "hc_head.mix", Some(layer)) => OpId { name: "streams", layer: Some(layer) },
+                ("hc_attn.mix" | "hc_head.mix", None) => continue,
+                ("hc_ffn.mix", _) => OpId { name: "hc_attn.post", ..op },
+                _ => op,
+            };
             let name = match (view.name, views.len()) {
-                // Streams are what is looked at where layers end, whichever op writes them.
-                ("streams", _) => "streams".to_string(),
                 (_, 1) => op.name.to_string(),
                 (part, _) => format!("{}.{part}", op.name),
             };
