@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Bound, LaunchArgs, LaunchError, kernels_hash};
+use crate::arch::GpuSpec;
 use crate::codegen::{self, CodegenError, Request};
 use crate::device::{DeviceError, Gpu, Kernel};
 use crate::environment;
@@ -188,8 +189,29 @@ pub fn prepare(
 ) -> Result<Prepared, PrepareError> {
     let mut preparation = Preparation { gpu, options, report: PrepareReport::default(), kernels: HashMap::new() };
     let started = Instant::now();
-    let mut choices = preparation.choose(problems)?;
+    let choices = preparation.choose(problems)?;
     preparation.report.choosing = started.elapsed();
+    load(preparation, choices)
+}
+
+/// As [`prepare`], with tiles that give a row the same bits in every bucket, whatever is fastest.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_invariant(
+    gpu: &Arc<Gpu>,
+    problems: impl IntoIterator<Item = Problem>,
+    options: &PrepareOptions,
+) -> Result<Prepared, PrepareError> {
+    let mut preparation = Preparation { gpu, options, report: PrepareReport::default(), kernels: HashMap::new() };
+    let started = Instant::now();
+    let choices = preparation.choose_invariant(problems)?;
+    preparation.report.choosing = started.elapsed();
+    load(preparation, choices)
+}
+
+fn load(mut preparation: Preparation<'_>, mut choices: Vec<Choice>) -> Result<Prepared, PrepareError> {
+    let gpu = preparation.gpu;
     let mut loaded = HashMap::with_capacity(choices.len());
     // Winners first; what does not load falls to the next tile, until the default.
     while !choices.is_empty() {
@@ -212,6 +234,11 @@ pub fn prepare(
     let mut report = preparation.report;
     report.problems = loaded.len();
     Ok(Prepared { loaded, report, _gpu: gpu.clone() })
+}
+
+fn unserved(problem: &Problem, spec: &GpuSpec) -> PrepareError {
+    let reasons = kernels::refusals(problem, spec.arch);
+    PrepareError::Unserved { problem: problem.to_string(), gpu: spec.name.clone(), reasons }
 }
 
 /// The tiles that may serve a problem, best first, and the one that is tried.
@@ -265,11 +292,7 @@ impl Preparation<'_> {
             if choices.iter().any(|choice| choice.problem == problem) {
                 continue;
             }
-            let unserved = || PrepareError::Unserved {
-                problem: problem.to_string(),
-                gpu: spec.name.clone(),
-                reasons: kernels::refusals(&problem, spec.arch),
-            };
+            let unserved = || unserved(&problem, spec);
             let default = kernels::default_tile(&problem, spec).ok_or_else(unserved)?;
             let key = WinnerKey { layout: problem.layout(), problem: &problem, gpu: &spec.identity };
             // A warm cache needs no NVRTC: which one compiled a kernel is known when it is loaded.
@@ -283,6 +306,22 @@ impl Preparation<'_> {
             let measured_with = found.entry.map(|entry| entry.toolchain.nvrtc.clone());
             let plan = tiles.first().and_then(|tile| kernels::plan(&problem, tile, spec).ok()).ok_or_else(unserved)?;
             choices.push(Choice { problem, tiles, found: known, tried: 0, plan, how, measured_with, stale });
+        }
+        Ok(choices)
+    }
+
+    /// One tile for each problem, which nothing may stand in for.
+    fn choose_invariant(&mut self, problems: impl IntoIterator<Item = Problem>) -> Result<Vec<Choice>, PrepareError> {
+        let spec = self.gpu.spec();
+        let mut choices: Vec<Choice> = Vec::new();
+        for problem in problems {
+            if choices.iter().any(|choice| choice.problem == problem) {
+                continue;
+            }
+            let tile = kernels::invariant_tile(&problem, spec).ok_or_else(|| unserved(&problem, spec))?;
+            let plan = kernels::plan(&problem, &tile, spec).map_err(|_| unserved(&problem, spec))?;
+            let (tiles, found, how) = (vec![tile], Vec::new(), How::Default);
+            choices.push(Choice { problem, tiles, found, tried: 0, plan, how, measured_with: None, stale: None });
         }
         Ok(choices)
     }

@@ -10,7 +10,7 @@ use super::device_weights::{DeviceWeights, Uploader};
 use super::ops::{Bucket, BucketPlan, SLOT_CHUNK, Shapes};
 use super::{Forward, ForwardError, ForwardOptions, Ledger, Model, Progress, Sequences};
 use crate::device::{Buffer, Gpu, Stream};
-use crate::dispatch::{Bound, PrepareOptions, PrepareReport, Prepared, prepare};
+use crate::dispatch::{Bound, PrepareOptions, PrepareReport, Prepared, prepare, prepare_invariant};
 use crate::engine::{EngineError, Kernels, KernelsReport, Packer, PageTable};
 use crate::kernels::{self, Plan};
 use crate::models::dsv4::weights::{Linear, Weights};
@@ -98,7 +98,10 @@ impl<'a> Builder<'a> {
         problems.extend(self.part_problems());
         problems.sort();
         problems.dedup();
-        let prepared = prepare(gpu, problems.iter().cloned(), kernel_options)?;
+        let prepared = match self.options.is_batch_invariant {
+            true => prepare_invariant(gpu, problems.iter().cloned(), kernel_options)?,
+            false => prepare(gpu, problems.iter().cloned(), kernel_options)?,
+        };
         let mut loaded = Kernels::new(gpu);
         loaded.load(plans.iter().flat_map(BucketPlan::ops), jit, threads)?;
         let workspace_bytes = |problem: &Problem| prepared.lookup(problem).map_or(0, |loaded| loaded.workspace_bytes());

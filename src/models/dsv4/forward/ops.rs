@@ -293,4 +293,5 @@ pub(super) const SLOT_CHUNK: u32 = 64;
 /// What fills a large chip: one block for each SM.
 const CHIP_BLOCKS: u32 = 132;
 const MOST_SPLITS: u32 = 16;
-const INVARIANT_SPLITS: u32 = 8;
+/// Few, because every split of every row of a long step has sums of its own in memory.
+const INVARIANT_SPLITS: u32 = 4;
