@@ -49,4 +49,4 @@ mod prepare;
 pub use args::{ArgsError, LaunchArgs, Segments};
 pub use bound::{Bound, LaunchError};
 pub use kernels_hash::kernels_hash;
-pub use prepare::{Loaded, PrepareError, PrepareOptions, PrepareReport, Prepared, prepare};
+pub use prepare::{Loaded, PrepareError, PrepareOptions, PrepareReport, Prepared, prepare, prepare_invariant};
