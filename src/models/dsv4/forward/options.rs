@@ -1,8 +1,8 @@
 //! How a model runs on a GPU: its limits, its numerics, and what is given up for what.
 
 use super::super::LayerKind;
-use super::ForwardError;
 use super::super::reference::{Activation, IndexFormat, KvFormat, Options, RouterWeight, ScaleSource};
+use super::ForwardError;
 use crate::kernels::runner::{ActivationScale, Element};
 use crate::problem::BUCKETS;
 
