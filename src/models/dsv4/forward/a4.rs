@@ -160,8 +160,8 @@ impl ScaleTable {
 }
 
 /// Scales of a layer's places from the largest magnitudes that these have met; a place without any keeps what is
-/// `known`. Experts share the scale of their op, so that one that no token has gone to yet has one too. The parts of the
-/// first projection read one input, which is noted with the first.
+/// `known`. Experts share the scale of their op, so that one that no token has gone to yet has one too. The parts of
+/// the first projection read one input, which is noted with the first.
 fn warm_scales(known: &[f32], seen: &[f32], experts: usize) -> Vec<f32> {
     let singles = QUANTISED.len() - 2;
     let mut seen = seen.to_vec();
@@ -399,18 +399,20 @@ impl Model {
     }
 
     /// Sets the scales that the policy asks for.
-    pub(super) fn set_scales(&mut self) -> Result<Vec<String>, ForwardError> {
-        let Activation::A4(source) = self.options.numerics.activation else { return Ok(Vec::new()) };
-        let mut warnings = Vec::new();
-        let Some(table) = &mut self.scales else { return Ok(warnings) };
+    ///
+    /// # Errors
+    /// [`ForwardError::InputScale`] and [`ForwardError::NoInputScale`] where the policy needs the file's.
+    pub(super) fn set_scales(&mut self) -> Result<(), ForwardError> {
+        let Activation::A4(source) = self.options.numerics.activation else { return Ok(()) };
+        let Some(table) = &mut self.scales else { return Ok(()) };
         let fixed = match source {
             ScaleSource::Fixed(scale) => Some(scale),
             ScaleSource::Checkpoint => None,
-            _ => return Ok(warnings),
+            _ => return Ok(()),
         };
         for (layer_idx, layer) in self.weights.layers.iter().enumerate() {
-            let mut find = |name: &'static str, found: &[Option<f32>]| {
-                scales_of(OpId { name, layer: Some(layer_idx) }, found, fixed, &mut warnings)
+            let find = |name: &'static str, found: &[Option<f32>]| {
+                scales_of(OpId { name, layer: Some(layer_idx) }, found, fixed)
             };
             let wqa_wkv = &layer.wqa_wkv;
             if wqa_wkv.format == WeightFormat::Nvfp4 {
@@ -436,18 +438,12 @@ impl Model {
                 }
             }
         }
-        table.upload()?;
-        Ok(warnings)
+        table.upload()
     }
 }
 
 /// The scales of an op's parts or experts: `fixed`, or the file's, which must be usable.
-fn scales_of(
-    id: OpId,
-    found: &[Option<f32>],
-    fixed: Option<TensorScale>,
-    _: &mut Vec<String>,
-) -> Result<Vec<TensorScale>, ForwardError> {
+fn scales_of(id: OpId, found: &[Option<f32>], fixed: Option<TensorScale>) -> Result<Vec<TensorScale>, ForwardError> {
     let scale = |(part, scale): (usize, &Option<f32>)| match (fixed, scale) {
         (Some(fixed), _) => Ok(fixed),
         (None, Some(scale)) => {

@@ -192,7 +192,8 @@ impl Forward {
             self.step(&Rows::of(&[Fed { slot, start, tokens: part }], self.model.options.sequences), observer)?;
             self.sequences.lengths[slot as usize] += part.len() as u32;
         }
-        Ok(())
+        // Nobody waits for its logits, and what it reads may be written anew after this.
+        Ok(self.stream.synchronize()?)
     }
 
     /// Runs layer `layer` alone on the first tokens of an empty sequence: `streams` `[tokens, 4 * hidden]` in, what the
@@ -369,10 +370,7 @@ impl Forward {
     }
 
     /// Launches a whole decode step of `count` sequences: from token ids to the arrays of the next step.
-    ///
-    /// # Errors
-    /// [`ForwardError`]: the driver, or what the observer ends it with.
-    pub fn launch_decode(&mut self, count: u32, observer: &mut dyn Observer) -> Result<(), ForwardError> {
+    fn launch_decode(&mut self, count: u32, observer: &mut dyn Observer) -> Result<(), ForwardError> {
         let bucket = self.bucket(bucket_of(count).unwrap_or(count));
         let stream = self.stream.raw();
         Pass { model: &self.model, bucket, tokens: count, stream, observer, layer: None, imposed: None }.decode()
