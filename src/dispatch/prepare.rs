@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Bound, LaunchArgs, LaunchError, kernels_hash};
-use crate::arch::GpuSpec;
 use crate::codegen::{self, CodegenError, Request};
 use crate::device::{DeviceError, Gpu, Kernel};
 use crate::environment;
@@ -187,14 +186,15 @@ pub fn prepare(
     problems: impl IntoIterator<Item = Problem>,
     options: &PrepareOptions,
 ) -> Result<Prepared, PrepareError> {
-    let mut preparation = Preparation { gpu, options, report: PrepareReport::default(), kernels: HashMap::new() };
+    let mut preparation = Preparation::new(gpu, options);
     let started = Instant::now();
     let choices = preparation.choose(problems)?;
     preparation.report.choosing = started.elapsed();
-    load(preparation, choices)
+    preparation.load(choices)
 }
 
-/// As [`prepare`], with tiles that give a row the same bits in every bucket, whatever is fastest.
+/// As [`prepare`], with tiles by which a token gets the same bits in every bucket: winners are not asked, for they
+/// differ between buckets.
 ///
 /// # Errors
 /// As [`prepare`].
@@ -203,42 +203,11 @@ pub fn prepare_invariant(
     problems: impl IntoIterator<Item = Problem>,
     options: &PrepareOptions,
 ) -> Result<Prepared, PrepareError> {
-    let mut preparation = Preparation { gpu, options, report: PrepareReport::default(), kernels: HashMap::new() };
+    let mut preparation = Preparation::new(gpu, options);
     let started = Instant::now();
     let choices = preparation.choose_invariant(problems)?;
     preparation.report.choosing = started.elapsed();
-    load(preparation, choices)
-}
-
-fn load(mut preparation: Preparation<'_>, mut choices: Vec<Choice>) -> Result<Prepared, PrepareError> {
-    let gpu = preparation.gpu;
-    let mut loaded = HashMap::with_capacity(choices.len());
-    // Winners first; what does not load falls to the next tile, until the default.
-    while !choices.is_empty() {
-        preparation.load_kernels(&choices)?;
-        let mut again = Vec::new();
-        for mut choice in choices {
-            match preparation.bind(&choice) {
-                Some(bound) => {
-                    choice.settle();
-                    choice.stale = choice.stale.take().or_else(|| preparation.other_compiler(&choice));
-                    preparation.count(&choice);
-                    let Choice { problem, tiles, tried, how, stale, .. } = choice;
-                    loaded.insert(problem, Loaded { bound, tile: tiles[tried].clone(), how, stale });
-                }
-                None => again.push(preparation.next(choice)?),
-            }
-        }
-        choices = again;
-    }
-    let mut report = preparation.report;
-    report.problems = loaded.len();
-    Ok(Prepared { loaded, report, _gpu: gpu.clone() })
-}
-
-fn unserved(problem: &Problem, spec: &GpuSpec) -> PrepareError {
-    let reasons = kernels::refusals(problem, spec.arch);
-    PrepareError::Unserved { problem: problem.to_string(), gpu: spec.name.clone(), reasons }
+    preparation.load(choices)
 }
 
 /// The tiles that may serve a problem, best first, and the one that is tried.
@@ -283,8 +252,63 @@ struct Preparation<'a> {
     kernels: HashMap<(Request, u32), Result<OnGpu, String>>,
 }
 
-impl Preparation<'_> {
-    fn choose(&mut self, problems: impl IntoIterator<Item = Problem>) -> Result<Vec<Choice>, PrepareError> {
+impl<'a> Preparation<'a> {
+    fn new(gpu: &'a Arc<Gpu>, options: &'a PrepareOptions) -> Self {
+        Self { gpu, options, report: PrepareReport::default(), kernels: HashMap::new() }
+    }
+
+    /// Winners first; what does not load falls to the next tile, until the default.
+    fn load(mut self, mut choices: Vec<Choice>) -> Result<Prepared, PrepareError> {
+        let mut loaded = HashMap::with_capacity(choices.len());
+        while !choices.is_empty() {
+            self.load_kernels(&choices)?;
+            let mut again = Vec::new();
+            for mut choice in choices {
+                match self.bind(&choice) {
+                    Some(bound) => {
+                        choice.settle();
+                        choice.stale = choice.stale.take().or_else(|| self.other_compiler(&choice));
+                        self.count(&choice);
+                        let Choice { problem, tiles, tried, how, stale, .. } = choice;
+                        loaded.insert(problem, Loaded { bound, tile: tiles[tried].clone(), how, stale });
+                    }
+                    None => again.push(self.next(choice)?),
+                }
+            }
+            choices = again;
+        }
+        self.report.problems = loaded.len();
+        Ok(Prepared { loaded, report: self.report, _gpu: self.gpu.clone() })
+    }
+
+    /// The one tile of each problem that is the same in every bucket.
+    fn choose_invariant(&self, problems: impl IntoIterator<Item = Problem>) -> Result<Vec<Choice>, PrepareError> {
+        let spec = self.gpu.spec();
+        let mut choices: Vec<Choice> = Vec::new();
+        for problem in problems {
+            if choices.iter().any(|choice| choice.problem == problem) {
+                continue;
+            }
+            let tile = kernels::invariant_tile(&problem, spec);
+            let planned = tile.and_then(|tile| Some((kernels::plan(&problem, &tile, spec).ok()?, tile)));
+            let (plan, tile) = planned.ok_or_else(|| self.unserved(&problem))?;
+            let (tiles, found) = (vec![tile], Vec::new());
+            let how = How::Default;
+            choices.push(Choice { problem, tiles, found, tried: 0, plan, how, measured_with: None, stale: None });
+        }
+        Ok(choices)
+    }
+
+    fn unserved(&self, problem: &Problem) -> PrepareError {
+        let spec = self.gpu.spec();
+        PrepareError::Unserved {
+            problem: problem.to_string(),
+            gpu: spec.name.clone(),
+            reasons: kernels::refusals(problem, spec.arch),
+        }
+    }
+
+    fn choose(&self, problems: impl IntoIterator<Item = Problem>) -> Result<Vec<Choice>, PrepareError> {
         let spec = self.gpu.spec();
         let (lookup, _) = Lookup::open(&self.options.snapshot, spec.arch);
         let mut choices: Vec<Choice> = Vec::new();
@@ -292,7 +316,7 @@ impl Preparation<'_> {
             if choices.iter().any(|choice| choice.problem == problem) {
                 continue;
             }
-            let unserved = || unserved(&problem, spec);
+            let unserved = || self.unserved(&problem);
             let default = kernels::default_tile(&problem, spec).ok_or_else(unserved)?;
             let key = WinnerKey { layout: problem.layout(), problem: &problem, gpu: &spec.identity };
             // A warm cache needs no NVRTC: which one compiled a kernel is known when it is loaded.
@@ -306,22 +330,6 @@ impl Preparation<'_> {
             let measured_with = found.entry.map(|entry| entry.toolchain.nvrtc.clone());
             let plan = tiles.first().and_then(|tile| kernels::plan(&problem, tile, spec).ok()).ok_or_else(unserved)?;
             choices.push(Choice { problem, tiles, found: known, tried: 0, plan, how, measured_with, stale });
-        }
-        Ok(choices)
-    }
-
-    /// One tile for each problem, which nothing may stand in for.
-    fn choose_invariant(&mut self, problems: impl IntoIterator<Item = Problem>) -> Result<Vec<Choice>, PrepareError> {
-        let spec = self.gpu.spec();
-        let mut choices: Vec<Choice> = Vec::new();
-        for problem in problems {
-            if choices.iter().any(|choice| choice.problem == problem) {
-                continue;
-            }
-            let tile = kernels::invariant_tile(&problem, spec).ok_or_else(|| unserved(&problem, spec))?;
-            let plan = kernels::plan(&problem, &tile, spec).map_err(|_| unserved(&problem, spec))?;
-            let (tiles, found, how) = (vec![tile], Vec::new(), How::Default);
-            choices.push(Choice { problem, tiles, found, tried: 0, plan, how, measured_with: None, stale: None });
         }
         Ok(choices)
     }

@@ -7,7 +7,6 @@ mod convert;
 mod dense_mma;
 mod dense_wgmma;
 mod group;
-mod invariant;
 mod moe;
 mod moe_mma;
 mod moe_wgmma;
@@ -21,7 +20,6 @@ mod tools;
 pub use convert::Quantise;
 pub use dense_mma::DenseMma;
 pub use dense_wgmma::DenseWgmma;
-pub use invariant::invariant_tile;
 pub use moe_mma::{MoeMma, MoeWalk};
 pub use moe_wgmma::MoeWgmma;
 pub use pack::{SCAN_RANGE_START, pack, pack_scan};
@@ -33,7 +31,7 @@ pub use tools::{
 };
 
 use crate::arch::{ArchSpec, GpuSpec};
-use crate::problem::{Problem, Tile};
+use crate::problem::{BUCKETS, Problem, Tile};
 
 /// Kernels that share a template and a search space.
 pub trait Family: Sync {
@@ -95,6 +93,25 @@ pub fn default_tile(problem: &Problem, gpu: &GpuSpec) -> Option<Tile> {
         Problem::Convert(_) => true,
     });
     Some(preferred.or(families.last())?.default_tile(problem, gpu))
+}
+
+/// The tile that is used where a token must get the same bits whatever `m` is: that of all buckets of `problem` has one
+/// [numerics](Family::numerics). Slower where another family or cut would suit the size better.
+pub fn invariant_tile(problem: &Problem, gpu: &GpuSpec) -> Option<Tile> {
+    let name = match problem {
+        Problem::Dense(_) => "dense_mma",
+        Problem::MoeBlock(_) => "moe_mma",
+        // Rows are converted one by one.
+        Problem::Convert(_) => return default_tile(problem, gpu),
+    };
+    let family = family(name).filter(|family| family.serves(problem, gpu.arch).is_ok())?;
+    let own = family.default_tile(problem, gpu);
+    // Ranges of k follow from the warps, so these are what the largest bucket has room for.
+    let largest = family.default_tile(&problem.with_m(BUCKETS[BUCKETS.len() - 1]), gpu);
+    let warps = largest.number("warps")?;
+    let stages = [own.number("stages")?, 6, 4, 3];
+    let tiles = stages.map(|stages| own.with("warps", warps).with("stages", stages));
+    tiles.into_iter().find(|tile| plan(problem, tile, gpu).is_ok())
 }
 
 /// Checks `tile` against its family's rules and plans it.

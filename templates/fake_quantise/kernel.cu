@@ -18,8 +18,8 @@ $#-
 //
 //   block = kThreads threads, one row; grid = rows; shared memory: a maximum a warp
 //
-// NaN and infinities take no part in an amax and become 0, as in the codes; they are counted, never hidden. A scale
-// that is no positive finite number makes its rows NaN.
+// NaN and infinities take no part in an amax; they are counted, and stay what they are, so that the product shows them.
+// A scale that is no positive finite number makes its rows NaN.
 // Bits: IEEE division and round-to-nearest only, compiled with --fmad=false; one rounding to BF16.
 #include "lib/words.cuh"
 #include "arch/bf16.cuh"
@@ -79,8 +79,8 @@ struct Sixteen {
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       float& value = values[i / 8][i % 8];
-      const float finite = is_finite(value) ? value : 0.0f;
-      value = block_scale == 0.0f ? 0.0f : nearest_e2m1(finite / divisor) * block_scale * scale;
+      if (!is_finite(value)) continue;
+      value = block_scale == 0.0f ? 0.0f : nearest_e2m1(value / divisor) * block_scale * scale;
     }
     return wanted > kSaturatedAbove;
   }

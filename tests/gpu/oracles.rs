@@ -537,9 +537,21 @@ fn mistakes(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
         (forward.logits(0, &[]), "expected at least one token for sequence 0, found none"),
         (forward.logits(0, &long), "expected at most 64 tokens in sequence 0, found 65"),
     ];
-    let count = sentences.len();
-    for (result, sentence) in sentences {
-        let found = result.err().map(|error| error.to_string());
+    let greedy = Sampling::default();
+    let steps = [
+        (forward.decode(&[0], &greedy), "expected a sampled token that sequence 0 goes on from, found none"),
+        (forward.decode(&[0, 0], &greedy), "expected every sequence once in a step, found sequence 0 twice"),
+        (
+            forward.prefill(&[(0, &[1][..]), (0, &[2][..])], &greedy),
+            "expected every sequence once in a step, found sequence 0 twice",
+        ),
+    ];
+    let refusals = sentences.map(|(result, sentence)| (result.err(), sentence));
+    let refusals = refusals.into_iter().chain(steps.map(|(result, sentence)| (result.err(), sentence)));
+    let mut count = 0;
+    for (error, sentence) in refusals {
+        count += 1;
+        let found = error.map(|error| error.to_string());
         if found.as_deref() != Some(sentence) {
             return Err(format!("expected `{sentence}`, found {found:?}").into());
         }

@@ -35,7 +35,7 @@ pub struct FakeQuantise {
 /// - `counters`, added to: blocks of 16, saturated blocks, values not finite, and the largest complement of the place
 ///   `row * k + column` of one.
 ///
-/// `x` and `out` may be the same.
+/// `x` and `out` may be the same. NaN and infinities, for which there is no code, stay in `out`: a later op shows them.
 pub fn fake_quantise(m: u32, shape: &FakeQuantise) -> Op {
     let is = |scale| (shape.scale == scale).into();
     let threads = threads_for(shape.k / 16, 512);

@@ -22,8 +22,18 @@ use crate::problem::{Dense, Problem};
 use crate::quant::{Counters, NonFinite, TensorScale, WeightFormat};
 
 /// Ops whose inputs are rounded, in the order of a layer's places; the last two have a place for each expert.
-pub(super) const QUANTISED: [&str; 8] =
-    ["attn.wq_a", "attn.wkv", "attn.wq_b", "attn.wo_b", "ffn.shared.gate_up", "ffn.shared.down", GATE_UP, DOWN];
+pub(super) const QUANTISED: [&str; 9] = [
+    "attn.wq_a",
+    "attn.wkv",
+    "attn.wq_b",
+    "attn.wo_b",
+    "ffn.shared.gate_up",
+    "ffn.shared.down",
+    INDEX_Q,
+    GATE_UP,
+    DOWN,
+];
+const INDEX_Q: &str = "attn.indexer.wq_b";
 const GATE_UP: &str = "ffn.experts.gate_up";
 const DOWN: &str = "ffn.experts.down";
 
@@ -101,11 +111,15 @@ impl ScaleTable {
         Ok(self.scales.upload(&self.known)?)
     }
 
-    /// Scales from the largest magnitudes so far, for every op that has met some; from now on they are used.
+    /// Scales from the largest magnitudes so far, one for each op of each layer; from now on they are used.
     pub fn end_warmup(&mut self) -> Result<(), ForwardError> {
         let seen: Vec<f32> = self.amax_seen.download(self.known.len())?;
-        for (known, amax) in self.known.iter_mut().zip(seen) {
-            *known = TensorScale::from_amax(amax).map_or(*known, TensorScale::value);
+        if seen.iter().all(|amax| *amax == 0.0) {
+            return Err(ForwardError::NotWarm);
+        }
+        let (per_layer, experts) = (self.per_layer(), self.experts);
+        for (known, seen) in self.known.chunks_exact_mut(per_layer).zip(seen.chunks_exact(per_layer)) {
+            known.copy_from_slice(&warm_scales(known, seen, experts));
         }
         self.mode = ActivationScale::Static;
         self.upload()
@@ -145,6 +159,21 @@ impl ScaleTable {
     }
 }
 
+/// Scales of a layer's places from the largest magnitudes that these have met; a place without any keeps what is
+/// `known`. Experts share the scale of their op, so that one that no token has gone to yet has one too. The parts of
+/// the first projection read one input, which is noted with the first.
+fn warm_scales(known: &[f32], seen: &[f32], experts: usize) -> Vec<f32> {
+    let singles = QUANTISED.len() - 2;
+    let mut seen = seen.to_vec();
+    seen[1] = seen[0].max(seen[1]);
+    for of_op in seen[singles..].chunks_exact_mut(experts) {
+        let largest = of_op.iter().copied().fold(0.0, f32::max);
+        of_op.fill(largest);
+    }
+    let scale = |(known, amax): (&f32, f32)| TensorScale::from_amax(amax).map_or(*known, TensorScale::value);
+    known.iter().zip(seen).map(scale).collect()
+}
+
 /// Rows that are rounded in one launch.
 struct Rounding {
     name: &'static str,
@@ -156,9 +185,19 @@ struct Rounding {
     count: Option<u32>,
 }
 
+impl Rounding {
+    /// Address and bound of the number of tokens, as kernels take them.
+    fn rows(&self, device: Value, m: Value) -> (Value, Value) {
+        match self.count {
+            Some(count) => (Value::Pointer(0), Value::Int(count as i32)),
+            None => (device, m),
+        }
+    }
+}
+
 impl Pass<'_> {
     /// `a`, rounded; the buffer is free again at the next call.
-    pub(super) fn quantised(&mut self, name: &'static str, a: Rows, _: usize) -> Result<Rows, ForwardError> {
+    pub(super) fn quantised(&mut self, name: &'static str, a: Rows) -> Result<Rows, ForwardError> {
         let slots = self.model.slots();
         let k = a.stride;
         let out = Rows::of(&slots.rounded, k);
@@ -175,8 +214,9 @@ impl Pass<'_> {
         a: Rows,
         d: Rows,
     ) -> Result<(), ForwardError> {
-        let is_split = self.model.quantises(projection.format)
-            && self.model.scales().mode == ActivationScale::Static
+        // Any other policy gives both parts one scale, for they read one input.
+        let is_split = self.model.options.numerics.activation == Activation::A4(ScaleSource::Checkpoint)
+            && self.model.quantises(projection.format)
             && projection.input_scales.windows(2).any(|pair| pair[0] != pair[1]);
         if !is_split {
             return self.linear(fused, projection, a, d);
@@ -185,7 +225,7 @@ impl Pass<'_> {
         let layout = crate::quant::PackedLayout::of(projection.format);
         let (mut weights, mut at) = (projection.pointer(), d.pointer);
         for (part_idx, (name, n)) in [(first, config.q_rank), (second, config.head_dim)].into_iter().enumerate() {
-            let rounded = self.quantised(name, a, part_idx)?;
+            let rounded = self.quantised(name, a)?;
             let problem = Problem::Dense(Dense::new(projection.format, n, config.hidden, self.bucket.m));
             let segments = Segments::uniform(projection.segments.alpha[part_idx]);
             self.gemm(name, &problem, (weights, segments), [rounded, Rows { pointer: at, ..d }])?;
@@ -195,24 +235,40 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Rounds rows, by the amax of all of them where one scale serves the tensor.
     fn round(&mut self, rounding: &Rounding, x: DevicePointer, out: DevicePointer) -> Result<(), ForwardError> {
+        if self.model.scales().mode == ActivationScale::PerTensor {
+            self.reset_amax()?;
+            self.raise_amax(rounding, x)?;
+        }
+        self.convert(rounding, x, out)
+    }
+
+    fn reset_amax(&mut self) -> Result<(), ForwardError> {
+        let amax = Value::Pointer(self.model.scales().row_amax.pointer());
+        let nothing = Value::Pointer(0);
+        self.op(Kernel::ResetAmax, "quantise.reset", &[], |_, _| {
+            vec![nothing, amax, nothing, Value::Long(0), Value::Int(0)]
+        })
+    }
+
+    /// Raises the tensor's amax to that of these rows.
+    fn raise_amax(&mut self, rounding: &Rounding, x: DevicePointer) -> Result<(), ForwardError> {
+        let &Rounding { k, rows_per_token, .. } = rounding;
+        let amax = Value::Pointer(self.model.scales().row_amax.pointer());
+        self.op(Kernel::Amax(k, rows_per_token), "quantise.amax", &[], |device, m| {
+            let (device, m) = rounding.rows(device, m);
+            vec![Value::Pointer(x), amax, device, Value::Long(k.into()), m]
+        })
+    }
+
+    /// Rounds rows by scales that are known.
+    fn convert(&mut self, rounding: &Rounding, x: DevicePointer, out: DevicePointer) -> Result<(), ForwardError> {
         let (scales, layer) = (self.model.scales(), self.layer.unwrap_or(0));
-        let &Rounding { name, k, rows_per_token, scale_of_row, count } = rounding;
+        let &Rounding { name, k, rows_per_token, scale_of_row, .. } = rounding;
         let place = scales.place(layer, name);
         let ld = Value::Long(k.into());
-        let tokens = |device: Value, m: Value| match count {
-            Some(count) => (Value::Pointer(0), Value::Int(count as i32)),
-            None => (device, m),
-        };
         let row_amax = Value::Pointer(scales.row_amax.pointer());
-        if scales.mode == ActivationScale::PerTensor {
-            let values = |device, m| {
-                let (device, m) = tokens(device, m);
-                vec![Value::Pointer(x), row_amax, device, ld, m]
-            };
-            self.op(Kernel::ResetAmax, "quantise.reset", &[], values)?;
-            self.op(Kernel::Amax(k, rows_per_token), "quantise.amax", &[], values)?;
-        }
         let scale = match scales.mode {
             ActivationScale::PerToken => Value::Pointer(0),
             ActivationScale::PerTensor => row_amax,
@@ -222,7 +278,7 @@ impl Pass<'_> {
         let counters = Value::Pointer(scales.counter_address(layer, name));
         let amax_seen = Value::Pointer(scales.amax_address(place));
         self.op(kernel, "quantise", &[], |device, m| {
-            let (device, m) = tokens(device, m);
+            let (device, m) = rounding.rows(device, m);
             let pointers = [Value::Pointer(x), Value::Pointer(out), scale, Value::Pointer(scale_of_row)];
             [&pointers[..], &[amax_seen, counters, device, ld, ld, m]].concat()
         })
@@ -250,24 +306,26 @@ impl Pass<'_> {
             self.round(&rounding, slots.x.pointer(), slots.x.pointer())?;
         }
         let total = self.tokens * config.top_k;
-        for first_slot in (0..total).step_by(SLOT_CHUNK as usize) {
-            let count = SLOT_CHUNK.min(total - first_slot);
-            let args = self.slot_args(layer, first_slot, count);
-            self.walk_step(0, &args)?;
-            let hidden = slots.workspace.pointer() + slots.hidden_offset;
-            if self.model.options.numerics.router_weight == RouterWeight::BeforeW2 {
-                let weights = buffers.routing.pointer() + 4 * u64::from(first_slot);
-                self.op(Kernel::ScaleRows, "ffn.experts.weigh", &[], |_, _| {
-                    let pointers = [hidden, weights, hidden, 0].map(Value::Pointer);
-                    [&pointers[..], &[Value::Int(count as i32)]].concat()
-                })?;
+        let chunks = (0..total).step_by(SLOT_CHUNK as usize).map(|first| (first, SLOT_CHUNK.min(total - first)));
+        let hidden = slots.workspace.pointer() + slots.hidden_offset;
+        let down = |(first_slot, count)| {
+            let (k, scale_of_row) = (config.intermediate, scale_of(first_slot));
+            Rounding { name: DOWN, k, rows_per_token: 1, scale_of_row, count: Some(count) }
+        };
+        if is_rounded && self.model.scales().mode == ActivationScale::PerTensor {
+            // The scale is that of all slots, whose hidden rows are not kept: they are made once more below.
+            self.reset_amax()?;
+            for chunk in chunks.clone() {
+                self.hidden_rows(layer, chunk)?;
+                self.raise_amax(&down(chunk), hidden)?;
             }
+        }
+        for chunk in chunks {
+            self.hidden_rows(layer, chunk)?;
             if is_rounded {
-                let (k, scale_of_row) = (config.intermediate, scale_of(first_slot));
-                let rounding = Rounding { name: DOWN, k, rows_per_token: 1, scale_of_row, count: Some(count) };
-                self.round(&rounding, hidden, hidden)?;
+                self.convert(&down(chunk), hidden, hidden)?;
             }
-            self.walk_step(1, &args)?;
+            self.walk_step(1, &self.slot_args(layer, chunk))?;
         }
         let weights = match self.model.options.numerics.router_weight {
             RouterWeight::AfterW2 => (&buffers.routing).into(),
@@ -279,7 +337,22 @@ impl Pass<'_> {
         })
     }
 
-    fn slot_args(&self, layer: &DeviceLayer, first_slot: u32, count: u32) -> LaunchArgs {
+    /// Hidden rows of `count` slots from `first_slot` on, weighed if that comes before down.
+    fn hidden_rows(&mut self, layer: &DeviceLayer, (first_slot, count): (u32, u32)) -> Result<(), ForwardError> {
+        let (buffers, slots) = (&self.model.buffers, self.model.slots());
+        self.walk_step(0, &self.slot_args(layer, (first_slot, count)))?;
+        if self.model.options.numerics.router_weight == RouterWeight::AfterW2 {
+            return Ok(());
+        }
+        let hidden = slots.workspace.pointer() + slots.hidden_offset;
+        let weights = buffers.routing.pointer() + 4 * u64::from(first_slot);
+        self.op(Kernel::ScaleRows, "ffn.experts.weigh", &[], |_, _| {
+            let pointers = [hidden, weights, hidden, 0].map(Value::Pointer);
+            [&pointers[..], &[Value::Int(count as i32)]].concat()
+        })
+    }
+
+    fn slot_args(&self, layer: &DeviceLayer, (first_slot, count): (u32, u32)) -> LaunchArgs {
         let (config, buffers, slots) = (&self.model.config, &self.model.buffers, self.model.slots());
         let row_bytes = 2 * u64::from(config.hidden);
         LaunchArgs {
@@ -326,18 +399,20 @@ impl Model {
     }
 
     /// Sets the scales that the policy asks for.
-    pub(super) fn set_scales(&mut self) -> Result<Vec<String>, ForwardError> {
-        let Activation::A4(source) = self.options.numerics.activation else { return Ok(Vec::new()) };
-        let mut warnings = Vec::new();
-        let Some(table) = &mut self.scales else { return Ok(warnings) };
+    ///
+    /// # Errors
+    /// [`ForwardError::InputScale`] and [`ForwardError::NoInputScale`] where the policy needs the file's.
+    pub(super) fn set_scales(&mut self) -> Result<(), ForwardError> {
+        let Activation::A4(source) = self.options.numerics.activation else { return Ok(()) };
+        let Some(table) = &mut self.scales else { return Ok(()) };
         let fixed = match source {
             ScaleSource::Fixed(scale) => Some(scale),
             ScaleSource::Checkpoint => None,
-            _ => return Ok(warnings),
+            _ => return Ok(()),
         };
         for (layer_idx, layer) in self.weights.layers.iter().enumerate() {
-            let mut find = |name: &'static str, found: &[Option<f32>]| {
-                scales_of(OpId { name, layer: Some(layer_idx) }, found, fixed, &mut warnings)
+            let find = |name: &'static str, found: &[Option<f32>]| {
+                scales_of(OpId { name, layer: Some(layer_idx) }, found, fixed)
             };
             let wqa_wkv = &layer.wqa_wkv;
             if wqa_wkv.format == WeightFormat::Nvfp4 {
@@ -353,6 +428,9 @@ impl Model {
                     table.set(layer_idx, name, largest.as_slice());
                 }
             }
+            if let Some(indexer) = layer.indexer.as_ref().filter(|i| i.wq_b.format == WeightFormat::Nvfp4) {
+                table.set(layer_idx, INDEX_Q, &find(INDEX_Q, &indexer.wq_b.input_scales)?);
+            }
             if layer.experts.format == WeightFormat::Nvfp4 {
                 for (name, which) in [(GATE_UP, 0), (DOWN, 1)] {
                     let found: Vec<Option<f32>> = layer.experts.input_scales.iter().map(|pair| pair[which]).collect();
@@ -360,18 +438,12 @@ impl Model {
                 }
             }
         }
-        table.upload()?;
-        Ok(warnings)
+        table.upload()
     }
 }
 
 /// The scales of an op's parts or experts: `fixed`, or the file's, which must be usable.
-fn scales_of(
-    id: OpId,
-    found: &[Option<f32>],
-    fixed: Option<TensorScale>,
-    _: &mut Vec<String>,
-) -> Result<Vec<TensorScale>, ForwardError> {
+fn scales_of(id: OpId, found: &[Option<f32>], fixed: Option<TensorScale>) -> Result<Vec<TensorScale>, ForwardError> {
     let scale = |(part, scale): (usize, &Option<f32>)| match (fixed, scale) {
         (Some(fixed), _) => Ok(fixed),
         (None, Some(scale)) => {
@@ -419,5 +491,23 @@ impl Workspaces {
     /// The workspace of `problem`; null where it needs none.
     pub fn of(&self, problem: &Problem) -> DevicePointer {
         self.of.get(problem).copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warm_scales_are_one_for_each_op() {
+        let experts = 3;
+        let places = QUANTISED.len() - 2 + 2 * experts;
+        let (known, mut seen) = (vec![1.0f32; places], vec![0.0f32; places]);
+        // Fed: the fused projection, and experts, which note everything with the first or each with its own.
+        (seen[0], seen[7], seen[11]) = (2688.0, 5376.0, 1344.0);
+        let warm = warm_scales(&known, &seen, experts);
+        assert_eq!(warm[..2], [1.0, 1.0]);
+        assert_eq!(warm[2..7], [1.0; 5], "what has met nothing keeps its scale");
+        assert_eq!((&warm[7..10], &warm[10..13]), (&[2.0; 3][..], &[0.5; 3][..]));
     }
 }

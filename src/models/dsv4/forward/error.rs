@@ -66,6 +66,29 @@ pub enum ForwardError {
         /// Which of its parts or experts.
         part: usize,
     },
+    /// Limits that nothing can be planned for.
+    #[error("expected {expected}, found {found}")]
+    Limits {
+        /// What can be.
+        expected: &'static str,
+        /// What was asked for.
+        found: u32,
+    },
+    /// A sequence twice in one step.
+    #[error("expected every sequence once in a step, found sequence {slot} twice")]
+    Twice {
+        /// The sequence.
+        slot: u32,
+    },
+    /// Nothing to go on from.
+    #[error("expected a sampled token that sequence {slot} goes on from, found none")]
+    NotSampled {
+        /// The sequence.
+        slot: u32,
+    },
+    /// Scales of a run that has not begun.
+    #[error("expected tokens before warming up ends, found none")]
+    NotWarm,
     /// A slot beyond the limit.
     #[error("expected a sequence below {limit}, found {slot}")]
     Slot {

@@ -79,8 +79,7 @@ impl<'a> Builder<'a> {
         options: &ForwardOptions,
     ) -> Result<Self, ForwardError> {
         let ops = inventory_of(config, formats, Shard::default())?;
-        let mut options = options.clone();
-        options.chunk = options.chunk.max(options.sequences.next_power_of_two());
+        let options = options.checked()?;
         let shapes = Shapes::of(config, &options);
         Ok(Self { gpu, config, options, formats, ops, shapes })
     }
@@ -163,7 +162,8 @@ impl<'a> Builder<'a> {
         let is_block = |problem: &Problem| matches!(problem, Problem::MoeBlock(_));
         let dense: u64 = problems.iter().filter(|(p, _)| !is_block(p)).map(|(_, bytes)| bytes).sum();
         let block = problems.iter().filter(|(p, _)| is_block(p)).map(|(_, bytes)| *bytes).max().unwrap_or(0);
-        let beside = count.bytes() + dense + block;
+        let slots: usize = if self.options.has_slots() { self.slot_bytes().iter().sum() } else { 0 };
+        let beside = count.bytes() + dense + block + slots as u64;
         let (free, _) = self.gpu.memory()?;
         let all = self.config.layers();
         // Staging, modules of kernels, and what the driver keeps for itself.
@@ -226,19 +226,26 @@ impl<'a> Builder<'a> {
         let plan = kernels::plan(&problem, &family.default_tile(&problem, spec), spec)
             .map_err(|rejection| EngineError::Packing { name: problem.to_string(), reason: rejection.to_string() })?;
         let walk = bind(gpu, problem, plan, options)?;
-        let rows = (self.options.chunk * config.top_k) as usize;
-        let widest = config.hidden.max(config.q_rank).max(config.o_groups * config.o_rank);
-        let widest = widest.max(config.shared_experts * config.intermediate) as usize;
-        let ones = vec![1.0f32; rows.max(SLOT_CHUNK as usize)];
+        let [x, y, ones, rounded] = self.slot_bytes();
         Ok(Slots {
             hidden_offset: hidden_offset(&walk),
             workspace: Buffer::zeros(gpu, walk.workspace_bytes() as usize)?,
             walk,
-            x: Buffer::zeros(gpu, 2 * rows * config.hidden as usize)?,
-            y: Buffer::zeros(gpu, 2 * rows * config.hidden as usize)?,
-            ones: Buffer::of(gpu, &ones)?,
-            rounded: Buffer::zeros(gpu, 2 * self.options.chunk as usize * widest)?,
+            x: Buffer::zeros(gpu, x)?,
+            y: Buffer::zeros(gpu, y)?,
+            ones: Buffer::of(gpu, &vec![1.0f32; ones / 4])?,
+            rounded: Buffer::zeros(gpu, rounded)?,
         })
+    }
+
+    /// Bytes of the buffers of [`Slots`]: inputs, outputs, ones, rounded inputs.
+    fn slot_bytes(&self) -> [usize; 4] {
+        let config = self.config;
+        let rows = self.options.chunk as usize * config.top_k as usize;
+        let widest = config.hidden.max(config.q_rank).max(config.o_groups * config.o_rank);
+        let widest = widest.max(config.shared_experts * config.intermediate) as usize;
+        let of_slots = 2 * rows * config.hidden as usize;
+        [of_slots, of_slots, 4 * rows.max(SLOT_CHUNK as usize), 2 * self.options.chunk as usize * widest]
     }
 
     fn sequences(&self) -> Sequences {
@@ -254,7 +261,7 @@ impl<'a> Builder<'a> {
         };
         Sequences {
             lengths: vec![0; sequences as usize],
-            sampled: vec![0; sequences as usize],
+            sampled: vec![None; sequences as usize],
             csa_pages: table(LayerKind::Csa),
             hca_pages: table(LayerKind::Hca),
             decoding: Vec::new(),

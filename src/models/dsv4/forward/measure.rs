@@ -49,11 +49,17 @@ impl Forward {
     /// # Errors
     /// [`ForwardError`] for more than there is room for.
     pub fn assume(&mut self, batch: u32, context: u32) -> Result<(), ForwardError> {
+        self.sequences.decoding.clear();
         for slot in 0..batch {
-            self.check(slot, &[1])?;
-            self.reserve(slot, context + 1)?;
+            self.check(slot, &[0])?;
+            // Timed steps move on by a token each before they are set back.
+            let (limit, tokens) = (self.model.options.context, context + DECODE_REPLAYS);
+            if tokens > limit {
+                return Err(ForwardError::Context { slot, limit, tokens });
+            }
+            self.reserve(slot, context + DECODE_REPLAYS)?;
             self.sequences.lengths[slot as usize] = context;
-            self.sequences.sampled[slot as usize] = 1 + slot;
+            self.sequences.sampled[slot as usize] = Some((1 + slot) % self.model.config.vocabulary);
         }
         for layer in &self.model.caches.layers {
             for buffer in [&layer.kv_ring, &layer.pool, &layer.index_pool] {
@@ -88,6 +94,14 @@ impl Forward {
     /// # Errors
     /// [`ForwardError`].
     pub fn time_prefill(&mut self, tokens: u32, start: u32, repeats: u32) -> Result<StepTimes, ForwardError> {
+        let (limit, chunk) = (self.model.options.context, self.model.options.chunk);
+        if start + tokens > limit {
+            return Err(ForwardError::Context { slot: 0, limit, tokens: start + tokens });
+        }
+        if !(1..=chunk).contains(&tokens) {
+            return Err(ForwardError::Limits { expected: "no more tokens than a step has", found: tokens });
+        }
+        self.stream.synchronize()?;
         let vocabulary = self.model.config.vocabulary;
         let ids: Vec<u32> = (0..tokens).map(|idx| idx.wrapping_mul(2_654_435_761) % vocabulary).collect();
         self.reserve(0, start + tokens)?;
@@ -147,6 +161,8 @@ impl Forward {
                 times.push(us);
             }
         }
+        // The arrays on the device are those of a later step than the host knows of.
+        self.sequences.decoding.clear();
         times.sort_by(f64::total_cmp);
         Ok([times[times.len() / 2], times[0], times[times.len() - 1]])
     }

@@ -34,7 +34,7 @@ use device_weights::DeviceWeights;
 use ops::{Bucket, Kernel};
 pub use pass::Imposed;
 use pass::Pass;
-use rows::{Fed, Rows};
+use rows::{Fed, Rows, each_once};
 
 use super::{Config, Formats, LayerKind};
 use crate::device::{Gpu, Graph, Stream, Value};
@@ -76,8 +76,8 @@ pub struct Forward {
 struct Sequences {
     /// Tokens that each slot has been fed.
     lengths: Vec<u32>,
-    /// The token that was sampled last for each slot.
-    sampled: Vec<u32>,
+    /// The token that was sampled last for each slot, if it is the one to go on from.
+    sampled: Vec<Option<u32>>,
     csa_pages: PageTable,
     hca_pages: PageTable,
     /// Slots whose decode arrays are on the device, in their order.
@@ -133,7 +133,7 @@ impl Forward {
 
     /// Tokens that `slot` has been fed.
     pub fn length(&self, slot: u32) -> u32 {
-        self.sequences.lengths[slot as usize]
+        self.sequences.lengths.get(slot as usize).copied().unwrap_or(0)
     }
 
     /// Counters of the rounded activations since the last time, by op.
@@ -147,7 +147,7 @@ impl Forward {
     /// From now on the scales of warming up are used: the largest activation that each op has met.
     ///
     /// # Errors
-    /// [`ForwardError`] if the GPU is lost.
+    /// [`ForwardError::NotWarm`] if nothing was fed; [`ForwardError`] if the GPU is lost.
     pub fn end_warmup(&mut self) -> Result<(), ForwardError> {
         self.model.scales.as_mut().map_or(Ok(()), ScaleTable::end_warmup)
     }
@@ -163,6 +163,7 @@ impl Forward {
         observer: &mut dyn Observer,
     ) -> Result<Vec<f32>, ForwardError> {
         self.check(slot, tokens)?;
+        self.sequences.sampled[slot as usize] = None;
         let vocabulary = self.model.config.vocabulary as usize;
         let mut logits = Vec::with_capacity(tokens.len() * vocabulary);
         for part in tokens.chunks(self.model.options.chunk as usize) {
@@ -185,12 +186,14 @@ impl Forward {
     /// As [`LanguageModel::logits`].
     pub fn feed(&mut self, slot: u32, tokens: &[u32], observer: &mut dyn Observer) -> Result<(), ForwardError> {
         self.check(slot, tokens)?;
+        self.sequences.sampled[slot as usize] = None;
         for part in tokens.chunks(self.model.options.chunk as usize) {
             let start = self.length(slot);
             self.step(&Rows::of(&[Fed { slot, start, tokens: part }], self.model.options.sequences), observer)?;
             self.sequences.lengths[slot as usize] += part.len() as u32;
         }
-        Ok(())
+        // Nobody waits for its logits, and what it reads may be written anew after this.
+        Ok(self.stream.synchronize()?)
     }
 
     /// Runs layer `layer` alone on the first tokens of an empty sequence: `streams` `[tokens, 4 * hidden]` in, what the
@@ -207,7 +210,13 @@ impl Forward {
         observer: &mut dyn Observer,
     ) -> Result<Vec<f32>, ForwardError> {
         self.check(0, tokens)?;
+        if tokens.len() > self.model.options.chunk as usize {
+            let expected = "no more tokens than a step has";
+            return Err(ForwardError::Limits { expected, found: tokens.len() as u32 });
+        }
         self.sequences.decoding.clear();
+        // What the step before still reads must not be overwritten.
+        self.stream.synchronize()?;
         let rows = Rows::of(&[Fed { slot: 0, start: 0, tokens }], self.model.options.sequences);
         self.reserve(0, rows.len())?;
         rows.upload(&self.model.buffers)?;
@@ -320,30 +329,40 @@ impl Forward {
             };
             pass.sample_chosen()?;
             let sampled: Vec<i32> = self.model.buffers.sampled.download(rows.len())?;
-            for ((slot, _), token) in part.iter().zip(sampled) {
-                tokens.push(self.take_sampled(*slot, token)?);
-            }
+            let taken = part.iter().zip(sampled).map(|((slot, _), token)| self.take_sampled(*slot, token));
+            // All are taken before the first mistake is told: the others go on from what is theirs.
+            let taken: Vec<_> = taken.collect();
+            tokens.extend(taken.into_iter().collect::<Result<Vec<_>, _>>()?);
         }
         Ok(tokens)
     }
 
     fn take_sampled(&mut self, slot: u32, token: i32) -> Result<u32, ForwardError> {
         let position = self.length(slot).saturating_sub(1);
-        let token = u32::try_from(token).map_err(|_| ForwardError::Sampling { slot, position })?;
+        let token = u32::try_from(token).ok();
         self.sequences.sampled[slot as usize] = token;
-        Ok(token)
+        if token.is_none() {
+            // The arrays on the device would go on with an id that is none.
+            self.sequences.decoding.clear();
+        }
+        token.ok_or(ForwardError::Sampling { slot, position })
     }
 
     /// Puts the arrays of a decode step of `slots` on the device, unless the last step has left them there.
     fn prepare_decode(&mut self, slots: &[u32]) -> Result<(), ForwardError> {
+        each_once(slots.iter().copied())?;
+        let mut fed = Vec::with_capacity(slots.len());
         for &slot in slots {
-            self.check(slot, &[self.sequences.sampled[slot as usize]])?;
+            let sampled = self.sequences.sampled.get(slot as usize).copied().flatten();
+            self.check(slot, &[sampled.unwrap_or(0)])?;
+            fed.push([sampled.ok_or(ForwardError::NotSampled { slot })?]);
+        }
+        for &slot in slots {
             self.reserve(slot, self.length(slot) + 1)?;
         }
         if self.sequences.decoding == slots {
             return Ok(());
         }
-        let fed: Vec<[u32; 1]> = slots.iter().map(|slot| [self.sequences.sampled[*slot as usize]]).collect();
         let fed: Vec<Fed<'_>> =
             slots.iter().zip(&fed).map(|(&slot, tokens)| Fed { slot, start: self.length(slot), tokens }).collect();
         Rows::of(&fed, self.model.options.sequences).upload(&self.model.buffers)?;
@@ -351,14 +370,11 @@ impl Forward {
         Ok(())
     }
 
-    /// Launches a whole decode step for a bucket: from token ids to the arrays of the next step.
-    ///
-    /// # Errors
-    /// [`ForwardError`]: the driver, or what the observer ends it with.
-    pub fn launch_decode(&mut self, m: u32, observer: &mut dyn Observer) -> Result<(), ForwardError> {
-        let bucket = self.bucket(m);
+    /// Launches a whole decode step of `count` sequences: from token ids to the arrays of the next step.
+    fn launch_decode(&mut self, count: u32, observer: &mut dyn Observer) -> Result<(), ForwardError> {
+        let bucket = self.bucket(bucket_of(count).unwrap_or(count));
         let stream = self.stream.raw();
-        Pass { model: &self.model, bucket, tokens: m, stream, observer, layer: None, imposed: None }.decode()
+        Pass { model: &self.model, bucket, tokens: count, stream, observer, layer: None, imposed: None }.decode()
     }
 
     /// A graph of a decode step of bucket `m` with the ops that `observer` wants.
@@ -392,9 +408,10 @@ impl Forward {
     }
 
     /// Runs one decode step on the device as a graph that was captured before, or op by op where experts run by slot.
-    fn run_decode(&mut self, m: u32) -> Result<(), ForwardError> {
+    fn run_decode(&mut self, (count, m): (u32, u32)) -> Result<(), ForwardError> {
         if self.model.options.has_slots() {
-            return self.launch_decode(m, &mut Unobserved);
+            // Rows of the bucket that nobody asked for would have a say in scales and counters.
+            return self.launch_decode(count, &mut Unobserved);
         }
         if !self.graphs.contains_key(&m) {
             let graph = self.capture_decode(m, &mut Unobserved)?;
@@ -417,9 +434,11 @@ impl LanguageModel for Forward {
     }
 
     fn prefill(&mut self, prompts: &[(u32, &[u32])], sampling: &Sampling) -> Result<Vec<u32>, ForwardError> {
+        each_once(prompts.iter().map(|(slot, _)| *slot))?;
         for (slot, tokens) in prompts {
             self.check(*slot, tokens)?;
         }
+        prompts.iter().for_each(|(slot, _)| self.sequences.sampled[*slot as usize] = None);
         self.set_sampling(sampling)?;
         let mut answers = vec![0; prompts.len()];
         let mut rest: Vec<(usize, u32, &[u32])> =
@@ -458,18 +477,24 @@ impl LanguageModel for Forward {
         let Some(m) = bucket_of(slots.len() as u32).filter(|_| !slots.is_empty()) else { return Ok(Vec::new()) };
         self.set_sampling(sampling)?;
         self.prepare_decode(slots)?;
-        self.run_decode(m)?;
+        self.run_decode((slots.len() as u32, m))?;
         self.stream.synchronize()?;
         let sampled: Vec<i32> = self.model.buffers.sampled.download(slots.len())?;
         for &slot in slots {
             self.sequences.lengths[slot as usize] += 1;
         }
-        slots.iter().zip(sampled).map(|(slot, token)| self.take_sampled(*slot, token)).collect()
+        // All are taken before the first mistake is told: the others go on from what is theirs.
+        let taken: Vec<_> = slots.iter().zip(sampled).map(|(slot, token)| self.take_sampled(*slot, token)).collect();
+        taken.into_iter().collect()
     }
 
     fn release(&mut self, slot: u32) {
         let sequences = &mut self.sequences;
+        if slot as usize >= sequences.lengths.len() {
+            return;
+        }
         sequences.lengths[slot as usize] = 0;
+        sequences.sampled[slot as usize] = None;
         sequences.csa_pages.release(slot as usize);
         sequences.hca_pages.release(slot as usize);
         sequences.decoding.clear();

@@ -295,3 +295,33 @@ const CHIP_BLOCKS: u32 = 132;
 const MOST_SPLITS: u32 = 16;
 /// Few, because every split of every row of a long step has sums of its own in memory.
 const INVARIANT_SPLITS: u32 = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::GpuSpec;
+    use crate::kernels;
+    use crate::models::dsv4::{Formats, inventory_of};
+    use crate::models::{Checkpoint, Shard};
+    use crate::problem::BUCKETS;
+
+    /// A token must get the same bits in every bucket, so all tiles of an op sum in one order.
+    #[test]
+    fn an_invariant_op_has_one_order_of_sums() {
+        let gpu = GpuSpec::named("h100").unwrap();
+        let forms = [Checkpoint::Native, Checkpoint::Nvfp4, Checkpoint::Nvfp4Full];
+        for (config, form) in [Config::FLASH, Config::PRO].iter().flat_map(|config| forms.map(|form| (config, form))) {
+            for op in inventory_of(config, Formats::of(form), Shard::default()).unwrap() {
+                let problems: Vec<_> = BUCKETS.into_iter().filter_map(|m| op.problem(m)).collect();
+                let orders: std::collections::BTreeSet<String> = problems
+                    .iter()
+                    .map(|problem| {
+                        let tile = kernels::invariant_tile(problem, gpu).expect("every bucket has a tile");
+                        kernels::family(tile.family()).unwrap().numerics(problem, &tile)
+                    })
+                    .collect();
+                assert!(orders.len() <= 1, "{}: {orders:?}", op.name);
+            }
+        }
+    }
+}

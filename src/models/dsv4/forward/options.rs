@@ -2,6 +2,7 @@
 
 use super::super::LayerKind;
 use super::super::reference::{Activation, IndexFormat, KvFormat, Options, RouterWeight, ScaleSource};
+use super::ForwardError;
 use crate::kernels::runner::{ActivationScale, Element};
 use crate::problem::BUCKETS;
 
@@ -40,6 +41,25 @@ impl Default for ForwardOptions {
 }
 
 impl ForwardOptions {
+    /// These options, with a chunk that a decode step of all sequences fits in.
+    ///
+    /// # Errors
+    /// [`ForwardError::Limits`] for what no bucket can serve.
+    pub(super) fn checked(&self) -> Result<Self, ForwardError> {
+        let largest = BUCKETS[BUCKETS.len() - 1];
+        let refused = |expected, found| Err(ForwardError::Limits { expected, found });
+        if self.context == 0 {
+            return refused("a context of at least one token", self.context);
+        }
+        if !(1..=largest).contains(&self.sequences) {
+            return refused("1 to 8192 sequences at a time", self.sequences);
+        }
+        if !BUCKETS.contains(&self.chunk) {
+            return refused("a chunk of 1, 2, 4 or another power of two up to 8192 tokens", self.chunk);
+        }
+        Ok(Self { chunk: self.chunk.max(self.sequences.next_power_of_two()), ..self.clone() })
+    }
+
     /// Buckets of tokens that a step may have.
     pub fn buckets(&self) -> Vec<u32> {
         BUCKETS.into_iter().filter(|&m| m <= self.chunk).collect()
@@ -95,3 +115,28 @@ impl ForwardOptions {
 
 /// Logits of a prompt are made this many rows at a time.
 const LEAST_HEAD_ROWS: u32 = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_no_bucket_serves_are_refused() {
+        let of = |context, sequences, chunk| ForwardOptions { context, sequences, chunk, ..ForwardOptions::default() };
+        let refusal = |options: ForwardOptions| options.checked().unwrap_err().to_string();
+        assert_eq!(refusal(of(0, 1, 64)), "expected a context of at least one token, found 0");
+        assert_eq!(refusal(of(64, 0, 64)), "expected 1 to 8192 sequences at a time, found 0");
+        assert_eq!(refusal(of(64, 8193, 64)), "expected 1 to 8192 sequences at a time, found 8193");
+        assert!(refusal(of(64, 1, 3000)).ends_with("up to 8192 tokens, found 3000"));
+    }
+
+    #[test]
+    fn a_chunk_has_room_for_a_decode_step_and_the_head() {
+        for (sequences, chunk, expected) in [(64, 16, 64), (33, 64, 64), (65, 64, 128), (1, 1, 1), (8192, 1, 8192)] {
+            let options = ForwardOptions { sequences, chunk, ..ForwardOptions::default() }.checked().unwrap();
+            assert_eq!(options.chunk, expected);
+            assert!(options.head_rows() <= options.chunk && options.head_rows() >= sequences);
+            assert!(options.buckets().contains(&options.head_rows()), "the head's rows are a bucket");
+        }
+    }
+}

@@ -109,7 +109,9 @@ impl Pass<'_> {
         self.store(layer, cache)?;
 
         let (o, z) = (Rows::of(&buffers.o, q.stride), Rows::of(&buffers.z, config.o_groups * config.o_rank));
-        self.linear("attn.wo_a", &layer.wo_a, o, z)?;
+        // Weights only in every mode: its input is never rounded.
+        let wo_a = self.problem("attn.wo_a").clone();
+        self.gemm("attn.wo_a", &wo_a, (layer.wo_a.pointer(), layer.wo_a.segments), [o, z])?;
         self.linear("attn.wo_b", &layer.wo_b, z, Rows::of(&buffers.y, config.hidden))
     }
 
@@ -360,7 +362,7 @@ impl Pass<'_> {
         a: Rows,
         d: Rows,
     ) -> Result<(), ForwardError> {
-        let a = if self.model.quantises(projection.format) { self.quantised(name, a, 0)? } else { a };
+        let a = if self.model.quantises(projection.format) { self.quantised(name, a)? } else { a };
         let problem = self.problem(name).clone();
         self.gemm(name, &problem, (projection.pointer(), projection.segments), [a, d])
     }

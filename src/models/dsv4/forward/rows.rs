@@ -77,9 +77,26 @@ impl Rows {
     }
 }
 
+/// Refuses a step with one sequence twice: both would write the same places of its caches.
+pub(super) fn each_once(slots: impl Iterator<Item = u32>) -> Result<(), ForwardError> {
+    let mut sorted: Vec<u32> = slots.collect();
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(ForwardError::Twice { slot: pair[0] }),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sequence_is_in_a_step_once() {
+        assert!(each_once([3, 0, 2].into_iter()).is_ok());
+        let error = each_once([3, 0, 3].into_iter()).unwrap_err().to_string();
+        assert_eq!(error, "expected every sequence once in a step, found sequence 3 twice");
+    }
 
     #[test]
     fn sequences_stand_one_behind_the_other() {

@@ -150,7 +150,7 @@ impl Synthesiser<'_> {
         let mut state = self.next_seed();
         let mut draw = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (u64::from(experts) * (state >> 32) >> 32) as i32
+            ((u64::from(experts) * (state >> 32)) >> 32) as i32
         };
         let mut table: Vec<i32> = Vec::with_capacity((vocabulary * top_k) as usize);
         for _ in 0..vocabulary {
