@@ -60,7 +60,7 @@ pub fn hc_mix(m: u32, connection: &Connection, has_post: bool) -> Op {
         ("tokens", tile.tokens.into()),
         ("warps", tile.warps.into()),
     ];
-    let groups = if tile.tokens == 1 { 1 } else { m.div_ceil(tile.tokens * tile.warps) };
+    let groups = if tile.tokens == 1 { 1 } else { m.div_ceil(tile.tokens) };
     Op::new("hc_mix", fields, [connection.hidden / tile.slice, groups, 1], tile.warps * 32)
 }
 
@@ -109,9 +109,9 @@ pub fn gather_rows(count: u32, hidden: u32) -> Op {
 struct MixTile {
     /// Columns of each stream for a block.
     slice: u32,
-    /// Tokens that a warp works on at a time. At 1 a warp keeps its part of `fn` in registers and walks the tokens.
+    /// Tokens that a block works on at a time. At 1 a warp keeps its part of `fn` in registers and walks the tokens.
     tokens: u32,
-    /// Warps of a block; they share the columns and divide the tokens.
+    /// Warps of a block; they divide the tokens, or with many the columns.
     warps: u32,
 }
 
@@ -122,10 +122,10 @@ impl MixTile {
         if m <= 32 {
             return Self { slice: 32, tokens: 1, warps: m.clamp(1, 4) };
         }
-        let (tokens, warps) = (4, 4);
-        let groups = m.div_ceil(tokens * warps);
-        let fits = |slice: &u32| hidden.is_multiple_of(*slice) && hidden / slice * groups >= 256;
-        let slice = [1024, 512, 256, 128].into_iter().find(fits).unwrap_or(64);
+        let (tokens, warps) = (64, 4);
+        let groups = m.div_ceil(tokens);
+        let fits = |slice: &u32| hidden.is_multiple_of(*slice) && hidden / slice * groups >= 2 * LARGE_CHIP_SMS;
+        let slice = [512, 256, 128, 64].into_iter().find(fits).unwrap_or(32);
         Self { slice, tokens, warps }
     }
 }
