@@ -95,7 +95,7 @@ pub trait Observer {
     }
 
     /// `op` is about to launch the kernels of `problem`, with these packed weights.
-    fn launches(&mut self, _: OpId, _: &Problem, _: DevicePointer) {}
+    fn launches(&mut self, _: OpId, _: &Problem, _: &[DevicePointer]) {}
 
     /// `op` was launched and will write `outputs`. It has not ended yet.
     ///

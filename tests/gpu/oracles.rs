@@ -452,9 +452,9 @@ struct Trace {
 }
 
 impl Observer for Trace {
-    fn launches(&mut self, op: OpId, problem: &Problem, weights: DevicePointer) {
+    fn launches(&mut self, op: OpId, problem: &Problem, weights: &[DevicePointer]) {
         self.problems.entry(op.name).or_insert((problem.op(), 0)).1 += 1;
-        self.weights.insert(weights);
+        self.weights.extend(weights);
     }
 }
 

@@ -380,7 +380,7 @@ impl Pass<'_> {
             return Ok(());
         }
         let walk = &self.model.slots().walk;
-        self.observer.launches(id, walk.problem(), args.weights);
+        self.observer.launches(id, walk.problem(), &[if idx == 0 { args.weights } else { args.down_weights }]);
         // SAFETY: every address is a buffer of the model that lives as long as the model.
         unsafe { walk.launch_one(idx, args, self.stream.cast(), true)? };
         Ok(self.observer.launched(id, &[])?)

@@ -295,7 +295,10 @@ impl Uploader<'_> {
             .collect();
         let down_alpha: Vec<f32> =
             experts.iter().zip(&downs).map(|(expert, alpha)| alpha * expert.w2.tensor_scale).collect();
-        self.note(&all, op, gate_up.pointer());
+        for expert in experts {
+            self.note(&[&expert.w1, &expert.w3], op, gate_up.pointer());
+            self.note(&[&expert.w2], op, down.pointer());
+        }
         Ok(Experts {
             gate_up,
             down,

@@ -183,7 +183,7 @@ struct Names {
 }
 
 impl Observer for Names {
-    fn launches(&mut self, op: OpId, problem: &Problem, _: DevicePointer) {
+    fn launches(&mut self, op: OpId, problem: &Problem, _: &[DevicePointer]) {
         self.launched.entry(op.name).or_default().problem = Some(problem.clone());
     }
 

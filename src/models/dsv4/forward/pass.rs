@@ -421,7 +421,9 @@ impl Pass<'_> {
         let prepared = self.model.prepared.lookup(problem);
         let loaded = prepared.ok_or_else(|| ForwardError::Unprepared { problem: problem.to_string() })?;
         let args = LaunchArgs { workspace: self.model.workspaces.of(problem), ..args };
-        self.observer.launches(id, problem, args.weights);
+        let weights = [args.weights, args.down_weights];
+        let n_weights = if matches!(problem, Problem::MoeBlock(_)) { 2 } else { 1 };
+        self.observer.launches(id, problem, &weights[..n_weights]);
         // SAFETY: every address is a buffer of the model, made for the largest bucket, that lives as long as the model,
         // which outlives its graphs.
         unsafe { loaded.launch(&args, self.stream.cast())? };
