@@ -10,14 +10,17 @@ $#-
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     read once
 //   o           [m, heads, head_dim]         BF16                              written
 //
-//   block = head_dim / 4 threads, one token and head, four columns each; grid = (tokens, heads); no shared memory
+//   block = whole warps, one token and head, four columns a thread; grid = (tokens, heads); no shared memory
 //
+// What a short step waits for is memory, so the parts of up to kBatch splits are asked for at once, before it is known
+// whether they have keys and whether the row is a token.
 // Exactness: f32 sums in the order of the splits, one rounding to BF16.
 #include "lib/words.cuh"
 #include "arch/bf16.cuh"
 #include "arch/dependent.cuh"
 #include "lib/math.cuh"
 #include "lib/bucket.cuh"
+#include "lib/lanes.cuh"
 #include "lib/attended.cuh"
 
 struct Config {
@@ -32,48 +35,104 @@ struct Config {
 };
 static_assert(Config::kRopeDim % 4 == 0, "a thread's columns are rotated, or they are not");
 
-extern "C" __global__ void __launch_bounds__(Config::kHeadDim / 4, 1)
+constexpr int kThreads = round_up(Config::kHeadDim / 4, 32);
+constexpr int kBatch = 16;  // splits whose parts are under way together
+
+// Four columns of a batch of splits.
+struct Parts {
+  float4 of[kBatch];
+
+  __device__ __forceinline__ void load(const float* from, int64_t stride, int n_splits) {
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (i < n_splits) of[i] = *reinterpret_cast<const float4*>(from + i * stride);
+    }
+  }
+};
+
+// (maximum, sum) of a split, one in each lane.
+__device__ __forceinline__ float2 load_statistic(const float2* statistics, int64_t rows, int split, int splits) {
+  return split < splits ? statistics[split * rows] : make_float2(0.0f, 0.0f);
+}
+
+// Whether the split has keys; without them nothing was written for it.
+__device__ __forceinline__ bool has_keys(const Attended<Config>& attended, int split, int splits) {
+  const TileRange range = attended.range(split, splits);
+  return split < splits && range.begin < range.end;
+}
+
+// The largest maximum over the splits that have keys, in every lane. `first` is the lane's one of the first batch.
+__device__ __forceinline__ float largest_maximum(float2 first, const float2* statistics,
+                                                 const Attended<Config>& attended, int64_t rows, int splits) {
+  constexpr uint32_t kMinusInfinity = 0xFF800000u;
+  int split = threadIdx.x % kBatch;
+  float most = has_keys(attended, split, splits) ? first.x : __uint_as_float(kMinusInfinity);
+  for (split += kBatch; split < splits; split += kBatch) {
+    if (has_keys(attended, split, splits)) most = fmaxf(most, statistics[split * rows].x);
+  }
+  return lane_maximum(most, kBatch);
+}
+
+// Adds the weighed parts of a batch from split `begin` on. A lane makes the weight of one split for all lanes.
+__device__ __forceinline__ void add_batch(float4& values, float& sum, const Parts& parts, float2 statistic,
+                                          const Attended<Config>& attended, float most, int begin, int splits) {
+  const float weight = exp2_defined(statistic.x - most);
+  const unsigned with_keys = __ballot_sync(~0u, has_keys(attended, begin + threadIdx.x % kBatch, splits));
+#pragma unroll
+  for (int i = 0; i < kBatch; ++i) {
+    if ((with_keys >> i & 1u) == 0) continue;
+    const float weight_i = __shfl_sync(~0u, weight, i);
+    sum = __fmaf_rn(weight_i, __shfl_sync(~0u, statistic.y, i), sum);
+    values.x = __fmaf_rn(weight_i, parts.of[i].x, values.x);
+    values.y = __fmaf_rn(weight_i, parts.of[i].y, values.y);
+    values.z = __fmaf_rn(weight_i, parts.of[i].z, values.z);
+    values.w = __fmaf_rn(weight_i, parts.of[i].w, values.w);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
     attend_combine(const float* workspace, const float* sinks, const float2* rope, const int* positions, bf16* o,
                    const int* m_on_device, int m, int splits) {
   launch_dependents();
+  const float sink = sinks[blockIdx.y] * kLog2E;
   wait_for_dependency();
   const int token = blockIdx.x;
-  if (token >= actual_tokens(m_on_device, m)) return;
-  const int position = positions[token];
-  const Attended<Config> attended(position);
   const int64_t rows = int64_t{m} * Config::kHeads;
   const int64_t row = int64_t{token} * Config::kHeads + blockIdx.y;
   const float2* statistics = reinterpret_cast<const float2*>(workspace + splits * rows * Config::kHeadDim) + row;
-  float most = -__int_as_float(0x7F800000);
-  for (int split = 0; split < splits; ++split) {
-    const TileRange range = attended.range(split, splits);
-    if (range.begin < range.end) most = fmaxf(most, statistics[split * rows].x);
-  }
   const int column = threadIdx.x * 4;
-  float2 left = make_float2(0.0f, 0.0f);
-  float2 right = make_float2(0.0f, 0.0f);
+  workspace += row * Config::kHeadDim + column;
+  // No condition on the row stands before these loads: it would be one more wait for memory ahead of them.
+  Parts parts;
+  const bool has_columns = column < Config::kHeadDim;
+  parts.load(workspace, rows * Config::kHeadDim, has_columns ? splits : 0);
+  const int batch_lane = threadIdx.x % kBatch;
+  float2 statistic = load_statistic(statistics, rows, batch_lane, splits);
+  const int noted_position = positions[token];
+  const bool is_there = token < actual_tokens(m_on_device, m);
+  // A row that is no token has any number there, which must not become an address.
+  const int position = is_there ? noted_position : 0;
+  const Attended<Config> attended(position);
+  const float most = largest_maximum(statistic, statistics, attended, rows, splits);
+  float4 values = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   float sum = 0.0f;
-#pragma unroll 4
-  for (int split = 0; split < splits; ++split) {
-    const TileRange range = attended.range(split, splits);
-    if (range.begin == range.end) continue;  // nothing was written
-    const float2 of_split = statistics[split * rows];
-    const float weight = exp2_defined(of_split.x - most);
-    const float4 part =
-        *reinterpret_cast<const float4*>(workspace + (split * rows + row) * Config::kHeadDim + column);
-    sum = __fmaf_rn(weight, of_split.y, sum);
-    left = make_float2(__fmaf_rn(weight, part.x, left.x), __fmaf_rn(weight, part.y, left.y));
-    right = make_float2(__fmaf_rn(weight, part.z, right.x), __fmaf_rn(weight, part.w, right.y));
+  add_batch(values, sum, parts, statistic, attended, most, 0, splits);
+#pragma unroll 1
+  for (int begin = kBatch; begin < splits; begin += kBatch) {
+    parts.load(workspace + begin * rows * Config::kHeadDim, rows * Config::kHeadDim, has_columns ? splits - begin : 0);
+    statistic = load_statistic(statistics, rows, begin + batch_lane, splits);
+    add_batch(values, sum, parts, statistic, attended, most, begin, splits);
   }
-  const float inverse = 1.0f / (sum + exp2_defined(sinks[blockIdx.y] * kLog2E - most));
-  left = make_float2(left.x * inverse, left.y * inverse);
-  right = make_float2(right.x * inverse, right.y * inverse);
+  const float inverse = 1.0f / (sum + exp2_defined(sink - most));
+  float2 left = make_float2(values.x * inverse, values.y * inverse);
+  float2 right = make_float2(values.z * inverse, values.w * inverse);
   const int rotated = column - (Config::kHeadDim - Config::kRopeDim);
-  if (rotated >= 0) {
+  if (has_columns && rotated >= 0) {
     const float2* turns = rope + int64_t{position} * (Config::kRopeDim / 2) + rotated / 2;
     left = rotated_back(left, turns[0]);
     right = rotated_back(right, turns[1]);
   }
+  if (!is_there || !has_columns) return;
   const uint2 bits = make_uint2(pair_from_floats(left.x, left.y), pair_from_floats(right.x, right.y));
   *reinterpret_cast<uint2*>(o + row * Config::kHeadDim + column) = bits;
 }

@@ -152,7 +152,7 @@ pub fn attend_combine(shape: &AttendShape, arch: &ArchSpec, m: u32) -> Op {
         ("top_k", top_k.into()),
         ("window", shape.window.into()),
     ];
-    let threads = shape.head_dim / 4;
+    let threads = (shape.head_dim / 4).next_multiple_of(32);
     Op { kernel: request("attend_combine", values), grid: [m, shape.heads, 1], threads, smem_bytes: 0 }
 }
 

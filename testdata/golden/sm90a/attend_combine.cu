@@ -8,8 +8,10 @@
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     read once
 //   o           [m, heads, head_dim]         BF16                              written
 //
-//   block = head_dim / 4 threads, one token and head, four columns each; grid = (tokens, heads); no shared memory
+//   block = whole warps, one token and head, four columns a thread; grid = (tokens, heads); no shared memory
 //
+// What a short step waits for is memory, so the parts of up to kBatch splits are asked for at once, before it is known
+// whether they have keys and whether the row is a token.
 // Exactness: f32 sums in the order of the splits, one rounding to BF16.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
@@ -35,7 +37,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 17 "templates/attend_combine/kernel.cu"
+#line 19 "templates/attend_combine/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -59,7 +61,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 18 "templates/attend_combine/kernel.cu"
+#line 20 "templates/attend_combine/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -71,7 +73,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 19 "templates/attend_combine/kernel.cu"
+#line 21 "templates/attend_combine/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -110,7 +112,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 20 "templates/attend_combine/kernel.cu"
+#line 22 "templates/attend_combine/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -118,7 +120,58 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 21 "templates/attend_combine/kernel.cu"
+#line 23 "templates/attend_combine/kernel.cu"
+#line 1 "templates/lib/lanes.cuh"
+// Sums over the lanes of a warp and the warps of a block, in an order that never changes.
+
+// The sum over all lanes, the same bits in each: a butterfly adds the same pairs on both sides.
+__device__ __forceinline__ float lane_sum(float value) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
+
+// The largest over `width` neighbouring lanes, a power of two. A NaN takes no part.
+__device__ __forceinline__ float lane_maximum(float value, int width) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    if (step < width) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
+  }
+  return value;
+}
+
+// One step of spread_sums and those after it: as a template, for only constant places of `values` stay in registers.
+template <int kWidth>
+__device__ __forceinline__ void spread_step(float (&values)[32], int lane) {
+  const bool is_upper = (lane & kWidth) != 0;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    const float kept = is_upper ? values[i + kWidth] : values[i];
+    const float given = is_upper ? values[i] : values[i + kWidth];
+    values[i] = kept + __shfl_xor_sync(~0u, given, kWidth);
+  }
+  if constexpr (kWidth > 1) spread_step<kWidth / 2>(values, lane);
+}
+
+// Sums 32 values over the lanes at once; lane i gets the sum of value i. In each step a lane gives away the half of its
+// values that the other one keeps: 31 shuffles in place of 160.
+__device__ __forceinline__ float spread_sums(float (&values)[32], int lane) {
+  spread_step<16>(values, lane);
+  return values[0];
+}
+
+// The sum over the threads of `n_warps` warps, warp by warp in ascending order; `sync` joins them. `shared` has a float
+// for each of them.
+template <class Sync>
+__device__ __forceinline__ float thread_sum(float value, float* shared, int n_warps, Sync sync) {
+  value = lane_sum(value);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  sync();
+  float sum = 0.0f;
+  for (int warp = 0; warp < n_warps; ++warp) sum += shared[warp];
+  return sum;
+}
+#line 24 "templates/attend_combine/kernel.cu"
 #line 1 "templates/lib/attended.cuh"
 // The keys of a token in the order in which they are summed: its window from the oldest position on, then its entries.
 
@@ -162,7 +215,7 @@ constexpr float kLog2E = 1.44269502162933349609375f;
 __device__ __forceinline__ float2 rotated_back(float2 pair, float2 turn) {
   return make_float2(__fmaf_rn(pair.y, turn.y, pair.x * turn.x), __fmaf_rn(-pair.x, turn.y, pair.y * turn.x));
 }
-#line 22 "templates/attend_combine/kernel.cu"
+#line 25 "templates/attend_combine/kernel.cu"
 
 struct Config {
   static constexpr Compressed kCompressed = Compressed::kListed;
@@ -176,48 +229,104 @@ struct Config {
 };
 static_assert(Config::kRopeDim % 4 == 0, "a thread's columns are rotated, or they are not");
 
-extern "C" __global__ void __launch_bounds__(Config::kHeadDim / 4, 1)
+constexpr int kThreads = round_up(Config::kHeadDim / 4, 32);
+constexpr int kBatch = 16;  // splits whose parts are under way together
+
+// Four columns of a batch of splits.
+struct Parts {
+  float4 of[kBatch];
+
+  __device__ __forceinline__ void load(const float* from, int64_t stride, int n_splits) {
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (i < n_splits) of[i] = *reinterpret_cast<const float4*>(from + i * stride);
+    }
+  }
+};
+
+// (maximum, sum) of a split, one in each lane.
+__device__ __forceinline__ float2 load_statistic(const float2* statistics, int64_t rows, int split, int splits) {
+  return split < splits ? statistics[split * rows] : make_float2(0.0f, 0.0f);
+}
+
+// Whether the split has keys; without them nothing was written for it.
+__device__ __forceinline__ bool has_keys(const Attended<Config>& attended, int split, int splits) {
+  const TileRange range = attended.range(split, splits);
+  return split < splits && range.begin < range.end;
+}
+
+// The largest maximum over the splits that have keys, in every lane. `first` is the lane's one of the first batch.
+__device__ __forceinline__ float largest_maximum(float2 first, const float2* statistics,
+                                                 const Attended<Config>& attended, int64_t rows, int splits) {
+  constexpr uint32_t kMinusInfinity = 0xFF800000u;
+  int split = threadIdx.x % kBatch;
+  float most = has_keys(attended, split, splits) ? first.x : __uint_as_float(kMinusInfinity);
+  for (split += kBatch; split < splits; split += kBatch) {
+    if (has_keys(attended, split, splits)) most = fmaxf(most, statistics[split * rows].x);
+  }
+  return lane_maximum(most, kBatch);
+}
+
+// Adds the weighed parts of a batch from split `begin` on. A lane makes the weight of one split for all lanes.
+__device__ __forceinline__ void add_batch(float4& values, float& sum, const Parts& parts, float2 statistic,
+                                          const Attended<Config>& attended, float most, int begin, int splits) {
+  const float weight = exp2_defined(statistic.x - most);
+  const unsigned with_keys = __ballot_sync(~0u, has_keys(attended, begin + threadIdx.x % kBatch, splits));
+#pragma unroll
+  for (int i = 0; i < kBatch; ++i) {
+    if ((with_keys >> i & 1u) == 0) continue;
+    const float weight_i = __shfl_sync(~0u, weight, i);
+    sum = __fmaf_rn(weight_i, __shfl_sync(~0u, statistic.y, i), sum);
+    values.x = __fmaf_rn(weight_i, parts.of[i].x, values.x);
+    values.y = __fmaf_rn(weight_i, parts.of[i].y, values.y);
+    values.z = __fmaf_rn(weight_i, parts.of[i].z, values.z);
+    values.w = __fmaf_rn(weight_i, parts.of[i].w, values.w);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
     attend_combine(const float* workspace, const float* sinks, const float2* rope, const int* positions, bf16* o,
                    const int* m_on_device, int m, int splits) {
   launch_dependents();
+  const float sink = sinks[blockIdx.y] * kLog2E;
   wait_for_dependency();
   const int token = blockIdx.x;
-  if (token >= actual_tokens(m_on_device, m)) return;
-  const int position = positions[token];
-  const Attended<Config> attended(position);
   const int64_t rows = int64_t{m} * Config::kHeads;
   const int64_t row = int64_t{token} * Config::kHeads + blockIdx.y;
   const float2* statistics = reinterpret_cast<const float2*>(workspace + splits * rows * Config::kHeadDim) + row;
-  float most = -__int_as_float(0x7F800000);
-  for (int split = 0; split < splits; ++split) {
-    const TileRange range = attended.range(split, splits);
-    if (range.begin < range.end) most = fmaxf(most, statistics[split * rows].x);
-  }
   const int column = threadIdx.x * 4;
-  float2 left = make_float2(0.0f, 0.0f);
-  float2 right = make_float2(0.0f, 0.0f);
+  workspace += row * Config::kHeadDim + column;
+  // No condition on the row stands before these loads: it would be one more wait for memory ahead of them.
+  Parts parts;
+  const bool has_columns = column < Config::kHeadDim;
+  parts.load(workspace, rows * Config::kHeadDim, has_columns ? splits : 0);
+  const int batch_lane = threadIdx.x % kBatch;
+  float2 statistic = load_statistic(statistics, rows, batch_lane, splits);
+  const int noted_position = positions[token];
+  const bool is_there = token < actual_tokens(m_on_device, m);
+  // A row that is no token has any number there, which must not become an address.
+  const int position = is_there ? noted_position : 0;
+  const Attended<Config> attended(position);
+  const float most = largest_maximum(statistic, statistics, attended, rows, splits);
+  float4 values = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   float sum = 0.0f;
-#pragma unroll 4
-  for (int split = 0; split < splits; ++split) {
-    const TileRange range = attended.range(split, splits);
-    if (range.begin == range.end) continue;  // nothing was written
-    const float2 of_split = statistics[split * rows];
-    const float weight = exp2_defined(of_split.x - most);
-    const float4 part =
-        *reinterpret_cast<const float4*>(workspace + (split * rows + row) * Config::kHeadDim + column);
-    sum = __fmaf_rn(weight, of_split.y, sum);
-    left = make_float2(__fmaf_rn(weight, part.x, left.x), __fmaf_rn(weight, part.y, left.y));
-    right = make_float2(__fmaf_rn(weight, part.z, right.x), __fmaf_rn(weight, part.w, right.y));
+  add_batch(values, sum, parts, statistic, attended, most, 0, splits);
+#pragma unroll 1
+  for (int begin = kBatch; begin < splits; begin += kBatch) {
+    parts.load(workspace + begin * rows * Config::kHeadDim, rows * Config::kHeadDim, has_columns ? splits - begin : 0);
+    statistic = load_statistic(statistics, rows, begin + batch_lane, splits);
+    add_batch(values, sum, parts, statistic, attended, most, begin, splits);
   }
-  const float inverse = 1.0f / (sum + exp2_defined(sinks[blockIdx.y] * kLog2E - most));
-  left = make_float2(left.x * inverse, left.y * inverse);
-  right = make_float2(right.x * inverse, right.y * inverse);
+  const float inverse = 1.0f / (sum + exp2_defined(sink - most));
+  float2 left = make_float2(values.x * inverse, values.y * inverse);
+  float2 right = make_float2(values.z * inverse, values.w * inverse);
   const int rotated = column - (Config::kHeadDim - Config::kRopeDim);
-  if (rotated >= 0) {
+  if (has_columns && rotated >= 0) {
     const float2* turns = rope + int64_t{position} * (Config::kRopeDim / 2) + rotated / 2;
     left = rotated_back(left, turns[0]);
     right = rotated_back(right, turns[1]);
   }
+  if (!is_there || !has_columns) return;
   const uint2 bits = make_uint2(pair_from_floats(left.x, left.y), pair_from_floats(right.x, right.y));
   *reinterpret_cast<uint2*>(o + row * Config::kHeadDim + column) = bits;
 }

@@ -5,7 +5,7 @@
 //
 //   operand    shape                 in memory        written / read
 //   logits     [m, experts]          f32, row-major   read once
-//   bias       [experts]             f32, or null     added for the choice only
+//   bias       [experts]             f32, or null     added for the choice, read before the launch ahead has ended
 //   tid2eid    [vocabulary, top_k]   int32, or null   the choice by token id, with kIsHashed
 //   token_ids  [m]                   int32            read with kIsHashed
 //   experts    [m, top_k]            int32            written
@@ -13,9 +13,9 @@
 //
 //   block = kWarps warps, one token each; lane l has experts l, l + 32, ..; no shared memory, no barriers
 //
-// By score: the largest of score + bias, one after the other; ties to the lower index. A logit or biased score that is
-// not finite, a token id or a table entry out of range make all weights of the token NaN, so that it shows; the experts
-// stay within range, so that nothing is read beyond the end.
+// By score: the largest of score + bias, one after the other, by two reductions over a warp each; ties to the lower
+// index. A logit or biased score that is not finite, a token id or a table entry out of range make all weights of the
+// token NaN, so that it shows; the experts stay within range, so that nothing is read beyond the end.
 // Exactness: f32; the chosen scores are added in the order of their slots.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
@@ -268,55 +268,54 @@ constexpr int kPerLane = ceil_divide(Config::kExperts, 32);
 constexpr int kNoExpert = 0x7FFFFFFF;
 static_assert(Config::kTopK <= 32 && Config::kTopK <= Config::kExperts, "a lane to a slot, an expert to a slot");
 
-// The experts of a lane: their scores, and what they are chosen by.
+// Positive integers in the order of finite numbers; -0 equals 0.
+__device__ __forceinline__ uint32_t ordered(float value) {
+  const uint32_t bits = __float_as_uint(value + 0.0f);
+  const uint32_t key = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+  return key == 0 ? 1 : key;
+}
+
+// The experts of a lane: their scores, and what they are chosen by, zero once they are taken.
 struct Candidates {
   float score[kPerLane];
-  float biased[kPerLane];
+  uint32_t key[kPerLane];
   bool is_bad = false;
 
-  __device__ __forceinline__ void load(const float* logits, const float* bias, int lane) {
+  __device__ __forceinline__ void load(const float* logits, const float (&bias)[kPerLane], int lane) {
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
       const int expert = i * 32 + lane;
-      score[i] = biased[i] = 0.0f;
+      score[i] = 0.0f;
+      key[i] = 0;
       if (expert >= Config::kExperts) continue;
       const float logit = logits[expert];
       score[i] = sqrtf(softplus(logit));
-      biased[i] = score[i] + (bias == nullptr ? 0.0f : bias[expert]);
-      is_bad |= !is_finite(logit) || !is_finite(biased[i]);
+      const float biased = score[i] + bias[i];
+      key[i] = ordered(biased);
+      is_bad |= !is_finite(logit) || !is_finite(biased);
     }
   }
 
-  // The best expert of all lanes that is not in `taken`, a bit for each of this lane's; its score comes along.
-  __device__ __forceinline__ int best(float& best_score, uint32_t& taken, int lane) const {
-    float value = 0.0f, own_score = 0.0f;
-    int expert = kNoExpert;
+  // Takes the best expert of all lanes, the lowest of equals; its score comes along.
+  __device__ __forceinline__ int take_best(float& best_score, int lane) {
+    uint32_t best_key = 0;
+    float own_score = 0.0f;
+    int own_expert = lane;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
-      const bool is_open = i * 32 + lane < Config::kExperts && (taken >> i & 1u) == 0;
-      // The comparison is false for NaN, which therefore only wins where nothing else is left.
-      if (is_open && (expert == kNoExpert || biased[i] > value)) {
-        value = biased[i];
+      if (key[i] > best_key) {
+        best_key = key[i];
         own_score = score[i];
-        expert = i * 32 + lane;
+        own_expert = i * 32 + lane;
       }
     }
+    const bool is_best = best_key == __reduce_max_sync(~0u, best_key);
+    const int expert = __reduce_min_sync(~0u, is_best ? own_expert : kNoExpert);
+    best_score = __shfl_sync(~0u, own_score, expert % 32);
 #pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-      const float other_value = __shfl_xor_sync(~0u, value, step);
-      const float other_score = __shfl_xor_sync(~0u, own_score, step);
-      const int other = __shfl_xor_sync(~0u, expert, step);
-      const bool is_better = expert == kNoExpert || other_value > value || (!(value > other_value) && other < expert);
-      if (other != kNoExpert && is_better) {
-        value = other_value;
-        own_score = other_score;
-        expert = other;
-      }
+    for (int i = 0; i < kPerLane; ++i) {
+      if (expert == i * 32 + lane) key[i] = 0;
     }
-    // With NaN among them lanes may disagree, so the first lane decides: what it has is some lane's open expert.
-    expert = __shfl_sync(~0u, expert, 0);
-    best_score = __shfl_sync(~0u, own_score, 0);
-    if (expert % 32 == lane) taken |= 1u << (expert / 32);
     return expert;
   }
 };
@@ -325,12 +324,17 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32)
     route(const float* logits, const float* bias, const int* tid2eid, const int* token_ids, int* experts,
           float* weights, const int* m_on_device, int m) {
   launch_dependents();
-  wait_for_dependency();
   const int token = blockIdx.x * Config::kWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
+  float own_bias[kPerLane] = {};
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    if (bias != nullptr && i * 32 + lane < Config::kExperts) own_bias[i] = bias[i * 32 + lane];
+  }
+  wait_for_dependency();
   if (token >= actual_tokens(m_on_device, m)) return;
   const float* row = logits + int64_t{token} * Config::kExperts;
   Candidates candidates;
-  candidates.load(row, bias, lane);
+  candidates.load(row, own_bias, lane);
   bool is_bad = __any_sync(~0u, candidates.is_bad);
   int own_expert = 0;
   float own_score = 0.0f;
@@ -344,11 +348,10 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32)
     own_expert = is_there ? expert : lane % Config::kExperts;
     own_score = sqrtf(softplus(row[own_expert]));
   } else {
-    uint32_t taken = 0;
 #pragma unroll
     for (int slot = 0; slot < Config::kTopK; ++slot) {
       float score;
-      const int expert = candidates.best(score, taken, lane);
+      const int expert = candidates.take_best(score, lane);
       if (lane == slot) {
         own_expert = expert;
         own_score = score;
