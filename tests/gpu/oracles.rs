@@ -14,7 +14,7 @@ use tilekiln::kernels::runner::Element;
 use tilekiln::models::dsv4::config_file::ConfigFile;
 use tilekiln::models::dsv4::forward::{Forward, ForwardError, ForwardOptions, Imposed};
 use tilekiln::models::dsv4::reference::{
-    self, Activation, LinearRounding, Matrix, Op, Options, Reference, ReferenceError, ScaleSource,
+    self, Activation, Matrix, Op, Options, Reference, ReferenceError, ScaleSource,
 };
 use tilekiln::models::dsv4::weights::{LoadOptions, Loaded, Weights};
 use tilekiln::models::dsv4::{Config, LayerKind, inventory_of};
@@ -52,6 +52,7 @@ pub fn cases() -> Vec<Case> {
             cases.push(case(directory, "a4 with the file's scales", a4_checkpoint));
         }
     }
+    cases.push(Case { name: "oracle: all seven together".to_string(), run: Box::new(together) });
     cases.push(case("small-nvfp4", "DeepSeek's own numerics, each layer", deepseek_numerics));
     cases.push(case("wide-nvfp4", "DeepSeek's own numerics, each layer", deepseek_numerics));
     cases.push(case("small-native", "MXFP4 experts as NVFP4", native_as_nvfp4));
@@ -167,53 +168,74 @@ fn agreement(a: &[f32], b: &[f32], vocabulary: usize) -> f64 {
     100.0 * same as f64 / rows.len() as f64
 }
 
-/// What our logits are held against.
+/// What our logits are held against: the oracle's f32 logits, and its own bf16 version, with the inputs and outputs of
+/// every linear rounded.
+///
+/// Which expert or pick a tiny random model takes hangs on the last bit of a sum, so one model says little: moving the
+/// streams by a millionth moves the error of the bf16 version itself from 0.023 to 0.035 in `wide-nvfp4_full`. So a
+/// model by itself may have half as much error again, and all of them together a fifth.
 struct Yardstick<'a> {
     exact: &'a [f32],
-    /// The oracle's own bf16 version: inputs and outputs of every linear rounded.
     bf16: &'a [f32],
-    /// The same roundings by our reference. A rounding more or less in a sum flips an expert or a pick of a tiny random
-    /// model, so one version is a sample of one: this is a second one.
-    second: Vec<f32>,
     vocabulary: usize,
 }
 
+const LIMIT_OF_ONE: f64 = 1.5;
+const LIMIT_OF_ALL: f64 = 1.2;
+
 impl<'a> Yardstick<'a> {
     fn of(oracle: &'a Oracle) -> Result<Self, Failure> {
-        let loaded = oracle.weights()?;
-        let numerics = Options { linear_rounding: LinearRounding::Bf16, ..Options::default() };
-        let mut reference = Reference::new(&loaded.weights, &loaded.config, numerics)?;
-        let mut sequence = reference.sequence();
-        let second = reference.forward(&mut sequence, &oracle.tokens, &mut ())?.values;
         let [exact, bf16] = [oracle.expected("logits")?, oracle.expected("logits_bf16_linears")?];
-        Ok(Self { exact, bf16, second, vocabulary: loaded.config.vocabulary as usize })
+        Ok(Self { exact, bf16, vocabulary: oracle.config.config.vocabulary as usize })
     }
 
-    /// Refuses logits further from the exact ones than bf16 versions are.
-    fn judge(&self, what: &str, ours: &[f32]) -> Result<(), Failure> {
+    /// Our error over the yardstick's; refuses logits that are not finite, far off, or choose other tokens.
+    fn judge(&self, what: &str, ours: &[f32]) -> Result<f64, Failure> {
         let vocabulary = self.vocabulary;
         if let Some(idx) = ours.iter().position(|value| !value.is_finite()) {
             return Err(format!("{what}: row {} column {} is {}", idx / vocabulary, idx % vocabulary, ours[idx]).into());
         }
-        let versions = [ours, self.bf16, &self.second[..]];
-        let [error, first, second] = versions.map(|logits| relative(logits, self.exact));
-        let [agree, first_agree, second_agree] = versions.map(|logits| agreement(logits, self.exact, vocabulary));
+        let [error, yardstick] = [ours, self.bf16].map(|logits| relative(logits, self.exact));
+        let [agree, agree_least] = [ours, self.bf16].map(|logits| agreement(logits, self.exact, vocabulary));
+        let ratio = error / yardstick;
         println!(
-            "        {what}: error {error:.4}, {:.2} times the oracle's bf16 {first:.4} and {:.2} times ours on the \
-             CPU {second:.4}; argmax {agree:.1} %, {first_agree:.1} %, {second_agree:.1} %",
-            error / first,
-            error / second
+            "        {what}: error {error:.4}, {ratio:.2} times the oracle's bf16 {yardstick:.4}; argmax {agree:.1} %, \
+             {agree_least:.1} %"
         );
-        let yardstick = first.max(second);
-        if error > 1.2 * yardstick {
-            return Err(format!("{what}: error {error:.4}, more than 1.2 times the yardstick's {yardstick:.4}").into());
+        if ratio > LIMIT_OF_ONE {
+            return Err(format!("{what}: error {error:.4}, the yardstick's is {yardstick:.4}").into());
         }
-        let least = first_agree.min(second_agree);
-        if agree < least - 3.0 {
-            return Err(format!("{what}: argmax agrees in {agree:.1} %, the yardstick's in {least:.1} %").into());
+        if agree < agree_least - 3.0 {
+            return Err(format!("{what}: argmax agrees in {agree:.1} %, the yardstick's in {agree_least:.1} %").into());
         }
-        Ok(())
+        Ok(ratio)
     }
+}
+
+/// All seven models: the errors over the yardsticks, on geometric average.
+fn together(context: &mut Context) -> Result<usize, Failure> {
+    let mut logs = [0.0, 0.0];
+    for directory in DIRECTORIES {
+        let oracle = Oracle::open(directory)?;
+        let yardstick = Yardstick::of(&oracle)?;
+        let mut forward = oracle.forward(context, &options())?;
+        let whole = forward.logits(0, &oracle.tokens)?;
+        logs[0] += yardstick.judge(directory, &whole)?.ln();
+        forward.release(0);
+        let mut one_by_one = forward.logits(0, &oracle.tokens[..100])?;
+        for token in &oracle.tokens[100..] {
+            one_by_one.extend(forward.logits(0, &[*token])?);
+        }
+        logs[1] += yardstick.judge(directory, &one_by_one)?.ln();
+    }
+    let [prefill, decode] = logs.map(|log| (log / DIRECTORIES.len() as f64).exp());
+    println!("        on geometric average {prefill:.3} times the yardstick in prefill, {decode:.3} in decode");
+    if prefill.max(decode) > LIMIT_OF_ALL {
+        return Err(
+            format!("error over yardstick {prefill:.3} and {decode:.3}, expected at most {LIMIT_OF_ALL}").into()
+        );
+    }
+    Ok(2 * DIRECTORIES.len())
 }
 
 fn prefill(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
