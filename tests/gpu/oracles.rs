@@ -11,13 +11,14 @@ use tilekiln::device::DevicePointer;
 use tilekiln::dispatch::PrepareOptions;
 use tilekiln::engine::{EngineError, LanguageModel, Observer, OpId, Sampling, TensorFiles, View};
 use tilekiln::kernels::runner::Element;
+use tilekiln::models::Checkpoint;
 use tilekiln::models::dsv4::config_file::ConfigFile;
 use tilekiln::models::dsv4::forward::{Forward, ForwardError, ForwardOptions, Imposed};
 use tilekiln::models::dsv4::reference::{
     self, Activation, Matrix, Op, Options, Reference, ReferenceError, ScaleSource,
 };
 use tilekiln::models::dsv4::weights::{LoadOptions, Loaded, Weights};
-use tilekiln::models::dsv4::{Config, LayerKind, inventory_of};
+use tilekiln::models::dsv4::{Config, Formats, LayerKind, inventory_of};
 use tilekiln::problem::Problem;
 
 use crate::context::{Case, Context, Failure};
@@ -52,6 +53,7 @@ pub fn cases() -> Vec<Case> {
             cases.push(case(directory, "a4 with the file's scales", a4_checkpoint));
         }
     }
+    cases.push(Case { name: "a model too large names what fits".to_string(), run: Box::new(too_large) });
     cases.push(Case { name: "oracle: all seven together".to_string(), run: Box::new(together) });
     cases.push(case("small-nvfp4", "DeepSeek's own numerics, each layer", deepseek_numerics));
     cases.push(case("wide-nvfp4", "DeepSeek's own numerics, each layer", deepseek_numerics));
@@ -210,6 +212,28 @@ impl<'a> Yardstick<'a> {
         }
         Ok(ratio)
     }
+}
+
+/// The whole of Flash does not fit on one GPU, and nothing is uploaded to find that out.
+fn too_large(context: &mut Context) -> Result<usize, Failure> {
+    let (free, total) = context.gpu.memory()?;
+    if total > 150 << 30 {
+        return Ok(0);
+    }
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let prepare = PrepareOptions { snapshot: folder.path().join("none"), jit: context.jit.clone(), threads: 16 };
+    let options = ForwardOptions { context: 1024, chunk: 1, ..ForwardOptions::default() };
+    let model = (&Config::FLASH, Formats::of(Checkpoint::Nvfp4));
+    match Forward::synthetic(&context.gpu, model, &options, &prepare) {
+        Err(ForwardError::Memory { needed, layers, all: 43, .. }) if needed > free && (1..43).contains(&layers) => {}
+        Err(other) => return Err(format!("expected too little memory, found: {other}").into()),
+        Ok(_) => return Err("a model of 153 GiB was loaded".to_string().into()),
+    }
+    let (free_after, _) = context.gpu.memory()?;
+    if free_after + (64 << 20) < free {
+        return Err(format!("{free} bytes were free before the refusal, {free_after} after it").into());
+    }
+    Ok(2)
 }
 
 /// All seven models: the errors over the yardsticks, on geometric average.
