@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 
+use super::super::Config;
 use super::super::reference::{Activation, RouterWeight, ScaleSource};
 use super::device_weights::{DeviceLayer, Projection};
 use super::ops::{Kernel, SLOT_CHUNK};
@@ -126,21 +127,15 @@ impl ScaleTable {
     }
 
     /// What each op of each layer has met since the last time.
-    pub fn read_counters(&self) -> Result<Vec<(OpId, Counters)>, ForwardError> {
-        let count = self.layers * QUANTISED.len();
-        let numbers: Vec<u32> = self.counters.download(4 * count)?;
+    pub fn read_counters(&self, config: &Config) -> Result<Vec<(OpId, Counters)>, ForwardError> {
+        let numbers: Vec<u32> = self.counters.download(4 * self.layers * QUANTISED.len())?;
         self.counters.set_bytes(0)?;
-        let mut all = Vec::with_capacity(count);
-        for (idx, found) in numbers.chunks_exact(4).enumerate() {
-            let id = OpId { name: QUANTISED[idx % QUANTISED.len()], layer: Some(idx / QUANTISED.len()) };
-            let counters = Counters {
-                blocks: found[0].into(),
-                saturated_blocks: found[1].into(),
-                non_finite: NonFinite { count: found[2].into(), first: None },
-                ..Counters::default()
-            };
+        let mut all = Vec::new();
+        for (idx, found) in numbers.as_chunks().0.iter().enumerate() {
+            let name = QUANTISED[idx % QUANTISED.len()];
+            let counters = counters_of(found, columns_of(config, name));
             if counters.blocks > 0 {
-                all.push((id, counters));
+                all.push((OpId { name, layer: Some(idx / QUANTISED.len()) }, counters));
             }
         }
         Ok(all)
@@ -156,6 +151,30 @@ impl ScaleTable {
 
     fn counter_address(&self, layer: usize, name: &str) -> DevicePointer {
         self.counters.pointer() + 16 * (layer * QUANTISED.len() + Self::op_idx(name)) as u64
+    }
+}
+
+/// Columns of the rows that `name`, one of [`QUANTISED`], reads.
+fn columns_of(config: &Config, name: &str) -> u32 {
+    match name {
+        "attn.wq_b" | INDEX_Q => config.q_rank,
+        "attn.wo_b" => config.o_groups * config.o_rank,
+        "ffn.shared.down" => config.shared_experts * config.intermediate,
+        DOWN => config.intermediate,
+        _ => config.hidden,
+    }
+}
+
+/// What a kernel counted: blocks, saturated ones, values that are not finite, and the complement of the place of the
+/// first of these, so that the largest is the first and 0 is none.
+fn counters_of(&[blocks, saturated_blocks, count, complement]: &[u32; 4], columns: u32) -> Counters {
+    let place = (complement != 0).then_some(!complement);
+    let first = place.map(|place| ((place / columns) as usize, (place % columns) as usize));
+    Counters {
+        blocks: blocks.into(),
+        saturated_blocks: saturated_blocks.into(),
+        non_finite: NonFinite { count: count.into(), first },
+        ..Counters::default()
     }
 }
 
@@ -497,6 +516,27 @@ impl Workspaces {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_place_is_a_row_and_a_column() {
+        let first = |place: u32| counters_of(&[64, 2, 3, !place], 32).non_finite;
+        assert_eq!(first(0), NonFinite { count: 3, first: Some((0, 0)) });
+        assert_eq!(first(5 * 32 + 31), NonFinite { count: 3, first: Some((5, 31)) });
+        let clean = counters_of(&[64, 2, 0, 0], 32);
+        assert_eq!((clean.blocks, clean.saturated_blocks), (64, 2));
+        assert_eq!(clean.non_finite, NonFinite::default());
+    }
+
+    #[test]
+    fn every_op_has_the_columns_that_its_rows_are_rounded_in() {
+        for config in [Config::FLASH, Config::PRO] {
+            let known = super::super::ops::quantised_rows(&config);
+            for name in QUANTISED {
+                let k = columns_of(&config, name);
+                assert!(known.iter().any(|(columns, _)| *columns == k), "{name}: no kernel rounds rows of {k}");
+            }
+        }
+    }
 
     #[test]
     fn warm_scales_are_one_for_each_op() {
