@@ -63,6 +63,7 @@ pub fn open(
         report.buffer_bytes as f64 / 1e9,
         report.took.as_secs_f64()
     ));
+    super::say_warnings(&report.shared_scales);
     let sampled = vec![0; size.sequences as usize];
     Ok(Box::new(GpuSession { forward, watch, sampled }))
 }

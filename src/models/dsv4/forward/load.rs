@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::a4::{ScaleTable, Slots, Workspaces, hidden_offset};
+use super::a4::{ScaleTable, SharedScale, Slots, Workspaces, hidden_offset};
 use super::buffers::{Allocator, Caches, StepBuffers, layer_bytes, pages};
 use super::device_weights::{DeviceWeights, Uploader};
 use super::ops::{Bucket, BucketPlan, SLOT_CHUNK, Shapes};
@@ -30,6 +30,8 @@ pub struct LoadReport {
     pub weight_bytes: u64,
     /// Bytes of caches, buffers and workspaces.
     pub buffer_bytes: u64,
+    /// Ops whose gate and up are given different scales of activations, where these are used.
+    pub shared_scales: Vec<SharedScale>,
     /// Uploading and packing.
     pub uploading: Duration,
     /// Everything.
@@ -118,6 +120,7 @@ impl<'a> Builder<'a> {
             kernels: loaded.report(),
             weight_bytes: self.weight_bytes(self.config.layers()),
             buffer_bytes,
+            shared_scales: Vec::new(),
             uploading,
             took: started.elapsed(),
         };
@@ -126,7 +129,7 @@ impl<'a> Builder<'a> {
         let sequences = self.sequences();
         let gpu = gpu.clone();
         let mut forward = Forward { graphs: HashMap::new(), buckets, stream, model, sequences, ledger, report, gpu };
-        forward.model.set_scales()?;
+        forward.report.shared_scales = forward.model.set_scales()?;
         Ok(forward)
     }
 

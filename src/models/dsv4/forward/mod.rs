@@ -18,6 +18,7 @@ mod rows;
 mod synthetic;
 mod watch;
 
+pub use a4::SharedScale;
 pub use error::ForwardError;
 pub use ledger::{Ledger, LedgerEntry, Progress};
 pub use load::LoadReport;
