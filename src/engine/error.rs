@@ -26,6 +26,16 @@ pub enum EngineError {
     /// Who looked on stopped the step.
     #[error(transparent)]
     Observer(Box<dyn std::error::Error + Send + Sync>),
+    /// A launch with other parameters than its kernel has: a bug.
+    #[error("expected {expected} values for the parameters of `{kernel}`, found {found}")]
+    Parameters {
+        /// The kernel's entry point.
+        kernel: String,
+        /// Parameters that it has.
+        expected: usize,
+        /// Values that there are.
+        found: usize,
+    },
     /// A matrix that cannot be packed.
     #[error("`{name}` cannot be packed: {reason}")]
     Packing {

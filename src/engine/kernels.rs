@@ -14,10 +14,17 @@ use crate::kernels::runner::Op;
 
 /// Loaded kernels by request.
 pub struct Kernels {
-    loaded: HashMap<(Request, u32), Arc<Kernel>>,
+    loaded: HashMap<(Request, u32), Loaded>,
     report: KernelsReport,
     can_overlap: bool,
     gpu: Arc<Gpu>,
+}
+
+/// A kernel with the number of its parameters, which the driver is asked for once.
+#[derive(Clone)]
+struct Loaded {
+    kernel: Arc<Kernel>,
+    n_parameters: usize,
 }
 
 /// What was loaded, and how long it took.
@@ -34,7 +41,7 @@ pub struct KernelsReport {
 /// One op, ready to be launched.
 #[derive(Clone)]
 pub struct BoundOp {
-    kernel: Arc<Kernel>,
+    loaded: Loaded,
     geometry: Geometry,
 }
 
@@ -68,7 +75,8 @@ impl Kernels {
             self.report.compiled += usize::from(came_from == CameFrom::Compilation);
             self.report.kernels += 1;
             let kernel = Kernel::load(&self.gpu, &cubin, key.1)?;
-            self.loaded.insert(key, Arc::new(kernel));
+            let n_parameters = kernel.param_sizes()?.len();
+            self.loaded.insert(key, Loaded { kernel: Arc::new(kernel), n_parameters });
         }
         self.report.took += started.elapsed();
         Ok(())
@@ -85,10 +93,10 @@ impl Kernels {
     /// If it was not among the ops that were loaded.
     pub fn bind(&self, op: &Op) -> BoundOp {
         let key = (op.kernel.clone(), op.smem_bytes);
-        let kernel = self.loaded.get(&key).expect("an op is bound after it was loaded").clone();
+        let loaded = self.loaded.get(&key).expect("an op is bound after it was loaded").clone();
         let geometry =
             Geometry { grid: op.grid, threads: op.threads, smem_bytes: op.smem_bytes, is_dependent: self.can_overlap };
-        BoundOp { kernel, geometry }
+        BoundOp { loaded, geometry }
     }
 }
 
@@ -100,10 +108,35 @@ impl BoundOp {
     /// of the sizes given there until the launch has ended.
     ///
     /// # Errors
+    /// [`EngineError::Parameters`] if there are more or fewer values than parameters, before anything is launched;
     /// [`EngineError`] if the driver refuses.
     pub unsafe fn launch(&self, values: &[Value], stream: CUstream) -> Result<(), EngineError> {
-        // SAFETY: passed on to the caller.
-        unsafe { self.kernel.launch_values(&self.geometry, values, stream)? };
+        let Loaded { kernel, n_parameters } = &self.loaded;
+        check_count(kernel.entry(), *n_parameters, values.len())?;
+        // SAFETY: passed on to the caller; there is a value for each parameter.
+        unsafe { kernel.launch_values(&self.geometry, values, stream)? };
         Ok(())
+    }
+}
+
+/// The driver reads a value for each parameter, whether or not there is one: a missing one would be whatever lies
+/// behind the others.
+fn check_count(kernel: &str, expected: usize, found: usize) -> Result<(), EngineError> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(EngineError::Parameters { kernel: kernel.to_string(), expected, found })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_too_many_or_too_few_is_a_sentence() {
+        assert!(check_count("amax", 5, 5).is_ok());
+        let refusal = |found| check_count("amax", 5, found).unwrap_err().to_string();
+        assert_eq!(refusal(4), "expected 5 values for the parameters of `amax`, found 4");
+        assert_eq!(refusal(6), "expected 5 values for the parameters of `amax`, found 6");
     }
 }

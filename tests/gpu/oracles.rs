@@ -3,6 +3,8 @@
 //! A layer is compared with the CPU reference on the same streams and choices. Whole models run free, and the yardstick
 //! is the oracle's own bf16 version: tiny random models are touchy, so our error is held against its error, not zero.
 
+mod a4;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
@@ -14,9 +16,7 @@ use tilekiln::kernels::runner::Element;
 use tilekiln::models::Checkpoint;
 use tilekiln::models::dsv4::config_file::ConfigFile;
 use tilekiln::models::dsv4::forward::{Forward, ForwardError, ForwardOptions, Imposed};
-use tilekiln::models::dsv4::reference::{
-    self, Activation, Matrix, Op, Options, Reference, ReferenceError, ScaleSource,
-};
+use tilekiln::models::dsv4::reference::{self, Matrix, Op, Options, Reference, ReferenceError};
 use tilekiln::models::dsv4::weights::{LoadOptions, Loaded, Weights};
 use tilekiln::models::dsv4::{Config, Formats, LayerKind, inventory_of};
 use tilekiln::problem::Problem;
@@ -49,14 +49,17 @@ pub fn cases() -> Vec<Case> {
             cases.push(case(directory, name, check));
         }
         if directory.ends_with("full") {
-            cases.push(case(directory, "a4 with a scale a token", a4_per_token));
-            cases.push(case(directory, "a4 with the file's scales", a4_checkpoint));
+            cases.push(case(directory, "a4 with a scale a token", a4::per_token));
+            cases.push(case(directory, "a4 with the file's scales", a4::checkpoint));
         }
     }
     cases.push(Case { name: "a model too large names what fits".to_string(), run: Box::new(too_large) });
     cases.push(Case { name: "oracle: all seven together".to_string(), run: Box::new(together) });
     cases.push(case("small-nvfp4", "DeepSeek's own numerics, each layer", deepseek_numerics));
     cases.push(case("wide-nvfp4", "DeepSeek's own numerics, each layer", deepseek_numerics));
+    for (name, check) in a4::LAYERS {
+        cases.push(case("small-nvfp4_full", name, check));
+    }
     cases.push(case("small-native", "MXFP4 experts as NVFP4", native_as_nvfp4));
     cases.push(case("small-nvfp4", "graphs sample what logits say", graphs));
     cases.push(case("small-nvfp4", "batch-invariant: the same tokens in any company", company));
@@ -126,9 +129,7 @@ impl Oracle {
     fn choices(&self) -> Result<Choices, Failure> {
         let loaded = self.weights()?;
         let mut reference = Reference::new(&loaded.weights, &loaded.config, Options::default())?;
-        let (mut seen, mut sequence) = (Seen::default(), reference.sequence());
-        reference.forward(&mut sequence, &self.tokens, &mut seen)?;
-        Ok(seen.choices(&loaded.config))
+        Ok(Seen::by(&mut reference, &self.tokens)?.choices(&loaded.config))
     }
 
     fn expected(&self, name: &str) -> Result<&[f32], Failure> {
@@ -349,45 +350,6 @@ fn native_as_nvfp4(context: &mut Context, oracle: &Oracle) -> Result<usize, Fail
     Ok(1)
 }
 
-fn a4_per_token(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
-    a4(context, oracle, ScaleSource::PerToken, "logits_a4_per_token")
-}
-
-fn a4_checkpoint(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
-    a4(context, oracle, ScaleSource::Checkpoint, "logits_a4_checkpoint")
-}
-
-fn a4(context: &mut Context, oracle: &Oracle, source: ScaleSource, name: &str) -> Result<usize, Failure> {
-    let numerics = Options { activation: Activation::A4(source), ..Options::default() };
-    let mut forward = oracle.forward(context, &with_numerics(numerics))?;
-    let logits = forward.logits(0, &oracle.tokens)?;
-    let [a16, exact] = [oracle.expected("logits")?, oracle.expected(name)?];
-    let yardstick = cosine(oracle.expected(&format!("{name}_bf16_linears"))?, exact);
-    let (ours, cost, oracles_cost) = (cosine(&logits, exact), cosine(&logits, a16), cosine(exact, a16));
-    println!(
-        "        {name}: cosine {ours:.3}, the oracle's in bf16 {yardstick:.3}; against a16 {cost:.2}, the oracle's \
-         {oracles_cost:.2}"
-    );
-    if !logits.iter().all(|value| value.is_finite()) {
-        return Err(format!("{name}: logits that are not finite").into());
-    }
-    if ours < yardstick - 0.03 {
-        return Err(format!("{name}: cosine {ours:.3}, expected at least {:.3}", yardstick - 0.03).into());
-    }
-    let counters = forward.read_counters()?;
-    if counters.is_empty() {
-        return Err("no op has counted its blocks".to_string().into());
-    }
-    let warned = counters.iter().filter(|(_, counters)| counters.warning().is_some());
-    let warned: Vec<String> = warned.map(|(op, counters)| format!("{op}: {:?}", counters.warning())).collect();
-    let is_static = source == ScaleSource::Checkpoint;
-    let in_attention = warned.iter().filter(|warning| warning.contains("attn")).count();
-    if is_static == (in_attention == 0) {
-        return Err(format!("warnings of attention under {source:?}: {warned:?}").into());
-    }
-    Ok(1)
-}
-
 fn layers(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
     compare_layers(context, oracle, Options::default(), 0.01)
 }
@@ -403,15 +365,19 @@ fn deepseek_numerics(context: &mut Context, oracle: &Oracle) -> Result<usize, Fa
 fn compare_layers(context: &mut Context, oracle: &Oracle, numerics: Options, limit: f64) -> Result<usize, Failure> {
     let loaded = oracle.weights()?;
     let mut reference = Reference::new(&loaded.weights, &loaded.config, numerics)?;
-    let mut seen = Seen::default();
-    let mut sequence = reference.sequence();
-    reference.forward(&mut sequence, &oracle.tokens, &mut seen)?;
+    let seen = Seen::by(&mut reference, &oracle.tokens)?;
     let mut forward = oracle.forward(context, &with_numerics(numerics))?;
+    layers_within(&mut forward, oracle, &seen, limit)
+}
+
+/// Each layer on what the reference has seen.
+fn layers_within(forward: &mut Forward, oracle: &Oracle, seen: &Seen, limit: f64) -> Result<usize, Failure> {
+    let config = forward.config().clone();
     let mut worst = Vec::new();
     // Choices on the reference's own streams.
     let mut own = Choices::default();
-    for layer in 0..loaded.config.layers() as usize {
-        let imposed = seen.imposed(layer, &loaded.config);
+    for layer in 0..config.layers() as usize {
+        let imposed = seen.imposed(layer, &config);
         let streams = forward.run_layer((layer, &oracle.tokens), &seen.inputs[&layer], &imposed, &mut own)?;
         let error = relative(&streams, &seen.outputs[&layer]);
         worst.push(error);
@@ -420,12 +386,12 @@ fn compare_layers(context: &mut Context, oracle: &Oracle, numerics: Options, lim
             let rows = streams.chunks(row_size).zip(seen.outputs[&layer].chunks(row_size));
             let rows: Vec<f64> = rows.map(|(ours, expected)| relative(ours, expected)).collect();
             let first = rows.iter().position(|error| error.is_nan() || *error > limit);
-            let kind = loaded.config.layer_kinds[layer];
+            let kind = config.layer_kinds[layer];
             let reason = format!("layer {layer} ({kind:?}): relative error {error:.4}, first bad token {first:?}");
             return Err(reason.into());
         }
     }
-    println!("        relative errors by layer: {worst:.4?}; {}", own.flips(&seen.choices(&loaded.config)));
+    println!("        relative errors by layer: {worst:.4?}; {}", own.flips(&seen.choices(&config)));
     Ok(worst.len())
 }
 
@@ -440,6 +406,13 @@ struct Seen {
 }
 
 impl Seen {
+    /// What `reference` is fed and chooses with `tokens` of a new sequence.
+    fn by(reference: &mut Reference, tokens: &[u32]) -> Result<Self, Failure> {
+        let (mut seen, mut sequence) = (Self::default(), reference.sequence());
+        reference.forward(&mut sequence, tokens, &mut seen)?;
+        Ok(seen)
+    }
+
     fn imposed(&self, layer: usize, config: &Config) -> Imposed {
         let row = |picks: &Vec<u32>| {
             let mut row: Vec<i32> = picks.iter().map(|pick| *pick as i32).collect();

@@ -11,13 +11,14 @@ use crate::cli::progress::ProgressView;
 use crate::cli::voice::talk;
 use crate::device::Gpu;
 use crate::dispatch::PrepareOptions;
-use crate::engine::{EngineError, LanguageModel, Limits, Sampling, sampling};
+use crate::engine::{EngineError, LanguageModel, Limits, OpId, Sampling, sampling};
 use crate::environment;
 use crate::jit::{Jit, KernelCache, Search};
 use crate::models::dsv4::Watch;
 use crate::models::dsv4::forward::{DeviceWatch, Forward, ForwardError, ForwardOptions, Progress};
 use crate::models::dsv4::reference::Options;
 use crate::models::dsv4::weights::Loaded;
+use crate::quant::{Counters, NonFinite};
 use crate::store::Database;
 
 /// The model on its GPU.
@@ -62,6 +63,7 @@ pub fn open(
         report.buffer_bytes as f64 / 1e9,
         report.took.as_secs_f64()
     ));
+    super::say_warnings(&report.shared_scales);
     let sampled = vec![0; size.sequences as usize];
     Ok(Box::new(GpuSession { forward, watch, sampled }))
 }
@@ -174,12 +176,23 @@ impl Session for GpuSession {
 
     fn warnings(&self) -> Result<Vec<String>, CliError> {
         let counters = self.forward.read_counters().map_err(failed)?;
-        let warning = |(op, counters): &(_, crate::quant::Counters)| {
-            let op: &crate::engine::OpId = op;
-            counters.warning().map(|warning| format!("{op}: {warning}; {}", warning.hint()))
-        };
-        Ok(counters.iter().filter_map(warning).collect())
+        Ok(counters.iter().flat_map(|(op, counters)| sentences(*op, counters)).collect())
     }
+}
+
+/// What should be said about the activations that `op` has rounded: values that are none first, for they make whatever
+/// else was counted worthless.
+fn sentences(op: OpId, counters: &Counters) -> impl Iterator<Item = String> {
+    let NonFinite { count, first } = counters.non_finite;
+    let place =
+        first.map(|(row, column)| format!(", the first in row {row} of a launch, column {column}")).unwrap_or_default();
+    let bad = (count > 0).then(|| {
+        format!(
+            "{op}: {count} of its input values are not finite{place}; `--check finite=op` names where they come from"
+        )
+    });
+    let scale = counters.warning().map(|warning| format!("{op}: {warning}; {}", warning.hint()));
+    bad.into_iter().chain(scale)
 }
 
 pub fn failed(error: ForwardError) -> CliError {
@@ -201,3 +214,24 @@ pub fn failed(error: ForwardError) -> CliError {
 
 /// Rows of logits are made at least this many at a time, so a part is one step with one head.
 const WATCHED_TOKENS: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_are_none_are_told_by_op_and_layer() {
+        let op = OpId { name: "attn.wo_b", layer: Some(3) };
+        let said = |counters: Counters| sentences(op, &counters).collect::<Vec<_>>();
+        let clean = Counters { blocks: 100, ..Counters::default() };
+        assert!(said(clean).is_empty());
+        let bad = Counters { non_finite: NonFinite { count: 7, first: Some((2, 31)) }, ..clean };
+        let expected = "layers.3.attn.wo_b: 7 of its input values are not finite, the first in row 2 of a launch, \
+                        column 31; \
+                        `--check finite=op` names where they come from";
+        assert_eq!(said(bad), [expected]);
+        let both = said(Counters { saturated_blocks: 50, ..bad });
+        assert_eq!((both.len(), both[0].as_str()), (2, expected));
+        assert!(both[1].starts_with("layers.3.attn.wo_b: activation scale too small: 50.0 % of blocks"), "{both:?}");
+    }
+}

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 
+use super::super::Config;
 use super::super::reference::{Activation, RouterWeight, ScaleSource};
 use super::device_weights::{DeviceLayer, Projection};
 use super::ops::{Kernel, SLOT_CHUNK};
@@ -126,21 +127,15 @@ impl ScaleTable {
     }
 
     /// What each op of each layer has met since the last time.
-    pub fn read_counters(&self) -> Result<Vec<(OpId, Counters)>, ForwardError> {
-        let count = self.layers * QUANTISED.len();
-        let numbers: Vec<u32> = self.counters.download(4 * count)?;
+    pub fn read_counters(&self, config: &Config) -> Result<Vec<(OpId, Counters)>, ForwardError> {
+        let numbers: Vec<u32> = self.counters.download(4 * self.layers * QUANTISED.len())?;
         self.counters.set_bytes(0)?;
-        let mut all = Vec::with_capacity(count);
-        for (idx, found) in numbers.chunks_exact(4).enumerate() {
-            let id = OpId { name: QUANTISED[idx % QUANTISED.len()], layer: Some(idx / QUANTISED.len()) };
-            let counters = Counters {
-                blocks: found[0].into(),
-                saturated_blocks: found[1].into(),
-                non_finite: NonFinite { count: found[2].into(), first: None },
-                ..Counters::default()
-            };
+        let mut all = Vec::new();
+        for (idx, found) in numbers.as_chunks().0.iter().enumerate() {
+            let name = QUANTISED[idx % QUANTISED.len()];
+            let counters = counters_of(found, columns_of(config, name));
             if counters.blocks > 0 {
-                all.push((id, counters));
+                all.push((OpId { name, layer: Some(idx / QUANTISED.len()) }, counters));
             }
         }
         Ok(all)
@@ -156,6 +151,30 @@ impl ScaleTable {
 
     fn counter_address(&self, layer: usize, name: &str) -> DevicePointer {
         self.counters.pointer() + 16 * (layer * QUANTISED.len() + Self::op_idx(name)) as u64
+    }
+}
+
+/// Columns of the rows that `name`, one of [`QUANTISED`], reads.
+fn columns_of(config: &Config, name: &str) -> u32 {
+    match name {
+        "attn.wq_b" | INDEX_Q => config.q_rank,
+        "attn.wo_b" => config.o_groups * config.o_rank,
+        "ffn.shared.down" => config.shared_experts * config.intermediate,
+        DOWN => config.intermediate,
+        _ => config.hidden,
+    }
+}
+
+/// What a kernel counted: blocks, saturated ones, values that are not finite, and the complement of the place of the
+/// first of these, so that the largest is the first and 0 is none.
+fn counters_of(&[blocks, saturated_blocks, count, complement]: &[u32; 4], columns: u32) -> Counters {
+    let place = (complement != 0).then_some(!complement);
+    let first = place.map(|place| ((place / columns) as usize, (place % columns) as usize));
+    Counters {
+        blocks: blocks.into(),
+        saturated_blocks: saturated_blocks.into(),
+        non_finite: NonFinite { count: count.into(), first },
+        ..Counters::default()
     }
 }
 
@@ -398,17 +417,18 @@ impl Model {
         self.quantises(format) || self.options.numerics.router_weight == RouterWeight::BeforeW2
     }
 
-    /// Sets the scales that the policy asks for.
+    /// Sets the scales that the policy asks for. Gives the ops where gate and up would have had different ones.
     ///
     /// # Errors
     /// [`ForwardError::InputScale`] and [`ForwardError::NoInputScale`] where the policy needs the file's.
-    pub(super) fn set_scales(&mut self) -> Result<(), ForwardError> {
-        let Activation::A4(source) = self.options.numerics.activation else { return Ok(()) };
-        let Some(table) = &mut self.scales else { return Ok(()) };
+    pub(super) fn set_scales(&mut self) -> Result<Vec<SharedScale>, ForwardError> {
+        let mut shared = Vec::new();
+        let Activation::A4(source) = self.options.numerics.activation else { return Ok(shared) };
+        let Some(table) = &mut self.scales else { return Ok(shared) };
         let fixed = match source {
             ScaleSource::Fixed(scale) => Some(scale),
             ScaleSource::Checkpoint => None,
-            _ => return Ok(()),
+            _ => return Ok(shared),
         };
         for (layer_idx, layer) in self.weights.layers.iter().enumerate() {
             let find = |name: &'static str, found: &[Option<f32>]| {
@@ -422,24 +442,65 @@ impl Model {
             let whole = [&layer.wq_b, &layer.wo_b, &layer.shared_gate_up, &layer.shared_down];
             for (name, projection) in QUANTISED[2..6].iter().zip(whole) {
                 if projection.format == WeightFormat::Nvfp4 {
-                    let scales = find(name, &projection.input_scales)?;
-                    // Gate and up read one input: the larger scale cuts nothing that the other would keep.
-                    let largest = scales.iter().copied().reduce(|a, b| if b > a { b } else { a });
-                    table.set(layer_idx, name, largest.as_slice());
+                    let mut scales = find(name, &projection.input_scales)?;
+                    if let [gate, up] = scales[..] {
+                        let id = OpId { name, layer: Some(layer_idx) };
+                        scales = larger_of(id, (&[gate], &[up]), &mut shared);
+                    }
+                    table.set(layer_idx, name, &scales);
                 }
             }
             if let Some(indexer) = layer.indexer.as_ref().filter(|i| i.wq_b.format == WeightFormat::Nvfp4) {
                 table.set(layer_idx, INDEX_Q, &find(INDEX_Q, &indexer.wq_b.input_scales)?);
             }
             if layer.experts.format == WeightFormat::Nvfp4 {
-                for (name, which) in [(GATE_UP, 0), (DOWN, 1)] {
-                    let found: Vec<Option<f32>> = layer.experts.input_scales.iter().map(|pair| pair[which]).collect();
-                    table.set(layer_idx, name, &find(name, &found)?);
-                }
+                let part = |idx: usize| layer.experts.input_scales.iter().map(|scales| scales[idx]).collect::<Vec<_>>();
+                let (gate, up) = (find(GATE_UP, &part(0))?, find(GATE_UP, &part(1))?);
+                let id = OpId { name: GATE_UP, layer: Some(layer_idx) };
+                table.set(layer_idx, GATE_UP, &larger_of(id, (&gate, &up), &mut shared));
+                table.set(layer_idx, DOWN, &find(DOWN, &part(2))?);
             }
         }
-        table.upload()
+        table.upload()?;
+        Ok(shared)
     }
+}
+
+/// An op whose gate and up have different scales in the file: one input cannot be rounded by both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedScale {
+    /// The op.
+    pub op: OpId,
+    /// Experts that differ.
+    pub differing: usize,
+    /// Experts of the op.
+    pub experts: usize,
+}
+
+impl std::fmt::Display for SharedScale {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { op, differing, experts } = self;
+        write!(
+            f,
+            "{op}: gate and up have different input_scales in {differing} of {experts} experts; the larger one is used \
+             for both"
+        )
+    }
+}
+
+/// The scale of each expert's input of gate and up: the larger of the two cuts nothing that the other would keep.
+/// Differences are noted in `shared`.
+fn larger_of(
+    op: OpId,
+    (gate, up): (&[TensorScale], &[TensorScale]),
+    shared: &mut Vec<SharedScale>,
+) -> Vec<TensorScale> {
+    let pairs = gate.iter().zip(up);
+    let differing = pairs.clone().filter(|(gate, up)| gate != up).count();
+    if differing > 0 {
+        shared.push(SharedScale { op, differing, experts: gate.len() });
+    }
+    pairs.map(|(gate, up)| if up > gate { *up } else { *gate }).collect()
 }
 
 /// The scales of an op's parts or experts: `fixed`, or the file's, which must be usable.
@@ -497,6 +558,44 @@ impl Workspaces {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gate_and_up_share_the_larger_scale_and_it_is_said() {
+        let scales = |values: [f32; 3]| values.map(|value| TensorScale::multiplier(value).unwrap());
+        let (gate, up) = (scales([0.5, 0.25, 2.0]), scales([0.5, 1.0, 0.125]));
+        let (op, mut shared) = (OpId { name: GATE_UP, layer: Some(3) }, Vec::new());
+        assert_eq!(larger_of(op, (&gate, &up), &mut shared), scales([0.5, 1.0, 2.0]));
+        assert_eq!(shared.len(), 1);
+        assert_eq!(
+            shared[0].to_string(),
+            "layers.3.ffn.experts.gate_up: gate and up have different input_scales in 2 of 3 experts; the larger one \
+             is used for both"
+        );
+        shared.clear();
+        assert_eq!(larger_of(op, (&gate, &gate), &mut shared), gate);
+        assert!(shared.is_empty(), "equal scales are no news");
+    }
+
+    #[test]
+    fn the_first_place_is_a_row_and_a_column() {
+        let first = |place: u32| counters_of(&[64, 2, 3, !place], 32).non_finite;
+        assert_eq!(first(0), NonFinite { count: 3, first: Some((0, 0)) });
+        assert_eq!(first(5 * 32 + 31), NonFinite { count: 3, first: Some((5, 31)) });
+        let clean = counters_of(&[64, 2, 0, 0], 32);
+        assert_eq!((clean.blocks, clean.saturated_blocks), (64, 2));
+        assert_eq!(clean.non_finite, NonFinite::default());
+    }
+
+    #[test]
+    fn every_op_has_the_columns_that_its_rows_are_rounded_in() {
+        for config in [Config::FLASH, Config::PRO] {
+            let known = super::super::ops::quantised_rows(&config);
+            for name in QUANTISED {
+                let k = columns_of(&config, name);
+                assert!(known.iter().any(|(columns, _)| *columns == k), "{name}: no kernel rounds rows of {k}");
+            }
+        }
+    }
 
     #[test]
     fn warm_scales_are_one_for_each_op() {

@@ -263,7 +263,7 @@ impl Caches {
 }
 
 /// Bytes of [`LayerCache`]'s buffers for one layer.
-fn layer_bytes(config: &Config, options: &ForwardOptions, shapes: &Shapes, kind: LayerKind) -> [usize; 5] {
+pub(super) fn layer_bytes(config: &Config, options: &ForwardOptions, shapes: &Shapes, kind: LayerKind) -> [usize; 5] {
     let slots = options.sequences as usize;
     let pool_entries = slots * (pages(options.context, kind) * PAGE_ENTRIES) as usize;
     let entry = |shape: &CompressShape| pool_entries * shape.head_dim as usize * 2;

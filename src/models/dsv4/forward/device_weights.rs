@@ -28,8 +28,8 @@ pub(super) struct Experts {
     down: Buffer,
     up_alpha: Buffer,
     down_alpha: Buffer,
-    /// Scales of the file for the activations of gate and of down, by expert.
-    pub input_scales: Vec<[Option<f32>; 2]>,
+    /// Scales of the file for the activations of gate, of up and of down, by expert.
+    pub input_scales: Vec<[Option<f32>; 3]>,
     pub format: WeightFormat,
 }
 
@@ -107,7 +107,7 @@ impl Experts {
     pub fn new(
         [gate_up, down]: [Buffer; 2],
         [up_alpha, down_alpha]: [Buffer; 2],
-        input_scales: Vec<[Option<f32>; 2]>,
+        input_scales: Vec<[Option<f32>; 3]>,
         format: WeightFormat,
     ) -> Self {
         Self { gate_up, down, up_alpha, down_alpha, input_scales, format }
@@ -304,7 +304,7 @@ impl Uploader<'_> {
             down,
             up_alpha: Buffer::of(self.gpu, &up_alpha)?,
             down_alpha: Buffer::of(self.gpu, &down_alpha)?,
-            input_scales: experts.iter().map(|expert| [expert.w1.input_scale, expert.w2.input_scale]).collect(),
+            input_scales: experts.iter().map(input_scales).collect(),
             format,
         })
     }
@@ -322,6 +322,10 @@ impl Uploader<'_> {
             self.progress.add((part.codes.len() + part.scales.len()) as u64);
         }
     }
+}
+
+fn input_scales(expert: &Expert<'_>) -> [Option<f32>; 3] {
+    [&expert.w1, &expert.w3, &expert.w2].map(|linear| linear.input_scale)
 }
 
 /// An expert whose scales are two NVFP4 scales each; the values are the same.

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::a4::{ScaleTable, Slots, Workspaces, hidden_offset};
-use super::buffers::{Allocator, Caches, StepBuffers, pages};
+use super::a4::{ScaleTable, SharedScale, Slots, Workspaces, hidden_offset};
+use super::buffers::{Allocator, Caches, StepBuffers, layer_bytes, pages};
 use super::device_weights::{DeviceWeights, Uploader};
 use super::ops::{Bucket, BucketPlan, SLOT_CHUNK, Shapes};
 use super::{Forward, ForwardError, ForwardOptions, Ledger, Model, Progress, Sequences};
@@ -30,6 +30,8 @@ pub struct LoadReport {
     pub weight_bytes: u64,
     /// Bytes of caches, buffers and workspaces.
     pub buffer_bytes: u64,
+    /// Ops whose gate and up are given different scales of activations, where these are used.
+    pub shared_scales: Vec<SharedScale>,
     /// Uploading and packing.
     pub uploading: Duration,
     /// Everything.
@@ -118,6 +120,7 @@ impl<'a> Builder<'a> {
             kernels: loaded.report(),
             weight_bytes: self.weight_bytes(self.config.layers()),
             buffer_bytes,
+            shared_scales: Vec::new(),
             uploading,
             took: started.elapsed(),
         };
@@ -126,7 +129,7 @@ impl<'a> Builder<'a> {
         let sequences = self.sequences();
         let gpu = gpu.clone();
         let mut forward = Forward { graphs: HashMap::new(), buckets, stream, model, sequences, ledger, report, gpu };
-        forward.model.set_scales()?;
+        forward.report.shared_scales = forward.model.set_scales()?;
         Ok(forward)
     }
 
@@ -167,12 +170,12 @@ impl<'a> Builder<'a> {
         let (free, _) = self.gpu.memory()?;
         let all = self.config.layers();
         // Staging, modules of kernels, and what the driver keeps for itself.
-        let room = free.saturating_sub(beside + MARGIN_BYTES);
-        if self.weight_bytes(all) <= room {
+        let unused = |layers| later_cache_bytes(self.config, &self.options, &self.shapes, layers);
+        let needed = |layers| self.weight_bytes(layers) + beside - unused(layers) + MARGIN_BYTES;
+        if needed(all) <= free {
             return Ok(beside);
         }
-        let layers = (0..all).rev().find(|&layers| self.weight_bytes(layers) <= room).unwrap_or(0);
-        Err(ForwardError::Memory { needed: self.weight_bytes(all) + beside + MARGIN_BYTES, free, layers, all })
+        Err(ForwardError::Memory { needed: needed(all), free, layers: layers_within(free, all, needed), all })
     }
 
     /// Bytes of packed weights of the first `layers` layers, the embedding and the head.
@@ -270,6 +273,17 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// Bytes that the layers from `first` on keep of every sequence: what a model without them does not need.
+fn later_cache_bytes(config: &Config, options: &ForwardOptions, shapes: &Shapes, first: u32) -> u64 {
+    let kinds = &config.layer_kinds[first as usize..];
+    kinds.iter().flat_map(|kind| layer_bytes(config, options, shapes, *kind)).map(|bytes| bytes as u64).sum()
+}
+
+/// The most layers, fewer than `all`, that need no more than `free` bytes; 0 if not even what stands beside them fits.
+fn layers_within(free: u64, all: u32, needed: impl Fn(u32) -> u64) -> u32 {
+    (0..all).rev().find(|&layers| needed(layers) <= free).unwrap_or(0)
+}
+
 /// Compiles and loads the kernels of one plan.
 fn bind(gpu: &Arc<Gpu>, problem: Problem, plan: Plan, options: &PrepareOptions) -> Result<Bound, ForwardError> {
     let spec = gpu.spec();
@@ -343,3 +357,28 @@ fn formats_of(weights: &Weights<'_>) -> Result<Formats, ForwardError> {
 
 /// Left free beside everything that is counted.
 const MARGIN_BYTES: u64 = 1 << 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_that_fit_bring_only_their_own_caches() {
+        let config = Config::FLASH;
+        let options = ForwardOptions { sequences: 64, context: 65536, ..ForwardOptions::default() };
+        let shapes = Shapes::of(&config, &options);
+        let (all, weights) = (config.layers(), 10);
+        let later = |first| later_cache_bytes(&config, &options, &shapes, first);
+        let beside = 1_000 + later(0);
+        let needed = |layers: u32| u64::from(layers) * weights + beside - later(layers);
+        assert_eq!((needed(0), later(all)), (1_000, 0));
+        for layers in 0..all {
+            let cache: usize =
+                layer_bytes(&config, &options, &shapes, config.layer_kinds[layers as usize]).iter().sum();
+            assert_eq!(needed(layers + 1) - needed(layers), weights + cache as u64);
+            assert_eq!(layers_within(needed(layers), all, needed), layers);
+            assert_eq!(layers_within(needed(layers + 1) - 1, all, needed), layers);
+        }
+        assert_eq!(layers_within(999, all, needed), 0);
+    }
+}

@@ -18,6 +18,7 @@ mod rows;
 mod synthetic;
 mod watch;
 
+pub use a4::SharedScale;
 pub use error::ForwardError;
 pub use ledger::{Ledger, LedgerEntry, Progress};
 pub use load::LoadReport;
@@ -136,12 +137,14 @@ impl Forward {
         self.sequences.lengths.get(slot as usize).copied().unwrap_or(0)
     }
 
-    /// Counters of the rounded activations since the last time, by op.
+    /// Counters of the rounded activations since the last time, by op. The first value that is not finite stands at the
+    /// lowest place of any launch; its row is that of a token in its step, of a slot (`top_k` a token) for the experts'
+    /// gate and up, and of a slot in its chunk for their down.
     ///
     /// # Errors
     /// [`ForwardError`] if the GPU is lost.
     pub fn read_counters(&self) -> Result<Vec<(OpId, Counters)>, ForwardError> {
-        self.model.scales.as_ref().map_or(Ok(Vec::new()), ScaleTable::read_counters)
+        self.model.scales.as_ref().map_or(Ok(Vec::new()), |scales| scales.read_counters(&self.model.config))
     }
 
     /// From now on the scales of warming up are used: the largest activation that each op has met.

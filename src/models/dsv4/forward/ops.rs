@@ -246,7 +246,7 @@ impl Bucket {
 }
 
 /// Rows that linears read: their length, and how many there are for each token.
-fn quantised_rows(config: &Config) -> Vec<(u32, u32)> {
+pub(super) fn quantised_rows(config: &Config) -> Vec<(u32, u32)> {
     let z_len = config.o_groups * config.o_rank;
     let mut rows = vec![
         (config.hidden, 1),

@@ -204,7 +204,7 @@ impl Synthesiser<'_> {
         let up_alpha: Vec<f32> = up_alpha.iter().flat_map(|alpha| [alpha * up_size; 2]).collect();
         let down_alpha: Vec<f32> = down_alpha.iter().map(|alpha| alpha * down_size).collect();
         let alphas = [Buffer::of(self.gpu, &up_alpha)?, Buffer::of(self.gpu, &down_alpha)?];
-        Ok(Experts::new([gate_up, down], alphas, vec![[None; 2]; count], format))
+        Ok(Experts::new([gate_up, down], alphas, vec![[None; 3]; count], format))
     }
 
     fn matrix(&self, format: WeightFormat, [n, k]: [u32; 2], is_gate_up: bool) -> Matrix<'static> {
