@@ -64,7 +64,7 @@ impl Watch {
     }
 
     /// Which outputs are checked; all of them where nothing is said.
-    fn checks(&self) -> CheckAt {
+    pub(super) fn checks(&self) -> CheckAt {
         self.eyes().check.as_ref().map_or(CheckAt::Ops, |(_, at)| *at)
     }
 

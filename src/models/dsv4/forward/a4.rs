@@ -16,7 +16,7 @@ use super::pass::{Pass, Rows};
 use super::{ForwardError, Model};
 use crate::device::{Buffer, DevicePointer, Gpu, Value};
 use crate::dispatch::{Bound, LaunchArgs, Segments};
-use crate::engine::{Element, OpId};
+use crate::engine::{Element, OpId, View};
 use crate::kernels::Param;
 use crate::kernels::runner::ActivationScale;
 use crate::problem::{Dense, Problem};
@@ -251,7 +251,10 @@ impl Pass<'_> {
             weights += layout.packed_bytes(n as usize, config.hidden as usize) as u64;
             at += 2 * u64::from(n);
         }
-        Ok(())
+        // Neither part wrote whole rows: who looks on sees both as one.
+        let view =
+            View { name: "out", pointer: d.pointer, element: Element::Bf16, rows: self.tokens, columns: d.stride };
+        Ok(self.observer.launched(OpId { name: fused, layer: self.layer }, &[view])?)
     }
 
     /// Rounds rows, by the amax of all of them where one scale serves the tensor.
