@@ -367,11 +367,12 @@ fn compare_layers(context: &mut Context, oracle: &Oracle, numerics: Options, lim
     let mut reference = Reference::new(&loaded.weights, &loaded.config, numerics)?;
     let seen = Seen::by(&mut reference, &oracle.tokens)?;
     let mut forward = oracle.forward(context, &with_numerics(numerics))?;
-    layers_within(&mut forward, oracle, &seen, limit)
+    let limits = vec![limit; loaded.config.layers() as usize];
+    layers_within(&mut forward, oracle, &seen, &limits)
 }
 
 /// Each layer on what the reference has seen.
-fn layers_within(forward: &mut Forward, oracle: &Oracle, seen: &Seen, limit: f64) -> Result<usize, Failure> {
+fn layers_within(forward: &mut Forward, oracle: &Oracle, seen: &Seen, limits: &[f64]) -> Result<usize, Failure> {
     let config = forward.config().clone();
     let mut worst = Vec::new();
     // Choices on the reference's own streams.
@@ -381,13 +382,15 @@ fn layers_within(forward: &mut Forward, oracle: &Oracle, seen: &Seen, limit: f64
         let streams = forward.run_layer((layer, &oracle.tokens), &seen.inputs[&layer], &imposed, &mut own)?;
         let error = relative(&streams, &seen.outputs[&layer]);
         worst.push(error);
+        let limit = limits[layer];
         if error.is_nan() || error > limit {
             let row_size = streams.len() / oracle.tokens.len();
             let rows = streams.chunks(row_size).zip(seen.outputs[&layer].chunks(row_size));
             let rows: Vec<f64> = rows.map(|(ours, expected)| relative(ours, expected)).collect();
             let first = rows.iter().position(|error| error.is_nan() || *error > limit);
             let kind = config.layer_kinds[layer];
-            let reason = format!("layer {layer} ({kind:?}): relative error {error:.4}, first bad token {first:?}");
+            let reason =
+                format!("layer {layer} ({kind:?}): relative error {error:.4} above {limit:.4}, first token {first:?}");
             return Err(reason.into());
         }
     }
