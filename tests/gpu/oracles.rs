@@ -377,12 +377,11 @@ fn layers_within(forward: &mut Forward, oracle: &Oracle, seen: &Seen, limits: &[
     let mut worst = Vec::new();
     // Choices on the reference's own streams.
     let mut own = Choices::default();
-    for layer in 0..config.layers() as usize {
+    for (layer, &limit) in limits.iter().enumerate() {
         let imposed = seen.imposed(layer, &config);
         let streams = forward.run_layer((layer, &oracle.tokens), &seen.inputs[&layer], &imposed, &mut own)?;
         let error = relative(&streams, &seen.outputs[&layer]);
         worst.push(error);
-        let limit = limits[layer];
         if error.is_nan() || error > limit {
             let row_size = streams.len() / oracle.tokens.len();
             let rows = streams.chunks(row_size).zip(seen.outputs[&layer].chunks(row_size));
