@@ -148,9 +148,9 @@ fn rounded(numerics: Options) -> Options {
 
 /// What a layer's error may be: 1.3 times that of the reference which rounds to BF16, on the same streams and choices.
 ///
-/// Every rounding to NVFP4 takes a small difference of its input to the other side of an edge now and then: a difference
-/// of 0.2 % comes out as the root of 0.2 % of a step, and four of them in a row make a sixth of it. So the limit is
-/// measured, not a number.
+/// Every rounding to NVFP4 takes a small difference of its input to the other side of an edge now and then: 0.2 % comes
+/// out as the root of 0.2 % of a step, and four of them in a row make a sixth of it. So the limit is measured, not a
+/// number.
 fn limits(rounding: &mut Reference, seen: &Seen, tokens: &[u32]) -> Result<Vec<f64>, Failure> {
     let mut imposing = Imposing { seen, outputs: BTreeMap::new() };
     let mut sequence = rounding.sequence();
