@@ -14,7 +14,7 @@ use tilekiln::dispatch::PrepareOptions;
 use tilekiln::engine::{LanguageModel, Sampling, TensorFiles};
 use tilekiln::models::dsv4::config_file::ConfigFile;
 use tilekiln::models::dsv4::forward::{Forward, ForwardOptions};
-use tilekiln::models::dsv4::reference::{Options, Reference};
+use tilekiln::models::dsv4::reference::{Options, Reference, ReferenceModel};
 use tilekiln::models::dsv4::weights::{LoadOptions, Weights};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -35,41 +35,31 @@ fn main() -> Result<(), Box<dyn Error>> {
     let prompt: Vec<u32> = (0..24).map(|idx| 7 * idx % loaded.config.vocabulary).collect();
     if Gpu::count() == 0 {
         println!("no GPU at hand: the f32 reference answers");
-        return on_cpu(&loaded.config, &loaded.weights, &prompt);
+        let reference = Reference::new(&loaded.weights, &loaded.config, Options::default())?;
+        return answer(&mut ReferenceModel::new(reference, 1, CONTEXT, Box::new(())), &prompt);
     }
     let gpu = Arc::new(Gpu::open(0)?);
-    let options = ForwardOptions { context: 256, ..ForwardOptions::default() };
+    let options = ForwardOptions { context: CONTEXT, ..ForwardOptions::default() };
     let model = (&loaded.config, &loaded.weights);
     let mut forward = Forward::load(&gpu, model, &options, &PrepareOptions::from_environment(), &mut ())?;
     println!("{}", forward.report().prepared);
-    let mut answer = forward.prefill(&[(0, &prompt)], &Sampling::default())?;
+    answer(&mut forward, &prompt)
+}
+
+/// The likeliest token behind everything so far, over and over: the same calls on a GPU and on the CPU.
+fn answer<M: LanguageModel>(model: &mut M, prompt: &[u32]) -> Result<(), Box<dyn Error>>
+where
+    M::Error: 'static,
+{
+    let mut answer = model.prefill(&[(0, prompt)], &Sampling::default())?;
     let started = Instant::now();
     while answer.len() < ANSWER_TOKENS {
-        answer.extend(forward.decode(&[0], &Sampling::default())?);
+        answer.extend(model.decode(&[0], &Sampling::default())?);
     }
     let rate = (ANSWER_TOKENS - 1) as f64 / started.elapsed().as_secs_f64();
     println!("{answer:?}\n{rate:.0} tokens/s");
     Ok(())
 }
 
-/// The likeliest token behind everything so far, over and over.
-fn on_cpu(
-    config: &tilekiln::models::dsv4::Config,
-    weights: &Weights<'_>,
-    prompt: &[u32],
-) -> Result<(), Box<dyn Error>> {
-    let mut reference = Reference::new(weights, config, Options::default())?;
-    let mut sequence = reference.sequence();
-    let (mut fed, mut answer) = (prompt.to_vec(), Vec::new());
-    while answer.len() < ANSWER_TOKENS {
-        let logits = reference.forward(&mut sequence, &fed, &mut ())?;
-        let last = logits.row(logits.rows - 1);
-        let likeliest = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).ok_or("an empty vocabulary")?;
-        fed = vec![likeliest as u32];
-        answer.push(likeliest as u32);
-    }
-    println!("{answer:?}");
-    Ok(())
-}
-
 const ANSWER_TOKENS: usize = 32;
+const CONTEXT: u32 = 256;

@@ -155,9 +155,8 @@ impl Packer {
                 Value::Int(i32::from(matrix.is_gate_up)),
                 Value::Int(rebase.shift),
             ];
-            let units = layout.slab_bytes() - layout.codes_bytes() + layout.codes_bytes() / 16;
-            let blocks = (matrix.n.div_ceil(64) * layout.slabs(matrix.k) * units).div_ceil(256);
-            let op = self.kernels.bind(&pack_op(matrix.format, blocks as u32));
+            let blocks = kernels::pack_blocks(matrix.format, matrix.n, matrix.k);
+            let op = self.kernels.bind(&pack_op(matrix.format, blocks));
             // SAFETY: the values are those that `kernels::pack` lists; the buffers outlive the wait below.
             unsafe { op.launch(&values, self.stream.raw())? };
         }
@@ -248,22 +247,12 @@ impl Packer {
 
 impl Matrix<'_> {
     fn code_bytes(&self) -> usize {
-        match self.format {
-            WeightFormat::Nvfp4 | WeightFormat::Mxfp4 => self.n * self.k / 2,
-            WeightFormat::Fp8 => self.n * self.k,
-            WeightFormat::Bf16 => 2 * self.n * self.k,
-        }
+        self.format.code_bytes(self.n as u64, self.k as u64) as usize
     }
 
-    /// Gate and up have an FP8 grid each.
     fn scale_bytes(&self) -> usize {
         let (halves, rows) = if self.is_gate_up { (2, self.n / 2) } else { (1, self.n) };
-        match self.format {
-            WeightFormat::Nvfp4 => self.n * self.k / 16,
-            WeightFormat::Mxfp4 => self.n * self.k / 32,
-            WeightFormat::Fp8 => halves * rows.div_ceil(128) * self.k.div_ceil(128),
-            WeightFormat::Bf16 => 0,
-        }
+        halves * self.format.scale_bytes(rows as u64, self.k as u64) as usize
     }
 
     /// What the scan wrote, as a range.

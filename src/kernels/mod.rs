@@ -22,7 +22,7 @@ pub use dense_mma::DenseMma;
 pub use dense_wgmma::DenseWgmma;
 pub use moe_mma::{MoeMma, MoeWalk};
 pub use moe_wgmma::MoeWgmma;
-pub use pack::{SCAN_RANGE_START, pack, pack_scan};
+pub use pack::{SCAN_RANGE_START, pack, pack_blocks, pack_scan};
 pub use plan::{BoxBase, BoxMap, Launch, Operand, Param, Plan, Work};
 pub use space::{Axis, Rejection, Rule, Space, space};
 pub use tools::{

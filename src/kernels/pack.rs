@@ -5,14 +5,18 @@ use std::collections::BTreeMap;
 
 use super::plan::word_of;
 use crate::codegen::Request;
-use crate::quant::WeightFormat;
+use crate::quant::{PackedLayout, WeightFormat};
 
 /// The kernel that packs `format`, 256 threads a block: `(codes, scales, in_use, packed, n, k, is_gate_up, shift)`.
-///
-/// One thread writes the 16 bytes of a lane or one scale byte; [`PackedLayout`](crate::quant::PackedLayout) says how
-/// many there are.
 pub fn pack(format: WeightFormat) -> Request {
     request("pack", format)
+}
+
+/// Blocks of [`pack`] for a matrix `[n, k]`: a thread writes the 16 bytes of a lane, or one scale byte.
+pub fn pack_blocks(format: WeightFormat, n: usize, k: usize) -> u32 {
+    let layout = PackedLayout::of(format);
+    let units = layout.slab_bytes() - layout.codes_bytes() + layout.codes_bytes() / 16;
+    (n.div_ceil(64) * layout.slabs(k) * units).div_ceil(256) as u32
 }
 
 /// The kernel that looks for scales in use and for what is not finite:

@@ -75,11 +75,25 @@ impl WeightFormat {
 
     /// Bytes of one checkpoint matrix `[n, k]`, codes and scales, without per-tensor scalars.
     pub fn bytes(self, n: u64, k: u64) -> u64 {
+        self.code_bytes(n, k) + self.scale_bytes(n, k)
+    }
+
+    /// Bytes of the codes of one checkpoint matrix `[n, k]`.
+    pub fn code_bytes(self, n: u64, k: u64) -> u64 {
         match self {
-            Self::Nvfp4 => n * k / 2 + n * k / 16,
-            Self::Mxfp4 => n * k / 2 + n * k / 32,
-            Self::Fp8 => n * k + n.div_ceil(128) * k.div_ceil(128),
+            Self::Nvfp4 | Self::Mxfp4 => n * k / 2,
+            Self::Fp8 => n * k,
             Self::Bf16 => 2 * n * k,
+        }
+    }
+
+    /// Bytes of the block scales of one checkpoint matrix `[n, k]`. Gate and up have an FP8 grid each.
+    pub fn scale_bytes(self, n: u64, k: u64) -> u64 {
+        match self {
+            Self::Nvfp4 => n * k / 16,
+            Self::Mxfp4 => n * k / 32,
+            Self::Fp8 => n.div_ceil(128) * k.div_ceil(128),
+            Self::Bf16 => 0,
         }
     }
 }

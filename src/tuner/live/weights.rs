@@ -28,7 +28,7 @@ impl RawWeights {
         seed: u64,
     ) -> Result<Self, LiveError> {
         let (code_bytes, scale_bytes) =
-            (groups * code_bytes(format, n, k), groups * scale_bytes(format, n, k, is_gate_up));
+            (groups * format.code_bytes(n as u64, k as u64) as usize, groups * scale_bytes(format, n, k, is_gate_up));
         let codes = Buffer::new(&tools.gpu, code_bytes)?;
         let scales = Buffer::new(&tools.gpu, scale_bytes)?;
         let (kind, elements) = kernels::random_codes(format, code_bytes);
@@ -40,7 +40,7 @@ impl RawWeights {
     }
 
     pub fn group_code_bytes(&self) -> usize {
-        code_bytes(self.format, self.n, self.k)
+        self.format.code_bytes(self.n as u64, self.k as u64) as usize
     }
 
     pub fn group_scale_bytes(&self) -> usize {
@@ -64,9 +64,7 @@ impl RawWeights {
         let rebase = self.scan(tools, &in_use)?;
         let packed = Buffer::new(&tools.gpu, self.packed_bytes())?;
         let layout = PackedLayout::of(self.format);
-        let units = layout.slab_bytes() - layout.codes_bytes() + layout.codes_bytes() / 16;
-        let slabs = self.n.div_ceil(64) * layout.slabs(self.k);
-        let blocks = (slabs * units).div_ceil(256) as u32;
+        let blocks = kernels::pack_blocks(self.format, self.n, self.k);
         for group in 0..self.groups {
             let values = [
                 Value::Pointer(self.codes_of(group)),
@@ -134,22 +132,8 @@ impl RawWeights {
     }
 }
 
-/// Bytes of the codes of one matrix.
-fn code_bytes(format: WeightFormat, n: usize, k: usize) -> usize {
-    match format {
-        WeightFormat::Nvfp4 | WeightFormat::Mxfp4 => n * k / 2,
-        WeightFormat::Fp8 => n * k,
-        WeightFormat::Bf16 => 2 * n * k,
-    }
-}
-
 /// Bytes of the scales of one matrix. Gate and up have an FP8 grid each.
 fn scale_bytes(format: WeightFormat, n: usize, k: usize, is_gate_up: bool) -> usize {
-    match format {
-        WeightFormat::Nvfp4 => n * k / 16,
-        WeightFormat::Mxfp4 => n * k / 32,
-        WeightFormat::Fp8 if is_gate_up => 2 * (n / 2).div_ceil(128) * k.div_ceil(128),
-        WeightFormat::Fp8 => n.div_ceil(128) * k.div_ceil(128),
-        WeightFormat::Bf16 => 0,
-    }
+    let (halves, rows) = if is_gate_up { (2, n / 2) } else { (1, n) };
+    halves * format.scale_bytes(rows as u64, k as u64) as usize
 }

@@ -1,26 +1,16 @@
-//! A session on the CPU: the f32 reference, one sequence after the other.
+//! A session on the CPU: the f32 reference, one sequence after the other, and what looks on.
 
 use super::{Session, Size};
 use crate::cli::CliError;
 use crate::engine::{LanguageModel, Limits, Sampling};
 use crate::models::dsv4::Watch;
-use crate::models::dsv4::reference::{Options, Reference, ReferenceError, Sequence};
+use crate::models::dsv4::reference::{Options, Reference, ReferenceError, ReferenceModel};
 use crate::models::dsv4::weights::Loaded;
 
-/// The reference with its sequences.
+/// The reference with its sequences. Feeding one of them is a step of the watch.
 struct CpuSession {
-    reference: Reference,
-    slots: Vec<Slot>,
-    context: u32,
+    model: ReferenceModel,
     watch: Watch,
-}
-
-/// One sequence.
-#[derive(Default)]
-struct Slot {
-    sequence: Option<Sequence>,
-    /// What was sampled last, and not fed yet.
-    sampled: Option<u32>,
 }
 
 /// Dequantises `loaded`.
@@ -29,43 +19,17 @@ struct Slot {
 /// Weights that do not fit the config, scales that `numerics` use and that are missing or unusable.
 pub fn open(loaded: &Loaded<'_>, numerics: Options, size: Size, watch: Watch) -> Result<Box<dyn Session>, CliError> {
     let reference = Reference::new(&loaded.weights, &loaded.config, numerics).map_err(failed)?;
-    let slots = (0..size.sequences).map(|_| Slot::default()).collect();
-    Ok(Box::new(CpuSession { reference, slots, context: size.context, watch }))
+    let model = ReferenceModel::new(reference, size.sequences, size.context, Box::new(watch.clone()));
+    Ok(Box::new(CpuSession { model, watch }))
 }
 
 impl CpuSession {
-    /// Feeds `tokens` to `slot`, and gives all of their logits.
-    fn feed(&mut self, slot: u32, tokens: &[u32]) -> Result<Vec<f32>, CliError> {
-        let sequences = self.slots.len() as u32;
-        let state = self.slots.get_mut(slot as usize);
-        let state = state.ok_or_else(|| failed(ReferenceError::Slot { slot, sequences }))?;
-        let sequence = state.sequence.get_or_insert_with(|| self.reference.sequence());
-        let (tokens_after, limit) = (sequence.tokens() + tokens.len(), self.context as usize);
-        if tokens_after > limit {
-            return Err(failed(ReferenceError::Context { tokens: tokens_after, limit }));
-        }
-        let fed = self.reference.forward(sequence, tokens, &mut self.watch.clone());
-        // What a run was stopped by is in the dump as well.
+    /// Ends the step in which `fed` was computed: what a run was stopped by is in the dump as well.
+    fn ended<T>(&self, fed: Result<T, ReferenceError>) -> Result<T, CliError> {
         let written = self.watch.end_step();
-        let logits = fed.map_err(failed)?;
+        let fed = fed.map_err(failed)?;
         written.map_err(|error| CliError::failed(error.to_string(), None))?;
-        Ok(logits.values)
-    }
-
-    /// Feeds `tokens` to `slot`, and samples what follows.
-    fn next(&mut self, slot: u32, tokens: &[u32], sampling: &Sampling) -> Result<u32, CliError> {
-        let logits = self.feed(slot, tokens)?;
-        let vocabulary = self.reference.config().vocabulary as usize;
-        let state = &mut self.slots[slot as usize];
-        let position = state.sequence.as_ref().map_or(0, Sequence::tokens) as u32 - 1;
-        let last = &logits[logits.len() - vocabulary..];
-        let token = crate::engine::sampling::sample(last, sampling, slot, position).ok_or_else(|| {
-            let sentence =
-                format!("expected finite logits for sequence {slot} behind position {position}, found others");
-            CliError::failed(sentence, Some("`--check finite=op` names the op, layer and token they come from".into()))
-        })?;
-        state.sampled = Some(token);
-        Ok(token)
+        Ok(fed)
     }
 }
 
@@ -73,43 +37,45 @@ impl LanguageModel for CpuSession {
     type Error = CliError;
 
     fn limits(&self) -> Limits {
-        let vocabulary = self.reference.config().vocabulary;
-        Limits { vocabulary, context: self.context, sequences: self.slots.len() as u32 }
+        self.model.limits()
     }
 
     fn logits(&mut self, slot: u32, tokens: &[u32]) -> Result<Vec<f32>, CliError> {
-        self.feed(slot, tokens)
+        let fed = self.model.logits(slot, tokens);
+        self.ended(fed)
     }
 
     fn prefill(&mut self, prompts: &[(u32, &[u32])], sampling: &Sampling) -> Result<Vec<u32>, CliError> {
-        prompts.iter().map(|(slot, tokens)| self.next(*slot, tokens, sampling)).collect()
+        let mut tokens = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            let fed = self.model.prefill(&[*prompt], sampling);
+            tokens.extend(self.ended(fed)?);
+        }
+        Ok(tokens)
     }
 
     fn decode(&mut self, slots: &[u32], sampling: &Sampling) -> Result<Vec<u32>, CliError> {
         let mut tokens = Vec::with_capacity(slots.len());
-        for &slot in slots {
-            let sampled = self.slots.get(slot as usize).and_then(|state| state.sampled);
-            let token = sampled.ok_or_else(|| failed(ReferenceError::EmptySlot { slot }))?;
-            tokens.push(self.next(slot, &[token], sampling)?);
+        for slot in slots {
+            let fed = self.model.decode(&[*slot], sampling);
+            tokens.extend(self.ended(fed)?);
         }
         Ok(tokens)
     }
 
     fn release(&mut self, slot: u32) {
-        if let Some(state) = self.slots.get_mut(slot as usize) {
-            *state = Slot::default();
-        }
+        self.model.release(slot);
     }
 }
 
 impl Session for CpuSession {
     fn end_warmup(&mut self) -> Result<(), CliError> {
-        self.reference.end_warmup();
+        self.model.end_warmup();
         Ok(())
     }
 
     fn warnings(&self) -> Result<Vec<String>, CliError> {
-        Ok(self.reference.activations().warnings().iter().map(ToString::to_string).collect())
+        Ok(self.model.reference().activations().warnings().iter().map(ToString::to_string).collect())
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::rows::{Fed, Rows};
 use super::{Forward, ForwardError};
 use crate::device::{Buffer, DevicePointer, Event, Graph};
-use crate::engine::{EngineError, Observer, OpId, View};
+use crate::engine::{Observer, OpId};
 use crate::problem::{Problem, bucket_of};
 
 /// Times of one kind of step.
@@ -89,7 +89,7 @@ impl Forward {
         Ok(StepTimes { step_us, spread_us: [low, high], ops })
     }
 
-    /// Times steps that feed `tokens` tokens to an empty sequence, without the head.
+    /// Times a step that feeds `tokens` tokens behind `start` others, without the head: a prompt needs it once.
     ///
     /// # Errors
     /// [`ForwardError`].
@@ -183,16 +183,17 @@ struct Names {
 }
 
 impl Observer for Names {
-    fn launches(&mut self, op: OpId, problem: &Problem, _: &[DevicePointer]) {
-        self.launched.entry(op.name).or_default().problem = Some(problem.clone());
-    }
-
-    fn launched(&mut self, op: OpId, _: &[View]) -> Result<(), EngineError> {
+    // Asked before every launch, and only then: what is told after it may be of several launches.
+    fn wants(&mut self, op: OpId) -> bool {
         if !self.order.contains(&op.name) {
             self.order.push(op.name);
         }
         self.launched.entry(op.name).or_default().count += 1;
-        Ok(())
+        true
+    }
+
+    fn launches(&mut self, op: OpId, problem: &Problem, _: &[DevicePointer]) {
+        self.launched.entry(op.name).or_default().problem = Some(problem.clone());
     }
 }
 

@@ -32,6 +32,11 @@ impl ReferenceModel {
         &self.reference
     }
 
+    /// As [`Reference::end_warmup`].
+    pub fn end_warmup(&mut self) {
+        self.reference.end_warmup();
+    }
+
     /// Feeds `tokens` to `slot`. A slot in which that fails is empty: half a pass is nothing to continue.
     fn feed(&mut self, slot: u32, tokens: &[u32]) -> Result<Matrix, ReferenceError> {
         if tokens.is_empty() {
@@ -60,13 +65,6 @@ impl ReferenceModel {
         place.sampled = Some(token);
         Ok(token)
     }
-
-    /// Scales that are frozen after the first prompts are frozen now.
-    fn prompts_are_fed(&mut self) {
-        if self.reference.is_warming_up() {
-            self.reference.end_warmup();
-        }
-    }
 }
 
 impl LanguageModel for ReferenceModel {
@@ -77,18 +75,11 @@ impl LanguageModel for ReferenceModel {
     }
 
     fn logits(&mut self, slot: u32, tokens: &[u32]) -> Result<Vec<f32>, ReferenceError> {
-        let logits = self.feed(slot, tokens)?;
-        self.prompts_are_fed();
-        Ok(logits.values)
+        Ok(self.feed(slot, tokens)?.values)
     }
 
     fn prefill(&mut self, prompts: &[(u32, &[u32])], sampling: &Sampling) -> Result<Vec<u32>, ReferenceError> {
-        let sampled: Result<Vec<u32>, _> =
-            prompts.iter().map(|&(slot, tokens)| self.next(slot, tokens, sampling)).collect();
-        if sampled.is_ok() {
-            self.prompts_are_fed();
-        }
-        sampled
+        prompts.iter().map(|&(slot, tokens)| self.next(slot, tokens, sampling)).collect()
     }
 
     fn decode(&mut self, slots: &[u32], sampling: &Sampling) -> Result<Vec<u32>, ReferenceError> {
