@@ -167,9 +167,9 @@ fn meta(args: &BenchArgs, subject: &Subject, gpu: &GpuSpec) -> RunnerMeta {
 }
 
 const METHOD: &str = "\
-Prefill is of one sequence of the whole context, decode one step of all sequences behind it. Floors are those of the \
-weights' products: bytes over the bandwidth of a large read or FLOPs over the measured BF16 rate, whichever is longer; \
-attention and caches are not counted.";
+Prefill is of one sequence of the whole context, without the head, decode one step of all sequences behind it. Floors \
+are those of the weights' products: bytes over the bandwidth of a large read or FLOPs over the measured BF16 rate, \
+whichever is longer; attention and caches are not counted.";
 
 const USABLE_PERCENT: u64 = 94;
 const MOST_STEP_TOKENS: u32 = 8192;

@@ -183,22 +183,6 @@ impl Forward {
         Ok(logits)
     }
 
-    /// Runs a step without looking at its logits, told to `observer`: for timings of a prompt.
-    ///
-    /// # Errors
-    /// As [`LanguageModel::logits`].
-    pub fn feed(&mut self, slot: u32, tokens: &[u32], observer: &mut dyn Observer) -> Result<(), ForwardError> {
-        self.check(slot, tokens)?;
-        self.sequences.sampled[slot as usize] = None;
-        for part in tokens.chunks(self.model.options.chunk as usize) {
-            let start = self.length(slot);
-            self.step(&Rows::of(&[Fed { slot, start, tokens: part }], self.model.options.sequences), observer)?;
-            self.sequences.lengths[slot as usize] += part.len() as u32;
-        }
-        // Nobody waits for its logits, and what it reads may be written anew after this.
-        Ok(self.stream.synchronize()?)
-    }
-
     /// Runs layer `layer` alone on the first tokens of an empty sequence: `streams` `[tokens, 4 * hidden]` in, what the
     /// layer gives out. Experts and picks are imposed, so that a choice by a hair's breadth makes no difference; the
     /// observer sees the layer's own.
@@ -384,7 +368,7 @@ impl Forward {
     ///
     /// # Errors
     /// [`ForwardError`] if a launch cannot be captured.
-    pub fn capture_decode(&self, m: u32, observer: &mut dyn Observer) -> Result<Graph, ForwardError> {
+    fn capture_decode(&self, m: u32, observer: &mut dyn Observer) -> Result<Graph, ForwardError> {
         let bucket = self.bucket(m);
         let raw = self.stream.raw();
         self.stream.capture(|| {
@@ -397,17 +381,12 @@ impl Forward {
     ///
     /// # Errors
     /// [`ForwardError`] if a launch cannot be captured.
-    pub fn capture_step(&self, m: u32, observer: &mut dyn Observer) -> Result<Graph, ForwardError> {
+    fn capture_step(&self, m: u32, observer: &mut dyn Observer) -> Result<Graph, ForwardError> {
         let bucket = self.bucket(m);
         let raw = self.stream.raw();
         self.stream.capture(|| {
             Pass { model: &self.model, bucket, tokens: m, stream: raw, observer, layer: None, imposed: None }.run()
         })
-    }
-
-    /// The stream that everything runs on.
-    pub fn stream(&self) -> &Stream {
-        &self.stream
     }
 
     /// Runs one decode step on the device as a graph that was captured before, or op by op where experts run by slot.
