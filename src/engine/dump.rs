@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::TensorView;
@@ -136,11 +137,20 @@ pub fn write_tensors(path: &Path, tensors: &[Tensor]) -> Result<(), DumpError> {
     let order = serde_json::to_string(&names).map_err(|error| refused(&error))?;
     let metadata = HashMap::from([(ORDER.to_string(), order)]);
     let whole = safetensors::serialize(views, Some(metadata)).map_err(|error| refused(&error))?;
+    replace_file(path, &whole).map_err(|error| refused(&error))
+}
 
+/// Writes a file beside and renames it into place: whoever reads it, or kills this, never has half of it.
+///
+/// # Errors
+/// What the system refuses.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut beside = tempfile::NamedTempFile::new_in(folder).map_err(|error| refused(&error))?;
-    io::Write::write_all(&mut beside, &whole).map_err(|error| refused(&error))?;
-    beside.persist(path).map_err(|error| refused(&error.error))?;
+    // A result is as readable as any file that the user writes, not private like a temporary one.
+    let readable = std::fs::Permissions::from_mode(0o666);
+    let mut beside = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
+    io::Write::write_all(&mut beside, bytes)?;
+    beside.persist(path)?;
     Ok(())
 }
 

@@ -10,7 +10,8 @@ use crate::arch::GpuSpec;
 use crate::cli::voice::{self, talk};
 use crate::cli::{CliError, Exit, context};
 use crate::device::Gpu;
-use crate::engine::{Cell, Measured, StepMeter};
+use crate::engine::dump::replace_file;
+use crate::engine::{Cell, Measured};
 use crate::models::InventoryError;
 use crate::models::dsv4::{Config, Footprint, IndexFormat, KvFormat, Load, floor_us, layers_that_fit};
 use crate::report::{RunnerCell, RunnerMeta, RunnerReport, runner_table};
@@ -33,17 +34,11 @@ pub fn run(args: &BenchArgs, is_json: bool) -> Result<Exit, CliError> {
             cell.cache_bytes as f64 / 1e9
         ));
     }
+    // The plan first: a file that cannot be written is found out before anything is measured.
+    save(args, &report)?;
     match Gpu::count() {
         0 => talk("no GPU at hand: planned, not measured"),
-        _ => measure(&mut report, &subject, &gpu, meter::open(args, &subject)?.as_mut())?,
-    }
-    if let Some(path) = &args.out {
-        let text = serde_json::to_string_pretty(&report)
-            .map_err(|error| CliError::failed(format!("expected a report that JSON can hold, found: {error}"), None))?;
-        std::fs::write(path, text + "\n").map_err(|error| {
-            let sentence = format!("expected to write `{}`, found: {error}", path.display());
-            CliError::failed(sentence, Some("name a file in a folder that can be written to".into()))
-        })?;
+        _ => measure(args, &mut report, &subject, &gpu)?,
     }
     if is_json {
         voice::json(&report)?
@@ -53,15 +48,27 @@ pub fn run(args: &BenchArgs, is_json: bool) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-/// Measures every cell in which a layer fits, and says so as it goes.
-fn measure(
-    report: &mut RunnerReport,
-    subject: &Subject,
-    gpu: &GpuSpec,
-    meter: &mut dyn StepMeter<Error = CliError>,
-) -> Result<(), CliError> {
+/// Writes the report where `args` ask for it.
+fn save(args: &BenchArgs, report: &RunnerReport) -> Result<(), CliError> {
+    let Some(path) = &args.out else { return Ok(()) };
+    let text = serde_json::to_string_pretty(report)
+        .map_err(|error| CliError::failed(format!("expected a report that JSON can hold, found: {error}"), None))?;
+    let written = replace_file(path, (text + "\n").as_bytes());
+    written.map_err(|error| {
+        let sentence = format!("expected to write `{}`, found: {error}", path.display());
+        CliError::failed(sentence, Some("name a file in a folder that can be written to".into()))
+    })
+}
+
+/// Measures every cell in which a layer fits, says so as it goes, and saves what it has.
+fn measure(args: &BenchArgs, report: &mut RunnerReport, subject: &Subject, gpu: &GpuSpec) -> Result<(), CliError> {
+    let mut meter = meter::open(args, subject)?;
     [report.meta.driver, report.meta.nvrtc] = meter.toolchain();
-    for cell in report.cells.iter_mut().filter(|cell| cell.layers > 0) {
+    for cell_idx in 0..report.cells.len() {
+        let cell = &mut report.cells[cell_idx];
+        if cell.layers == 0 {
+            continue;
+        }
         let Measured { layers, weight_bytes, times } =
             meter.measure(&Cell { context: cell.context, batch: cell.batch, layers: cell.layers })?;
         // The plan counts bytes of the files; packed weights and workspaces may leave room for fewer layers.
@@ -77,6 +84,7 @@ fn measure(
             rate(cell.prefill_tokens_per_s()),
             rate(cell.decode_tokens_per_s())
         ));
+        save(args, report)?;
     }
     Ok(())
 }
