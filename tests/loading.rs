@@ -1,4 +1,5 @@
-//! What loading costs: matrices stay in the files. A layer of DeepSeek-V4-Flash in a sparse file, as large as a real one.
+//! What loading costs: matrices stay in the files. A layer of DeepSeek-V4-Flash in a sparse file,
+//! as large as a real one.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
