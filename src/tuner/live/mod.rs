@@ -28,6 +28,7 @@ pub(in crate::tuner) use ceiling::{Ceiling, run_sabotage};
 use convert::ConvertSubject;
 use dense::DenseSubject;
 use moe::MoeSubject;
+pub use routing::touched_experts;
 use tools::Toolbox;
 
 /// Why a candidate, or the data for it, is not there.

@@ -286,6 +286,13 @@ impl WorkerBench {
         self.spent
     }
 
+    /// Routings of the data that is opened next; what is open is forgotten.
+    pub fn set_routings(&mut self, routings: Vec<Routing>) {
+        self.routings = routings;
+        self.opened = None;
+        self.ids.clear();
+    }
+
     /// Times a pure read of `bytes`: chained, and unchained. The data of the last op is gone afterwards.
     ///
     /// # Errors
