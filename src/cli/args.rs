@@ -215,6 +215,9 @@ pub struct BenchArgs {
     /// Tune nothing: measure the winner or, where there is none, the tile that a runner would use
     #[arg(long)]
     pub no_search: bool,
+    /// Measure the launches of a layer in one chain: attention, the projections of both models' layers
+    #[arg(long, value_name = "NAME", value_parser = ["attention"], conflicts_with_all = ["suite", "model", "problems"])]
+    pub chain: Option<String>,
     /// Only print what would be measured; needs no GPU
     #[arg(long)]
     pub list: bool,
@@ -285,6 +288,7 @@ Examples:
   autotune bench --peers benches/peers/h100.json --out benches/results/h100/bench.json
   autotune bench --suite hopper --list
   autotune bench --suite hopper --only nvfp4,moe --m 1,16 --budget 5m --out hopper.json
+  autotune bench --chain attention --m 1,16 --out hopper.json
   autotune bench --model dsv4 --only wq_b
   autotune bench --problem \"nvfp4 4096x8192\" --m 1,64";
 

@@ -3,7 +3,7 @@
 //! Every row is saved as it comes. A row that the file has of this commit and GPU is not measured again, so a bench that
 //! was cut short goes on with the same command.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +11,7 @@ use super::args::{BenchArgs, CommonArgs};
 use super::context::{Paths, Target, target};
 use super::measure::{Measure, ROUNDS, Reads};
 use super::results::{make_room, read_peers, read_report, save_report};
+use super::suite::AttentionChain;
 use super::table::Table;
 use super::tune::{self, Run};
 use super::voice::{self, talk};
@@ -19,20 +20,15 @@ use super::{CliError, Exit, select, suite};
 use crate::arch::GpuSpec;
 use crate::kernels::{self, Plan};
 use crate::problem::{Problem, Routing, Tile};
-use crate::report::{BenchMeta, BenchReport, BenchRow, MOST_RATIO, Peers, regime_table, table};
+use crate::report::{BenchMeta, BenchReport, BenchRow, ChainRow, MOST_RATIO, Peers, regime_table, table};
 use crate::store::WinnerKey;
-use crate::tuner::{CompileAhead, Job, Urgency};
+use crate::tuner::{ChainLink, CompileAhead, Job, Urgency};
 
 /// Tunes what has no winner yet, then measures every winner and writes the report.
 pub fn run(common: &CommonArgs, bench: &BenchArgs, paths: &Paths) -> Result<Exit, CliError> {
     let peers = read_peers(&bench.peers)?;
-    let mut jobs = match &peers {
-        Some(peers) if bench.tune.subject.suite.is_none() => {
-            let tokens = select::buckets(&bench.tune.subject.tokens)?;
-            jobs_of(peers.problems.keys().filter(|problem| wanted(problem, bench, &tokens)))
-        }
-        _ => select::jobs(&bench.tune.subject, bench.tune.effort)?,
-    };
+    let chains = chains(bench)?;
+    let mut jobs = jobs(bench, peers.as_ref(), &chains)?;
     if bench.list {
         return list(common, &jobs);
     }
@@ -44,8 +40,8 @@ pub fn run(common: &CommonArgs, bench: &BenchArgs, paths: &Paths) -> Result<Exit
     // Before anything is measured: what cannot be written is better known now.
     bench.out.as_deref().map_or(Ok(()), make_room)?;
     jobs.iter_mut().for_each(|job| fit(job, &gpu));
-    let known = known_rows(bench, &gpu)?;
-    let is_known = |problem: &Problem| !bench.again && is_measured(&known, problem);
+    let (rows, known_chains) = known(bench, &gpu)?;
+    let is_known = |problem: &Problem| !bench.again && is_measured(&rows, problem);
     jobs.iter_mut().for_each(|job| job.measured.retain(|&m| !is_known(&job.problem.with_m(m))));
     jobs.retain(|job| !job.measured.is_empty());
     let mut tuning = bench.tune.clone();
@@ -57,9 +53,10 @@ pub fn run(common: &CommonArgs, bench: &BenchArgs, paths: &Paths) -> Result<Exit
     }
     run.settings.deadline = bench.tune.budget.map(|budget| started + budget);
     let meta = meta(&run, peers.as_ref());
-    let report = BenchReport { meta, rows: known, chains: Vec::new() };
+    let mut report = BenchReport { meta, rows, chains: known_chains };
+    peers.iter().for_each(|peers| report.take_peers(peers));
     let mut session = Session { bench, paths, peers, report, is_whole: true };
-    session.measure(&mut run, &jobs)?;
+    session.measure(&mut run, &jobs, &chains)?;
     session.close(common)?;
     Ok(if session.is_whole { run.exit } else { Exit::InPart })
 }
@@ -82,7 +79,7 @@ struct Wanted<'a> {
 
 impl Session<'_> {
     /// Measures the winner of every bucket of `jobs`, op by op; a signal or the budget ends it between two of them.
-    fn measure(&mut self, run: &mut Run, jobs: &[Job]) -> Result<(), CliError> {
+    fn measure(&mut self, run: &mut Run, jobs: &[Job], chains: &[AttentionChain]) -> Result<(), CliError> {
         let wanted = self.wanted(run, jobs)?;
         let peers = self.peers.take();
         let Run { bench_of, settings, jit, signals, .. } = run;
@@ -119,7 +116,45 @@ impl Session<'_> {
                 self.take(rows)?;
             }
         }
+        for chain in chains {
+            match is_over() {
+                true => self.is_whole = false,
+                false => self.chain(&mut measure, chain)?,
+            }
+        }
         Ok(())
+    }
+
+    /// Measures a layer of launches with the tiles of their rows.
+    fn chain(&mut self, measure: &mut Measure<'_>, chain: &AttentionChain) -> Result<(), CliError> {
+        let row_of = |problem: &Problem| self.report.rows.iter().find(|row| row.problem == *problem);
+        let rows: Option<Vec<&BenchRow>> = chain.problems.iter().map(row_of).collect();
+        let Some(rows) = rows else {
+            talk(&format!("{}: not every launch of it was measured", chain.name));
+            self.is_whole = false;
+            return Ok(());
+        };
+        let link = |(row, &reads): (&&BenchRow, &usize)| {
+            Some(ChainLink { problem: row.problem.clone(), tile: row.tile.parse().ok()?, reads })
+        };
+        let links: Option<Vec<ChainLink>> = rows.iter().zip(&chain.reads).map(link).collect();
+        let links = links.ok_or_else(|| CliError::failed("expected tiles in the report, found other text", None))?;
+        let weight_bytes = rows.iter().map(|row| row.weight_bytes()).sum();
+        let sum_us = rows.iter().map(|row| row.chained_us).sum();
+        let tiles = rows.iter().map(|row| row.tile.clone()).collect();
+        let (ceiling_us, _) = measure.ceiling(weight_bytes)?;
+        let timed = measure.bench.chain(&links);
+        let (chained_us, unchained_us) = timed.map_err(|error| CliError::failed(error.to_string(), None))?;
+        talk(&format!(
+            "{}: {chained_us:.2} us a layer, {unchained_us:.2} unchained, {sum_us:.2} one by one, {:.0} % of the ceiling",
+            chain.name,
+            100.0 * ceiling_us / chained_us
+        ));
+        let AttentionChain { name, problems, .. } = chain.clone();
+        self.report.chains.retain(|known| known.name != name);
+        let row = ChainRow { name, problems, tiles, chained_us, unchained_us, sum_us, weight_bytes, ceiling_us };
+        self.report.chains.push(row);
+        self.take(Vec::new())
     }
 
     /// Puts rows in place of what the report had of them, and saves it.
@@ -185,6 +220,29 @@ impl Session<'_> {
     }
 }
 
+/// The chains that are asked for.
+fn chains(bench: &BenchArgs) -> Result<Vec<AttentionChain>, CliError> {
+    let asked = select::buckets(&bench.tune.subject.tokens)?;
+    let tokens = if asked.is_empty() { CHAIN_TOKENS.to_vec() } else { asked };
+    bench.chain.as_ref().map_or(Ok(Vec::new()), |_| suite::every_attention_chain(&tokens))
+}
+
+/// What is measured: the launches of the chains, a suite, the peers' problems, or what tuning would work on.
+fn jobs(bench: &BenchArgs, peers: Option<&Peers>, chains: &[AttentionChain]) -> Result<Vec<Job>, CliError> {
+    let subject = &bench.tune.subject;
+    match peers {
+        _ if !chains.is_empty() => {
+            let problems: BTreeSet<&Problem> = chains.iter().flat_map(|chain| &chain.problems).collect();
+            Ok(jobs_of(problems.into_iter()))
+        }
+        Some(peers) if subject.suite.is_none() => {
+            let tokens = select::buckets(&subject.tokens)?;
+            Ok(jobs_of(peers.problems.keys().filter(|problem| wanted(problem, bench, &tokens))))
+        }
+        _ => select::jobs(subject, bench.tune.effort),
+    }
+}
+
 /// Prints what would be measured.
 fn list(common: &CommonArgs, jobs: &[Job]) -> Result<Exit, CliError> {
     let of = |job: &Job| job.measured.iter().map(|&m| job.problem.with_m(m).to_string()).collect::<Vec<_>>();
@@ -220,9 +278,9 @@ fn fit(job: &mut Job, gpu: &GpuSpec) {
     }
 }
 
-/// Rows of the file that this run adds to.
-fn known_rows(bench: &BenchArgs, gpu: &GpuSpec) -> Result<Vec<BenchRow>, CliError> {
-    let Some(out) = bench.out.as_deref().filter(|out| out.is_file()) else { return Ok(Vec::new()) };
+/// Rows and chains of the file that this run adds to.
+fn known(bench: &BenchArgs, gpu: &GpuSpec) -> Result<(Vec<BenchRow>, Vec<ChainRow>), CliError> {
+    let Some(out) = bench.out.as_deref().filter(|out| out.is_file()) else { return Ok(Default::default()) };
     let report = read_report(out)?;
     if report.meta.gpu != gpu.identity.product {
         let (found, product) = (&report.meta.gpu, &gpu.identity.product);
@@ -235,7 +293,7 @@ fn known_rows(bench: &BenchArgs, gpu: &GpuSpec) -> Result<Vec<BenchRow>, CliErro
         }
         row
     };
-    Ok(report.rows.into_iter().map(own).collect())
+    Ok((report.rows.into_iter().map(own).collect(), report.chains))
 }
 
 /// Whether this commit has measured `problem` under every routing that is asked for.
@@ -290,6 +348,9 @@ fn wanted(problem: &Problem, bench: &BenchArgs, tokens: &[u32]) -> bool {
 
 /// Routings that rows of experts are measured under.
 const ROUTINGS: [Routing; 2] = [Routing::Uniform, Routing::Zipf(1.0)];
+
+/// Tokens of chains if nothing is said.
+const CHAIN_TOKENS: [u32; 2] = [1, 16];
 
 /// Of a budget, what tuning may take before winners are measured.
 const TUNING_SHARE: f64 = 0.6;

@@ -128,6 +128,7 @@ impl Suite {
 
 /// The projections of one layer of attention in the order of their launches, at `m` tokens, and what each reads: the
 /// last layer's result, or the result of an earlier projection by its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttentionChain {
     /// Whose layer it is.
     pub name: String,
@@ -137,8 +138,19 @@ pub struct AttentionChain {
     pub reads: Vec<usize>,
 }
 
-/// The chains of both models, in the formats of `checkpoint`.
-pub fn attention_chains(checkpoint: Checkpoint, m: u32) -> Result<Vec<AttentionChain>, CliError> {
+/// The chains of both models for each of `tokens`, with FP8 projections as the public checkpoints have them, and with
+/// NVFP4 ones.
+pub fn every_attention_chain(tokens: &[u32]) -> Result<Vec<AttentionChain>, CliError> {
+    let mut chains = Vec::new();
+    for checkpoint in [Checkpoint::Nvfp4, Checkpoint::Nvfp4Full] {
+        for &m in tokens {
+            chains.extend(attention_chains(checkpoint, m)?);
+        }
+    }
+    Ok(chains)
+}
+
+fn attention_chains(checkpoint: Checkpoint, m: u32) -> Result<Vec<AttentionChain>, CliError> {
     let all = ops(checkpoint)?;
     let chain = |model: &models::Model| {
         let op = |name: &str| all.iter().find(|(full, _)| *full == format!("{} {name}", model.name));
