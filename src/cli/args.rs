@@ -235,6 +235,9 @@ pub struct ReportArgs {
     /// Print how the goals for each regime stand instead of the rows
     #[arg(long)]
     pub regimes: bool,
+    /// A report of `dsv4 bench`, to be held against its goals too
+    #[arg(long, value_name = "FILE", requires = "regimes")]
+    pub runner: Option<PathBuf>,
     /// Rewrite the results of this README instead of printing
     #[arg(long, value_name = "FILE")]
     pub readme: Option<PathBuf>,

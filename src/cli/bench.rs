@@ -105,7 +105,11 @@ impl Session<'_> {
             }
             talk(&format!("measuring {} ({})", job.problem.op(), job.name));
             let reads: Reads = measure.reads(&problems, &ROUTINGS);
-            measure.open(most, &reads)?;
+            if let Err(error) = measure.open(most, &reads) {
+                talk(&format!("error: {}: {error}", job.problem.op()));
+                self.is_whole = false;
+                continue;
+            }
             for (problem, tile) in tiles {
                 if is_over() {
                     self.is_whole = false;
@@ -290,6 +294,9 @@ fn known(bench: &BenchArgs, gpu: &GpuSpec) -> Result<(Vec<BenchRow>, Vec<ChainRo
     let own = |mut row: BenchRow| {
         if row.commit.is_empty() {
             row.commit.clone_from(&report.meta.commit);
+        }
+        if matches!(row.problem, Problem::MoeBlock(_)) {
+            row.routing.get_or_insert(Routing::Uniform);
         }
         row
     };

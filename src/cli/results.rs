@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use super::args::{CommonArgs, ReportArgs};
 use super::voice::{self, talk};
 use super::{CliError, Exit};
-use crate::report::{BenchReport, Peers, readme_block, regime_table, replace_block, table};
+use crate::report::{
+    BenchReport, Peers, RunnerReport, readme_block, regime_table, replace_block, runner_regime_table, table,
+};
 use crate::store::FileError;
 
 /// `autotune report`: a committed report as tables, and into a README.
@@ -24,7 +26,9 @@ pub fn report(common: &CommonArgs, args: &ReportArgs) -> Result<Exit, CliError> 
     } else if common.json {
         voice::json(&report)?;
     } else if args.regimes {
-        voice::print(&regime_table(&report))?;
+        let runner = args.runner.as_deref().map(read_runner).transpose()?;
+        let of_runner = runner.map_or(String::new(), |runner| format!("\n{}", runner_regime_table(&runner)));
+        voice::print(&(regime_table(&report) + &of_runner))?;
     } else {
         voice::print(&table(&report))?;
     }
@@ -36,6 +40,14 @@ pub fn read_report(path: &Path) -> Result<BenchReport, CliError> {
     let text = read(path, "`autotune bench --out FILE` writes a report; benches/results/ holds some")?;
     serde_json::from_str(&text).map_err(|error| {
         let sentence = format!("{}: expected a report of `autotune bench`, found {error}", path.display());
+        CliError::usage(sentence, "benches/results/ holds such reports")
+    })
+}
+
+fn read_runner(path: &Path) -> Result<RunnerReport, CliError> {
+    let text = read(path, "`dsv4 bench --out FILE` writes a report")?;
+    serde_json::from_str(&text).map_err(|error| {
+        let sentence = format!("{}: expected a report of `dsv4 bench`, found {error}", path.display());
         CliError::usage(sentence, "benches/results/ holds such reports")
     })
 }

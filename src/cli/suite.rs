@@ -97,10 +97,10 @@ fn ops(checkpoint: Checkpoint) -> Result<Vec<(String, Op)>, CliError> {
 fn four_bit_shapes(ops: &[(String, Op)]) -> Vec<(String, Dense)> {
     let mut shapes = Vec::new();
     for (name, op) in ops {
-        if let Some(Problem::Dense(dense)) = op.problem(1) {
-            if dense.weights == WeightFormat::Nvfp4 || name.ends_with(INDEX_Q) {
-                shapes.push((name.clone(), dense));
-            }
+        if let Some(Problem::Dense(dense)) = op.problem(1)
+            && (dense.weights == WeightFormat::Nvfp4 || name.ends_with(INDEX_Q))
+        {
+            shapes.push((name.clone(), dense));
         }
     }
     let peers = PEER_SHAPES.map(|[n, k]| ("peers' shape".to_string(), Dense::new(WeightFormat::Nvfp4, n, k, 1)));

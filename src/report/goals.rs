@@ -1,6 +1,7 @@
 //! What the kernels for Hopper are to reach: one table of goals, each with its sentence. The arithmetic is in
 //! `regimes`.
 
+use super::RunnerCell;
 use crate::quant::WeightFormat;
 
 /// A regime of problems and what its rows are held against.
@@ -75,6 +76,39 @@ impl Goal {
         Self { sentence, measure, tokens: Some(tokens) }
     }
 }
+
+/// A goal of a whole model: share of a floor, at a context and a batch.
+#[derive(Debug)]
+pub struct RunnerGoal {
+    /// As it was set.
+    pub sentence: &'static str,
+    /// Tokens of context.
+    pub context: u32,
+    /// Sequences.
+    pub batch: u32,
+    /// Prefill or decode.
+    pub share_of: fn(&RunnerCell) -> Option<f64>,
+    /// At least this.
+    pub at_least: f64,
+}
+
+/// What `dsv4 bench` is to reach.
+pub const RUNNER_GOALS: [RunnerGoal; 2] = [
+    RunnerGoal {
+        sentence: "decode step at least 70 % of the floor of its weights",
+        context: 8192,
+        batch: 1,
+        share_of: RunnerCell::decode_of_floor,
+        at_least: 0.70,
+    },
+    RunnerGoal {
+        sentence: "prefill at least 60 % of the floor",
+        context: 8192,
+        batch: 1,
+        share_of: RunnerCell::prefill_of_floor,
+        at_least: 0.60,
+    },
+];
 
 const NOT_SLOWER: Goal = Goal::of("no problem slower than the best peer", Measure::Every(Rival::BestPeer, 1.0));
 

@@ -37,6 +37,11 @@ pub(super) fn chains(report: &BenchReport) -> String {
 pub(super) fn provenance(report: &BenchReport) -> String {
     let BenchMeta { gpu, driver, nvrtc, commit, method, peers, .. } = &report.meta;
     let mut text = format!("{gpu}, driver {driver}, NVRTC {nvrtc}, commit {commit}. {method}");
+    let is_older = |row: &&BenchRow| !row.commit.is_empty() && row.commit != *commit;
+    let older = report.rows.iter().filter(is_older).count();
+    if older > 0 {
+        let _ = write!(text, " {older} of the rows were measured by other commits.");
+    }
     if !peers.is_empty() {
         let is_same_run = report.rows.iter().flat_map(|row| &row.peers).any(|peer| peer.is_same_run);
         let but = if is_same_run { ", but for those marked `same run`" } else { "" };

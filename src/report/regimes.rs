@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::goals::{Goal, Measure, Of, REGIMES, Regime, Rival};
-use super::{BenchReport, BenchRow, PeerTime};
+use super::goals::{Goal, Measure, Of, REGIMES, RUNNER_GOALS, Regime, Rival, RunnerGoal};
+use super::{BenchReport, BenchRow, PeerTime, RunnerCell, RunnerMeta, RunnerReport};
 use crate::problem::Problem;
 
 /// How one goal stands.
@@ -53,6 +53,22 @@ pub fn regime_table(report: &BenchReport) -> String {
         .collect();
     if !without.is_empty() {
         let _ = writeln!(text, "\nNot measured here: {}.", without.join("; "));
+    }
+    text
+}
+
+/// How the goals of a whole model stand, as a table.
+pub fn runner_regime_table(report: &RunnerReport) -> String {
+    let RunnerMeta { model, checkpoint, gpu, commit, .. } = &report.meta;
+    let mut text = format!("{model} ({checkpoint}) on {gpu}, commit {commit}:\n{RUNNER_HEAD}");
+    for RunnerGoal { sentence, context, batch, share_of, at_least } in &RUNNER_GOALS {
+        let is_it = |cell: &&RunnerCell| (cell.context, cell.batch) == (*context, *batch);
+        let share = report.cells.iter().find(is_it).and_then(share_of);
+        let (found, reached) = match share {
+            Some(share) => (format!("{:.0} %", 100.0 * share), if share >= *at_least { "yes" } else { "no" }),
+            None => ("-".to_string(), "not measured"),
+        };
+        let _ = writeln!(text, "| context {context}, batch {batch} | {sentence} | {found} | {reached} |");
     }
     text
 }
@@ -164,6 +180,11 @@ Each goal against what was measured: a geometric mean, or the worst row. Ratios 
 above 1 ours is faster; peers are those of the same format and activation width, and were launched without \
 programmatic dependent launch. A peer's time beside SwiGLU or an f32 result is that of the plain product, which does \
 less. Shares of the stream ceiling are of its chained time, sizes those of codes and scales, in 10^6 bytes.";
+
+const RUNNER_HEAD: &str = "
+| cell | goal | found | reached |
+|---|---|---|---|
+";
 
 const HEAD: &str = "
 | regime | goal | rows compared | chained | unchained | worst, chained | rows that reach it | reached |

@@ -73,6 +73,18 @@ fn goals_are_held_against_peers_of_the_same_run() {
 }
 
 #[test]
+fn a_whole_model_has_goals_of_its_own() {
+    let machine = Machine::new();
+    let goals = report(&machine, &["--regimes", "--runner", "benches/results/h100/dsv4_flash.json"]);
+    let of_cell = |line: &&str| line.starts_with("| context 8192, batch 1 | ") && line.contains(" % | ");
+    assert_eq!(goals.lines().filter(of_cell).count(), 2, "{goals}");
+    let results = Path::new(env!("CARGO_MANIFEST_DIR")).join(RESULTS);
+    let results = results.to_str().unwrap();
+    let hint = "benches/results/";
+    machine.run(&["report", results, "--regimes", "--runner", results]).refuses(2, "of `dsv4 bench`, found", hint);
+}
+
+#[test]
 fn a_suite_is_listed_without_a_gpu() {
     let machine = Machine::new();
     let list = |words: &[&str]| {

@@ -121,7 +121,11 @@ impl Chain {
         let columns = last.dense.d_columns();
         let zeros = Buffer::zeros(&self.tools.gpu, 4 * last.dense.m as usize * columns as usize)?;
         let both = [(last.result.pointer(), last.stride as usize), (zeros.pointer(), columns as usize)];
-        Ok(self.tools.compare(Output::Bf16, both, last.dense.m, columns)?.checksum)
+        let compared = self.tools.compare(Output::Bf16, both, last.dense.m, columns)?;
+        match compared.not_finite {
+            0 => Ok(compared.checksum),
+            count => Err(LiveError::Data(format!("expected finite results of a chain, found {count} that are not"))),
+        }
     }
 
     fn graph(&self, mode: Mode) -> Result<Graph, LiveError> {
