@@ -147,8 +147,14 @@ impl Session<'_> {
         let sum_us = rows.iter().map(|row| row.chained_us).sum();
         let tiles = rows.iter().map(|row| row.tile.clone()).collect();
         let (ceiling_us, _) = measure.ceiling(weight_bytes)?;
-        let timed = measure.bench.chain(&links);
-        let (chained_us, unchained_us) = timed.map_err(|error| CliError::failed(error.to_string(), None))?;
+        let (chained_us, unchained_us) = match measure.bench.chain(&links) {
+            Ok(times) => times,
+            Err(error) => {
+                talk(&format!("error: {}: {error}", chain.name));
+                self.is_whole = false;
+                return Ok(());
+            }
+        };
         talk(&format!(
             "{}: {chained_us:.2} us a layer, {unchained_us:.2} unchained, {sum_us:.2} one by one, {:.0} % of the ceiling",
             chain.name,
