@@ -2,7 +2,8 @@
 
 mod store_samples;
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use store_samples::{problem, record};
@@ -28,21 +29,24 @@ fn run(database: &Database, settings: &Settings, job: Job) -> (Summary, Vec<Reco
     (summary, told)
 }
 
-/// Runs a search of every tile that is stopped after `most` candidates, and gives what it came to and how many it tried.
+/// Runs a search of every tile that is stopped after `most` tiles, and gives what it came to and how many it tried.
 fn sweep(database: &Database, settings: &Settings, most: usize) -> (Summary, usize) {
     let folder = tempfile::tempdir().unwrap();
     let jit = Arc::new(Jit::new(Search::from_environment(), KernelCache::new(folder.path())));
     jit.stop().now();
-    let tried = Cell::new(0);
+    let tried = RefCell::new(HashSet::new());
     let mut on_progress = |progress: Progress<'_>| {
-        tried.set(tried.get() + usize::from(matches!(progress, Progress::Tried { .. })));
+        if let Progress::Tried { tile, .. } = progress {
+            tried.borrow_mut().insert(tile.clone());
+        }
     };
-    let should_stop = || tried.get() >= most;
+    let should_stop = || tried.borrow().len() >= most;
     let session = Session::new(settings, database, jit, &should_stop, &mut on_progress);
     let problem = problem("nvfp4 256x256 m1");
     let job = Job { name: "op".to_string(), problem, measured: vec![1], inherited: Vec::new() };
     let summary = session.run(&[job], &mut Predicted { gpu: &settings.gpu }).unwrap();
-    (summary, tried.get())
+    let tried = tried.borrow().len();
+    (summary, tried)
 }
 
 #[test]

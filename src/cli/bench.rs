@@ -1,7 +1,7 @@
 //! `autotune bench`: winners beside floors, the stream ceiling and other engines, measured in one run.
 //!
-//! Every row is saved as it comes. A row that the file has of this commit and GPU is not measured again, so a bench that
-//! was cut short goes on with the same command.
+//! Every row is saved as it comes. A row that the file has of this commit and GPU is not measured again, so a bench
+//! that was cut short goes on with the same command.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
@@ -156,7 +156,8 @@ impl Session<'_> {
             }
         };
         talk(&format!(
-            "{}: {chained_us:.2} us a layer, {unchained_us:.2} unchained, {sum_us:.2} one by one, {:.0} % of the ceiling",
+            "{}: {chained_us:.2} us a layer, {unchained_us:.2} unchained, {sum_us:.2} one by one, {:.0} % of \
+             the ceiling",
             chain.name,
             100.0 * ceiling_us / chained_us
         ));
