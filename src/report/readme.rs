@@ -15,8 +15,8 @@ pub enum ReadmeError {
     },
 }
 
-/// The block for a README: provenance, how the goals stand, what is shown of the file called `name`, how all of its rows
-/// stand beside their peers, and the rows that say most.
+/// The block for a README: provenance, how the goals stand, what is shown of the file called `name`, how all of its
+/// rows stand beside their peers, and the rows that say most.
 pub fn readme_block(report: &BenchReport, name: &str) -> String {
     let telling: Vec<&BenchRow> = report.rows.iter().filter(|row| is_telling(row)).collect();
     let [shapes, tokens] =
