@@ -3,18 +3,19 @@ $#-
 -#$
 // Generated from templates/attend for ${ arch.name }$. Do not edit.
 //
-// attend: O[t, h, :] = rotated back(sum_j p_j * K_j) with p = softmax_j(q[t, h] . K_j / sqrt(head_dim)) and a sink in
-// its denominator; K are the keys of token t: its window, then its compressed entries. A key is its own value.
+// attend: O[t, h, :] = rotated back(sum_j p_j * K_j) with p = softmax_j(Q . K_j / sqrt(head_dim)) and a sink in its
+// denominator; Q is q[t, h] over its root mean square, its end rotated, in BF16; K are the keys of token t: its window,
+// then its compressed entries. A key is its own value.
 //
 //   operand     shape                        in memory                         written / read
-//   q           [m, heads, head_dim]         BF16                              read once
+//   q           [m, heads, head_dim]         BF16, before norm and rotation    read once by each split
 //   kv_step     [m, head_dim]                BF16, keys of this step           gathered by rows
 //   kv_ring     [slots, window, head_dim]    BF16, position p in p % window    gathered by rows
 //   pool        [pages, 64, head_dim]        BF16, compressed entries          gathered by rows
 //   table       [slots, max_pages]           int32, pages of entry w / 64      read for each key
 //   picks       [m, top_k]                   int32, entries of a list          read for each key
 //   sinks       [heads]                      f32                               read at the end
-//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read at the end
+//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read with Q and at the end
 //   positions, sequences    [m]              int32, of each token              read first
 //   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written (one split)
@@ -23,7 +24,7 @@ $#-
 //   block = 8 warps, one token, kHeadTile heads, a range of key tiles; grid = (tokens, head tiles, splits)
 //
 //   keys    | gather tile i + 1 (cp.async) ......................................... |
-//   block   | S = Q K'         | maxima | P = 2^(S - max), sums | rescale, O += P K   |
+//   block   | first Q from q | S = Q K' | maxima | P = 2^(S - max), sums | rescale, O += P K |
 //
 //   shared memory   Q, two tiles of K, P, for each head the maxima and sums of parts of a tile, a factor, a maximum
 //   barriers        tile has arrived; maxima written; P and factors written
@@ -38,6 +39,10 @@ $#-
 #include "arch/matrix.cuh"
 #include "arch/matrix_transposed.cuh"
 #include "lib/math.cuh"
+#include "lib/elementary.cuh"
+#include "lib/elements.cuh"
+#include "lib/lanes.cuh"
+#include "lib/rotary.cuh"
 #include "lib/bucket.cuh"
 #include "lib/pieces.cuh"
 #include "lib/attended.cuh"
@@ -48,6 +53,7 @@ struct Config {
   static constexpr int kHeads = ${ op.heads }$;
   static constexpr int kHeadDim = ${ op.head_dim }$;
   static constexpr int kRopeDim = ${ op.rope_dim }$;          // last columns, rotated
+  static constexpr float kNormEpsilon = ${ op.norm_epsilon }$;
   static constexpr int kWindow = ${ op.window }$;
   static constexpr int kRatio = ${ op.ratio }$;               // tokens of an entry
   static constexpr int kTopK = ${ op.top_k }$;                // length of a list
@@ -181,6 +187,7 @@ struct Block {
   Values values = {};
   Scores<Config> scores;
   float sum = 0.0f;  // of probabilities, in thread h for head h
+  const float2* turns;  // of the token's position
 
   __device__ __forceinline__ void run(uint8_t* shared, const Keys<Config>& keys, TileRange range, int warp, int lane) {
     const uint32_t smem = smem_address(shared);
@@ -194,6 +201,8 @@ struct Block {
     commit_copies();
     // Addresses take two dependent loads: they are looked up a tile ahead of their copies.
     const bf16* next = key_of(range.begin + 1);
+    wait_copies<1>();  // the queries have arrived, the keys may be on their way
+    normalise_queries<Config, Place>(shared, turns, warp, lane);
     for (int tile = range.begin; tile < range.end; ++tile) {
       const int buffer = (tile - range.begin) & 1;
       const uint32_t tile_keys = smem + Shape::kKeysAt + buffer * Shape::kTileBytes;
@@ -236,11 +245,11 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   launch_dependents();
   wait_for_dependency();
   const int token = blockIdx.x;
+  const int position = positions[token];  // asked for together with the number of tokens
+  const int slot = sequences[token];
   if (token >= actual_tokens(m_on_device, m)) return;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int position = positions[token];
-  const int slot = sequences[token];
   const Attended<Config> attended(position);
   const TileRange range = attended.range(blockIdx.z, gridDim.z);
   if (range.begin == range.end) return;  // attend_combine knows
@@ -254,8 +263,10 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   const int first_head = blockIdx.y * Config::kHeadTile;
   const int n_heads = smaller(Config::kHeadTile, Config::kHeads - first_head);
   const int64_t row = int64_t{token} * Config::kHeads + first_head;
-  fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head);
+  fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head, warp, lane);
+  commit_copies();
   Block block;
+  block.turns = rope + int64_t{position} * (Config::kRopeDim / 2);
   block.run(shared, keys, range, warp, lane);
   const float* running = reinterpret_cast<const float*>(shared + Shape::kRunningAt);
   if constexpr (Config::kIsPartial) {
@@ -272,7 +283,6 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
       inverses[threadIdx.x] = inverse_of(block.sum, sinks[first_head + threadIdx.x], running[threadIdx.x]);
     }
     __syncthreads();
-    const float2* turns = rope + int64_t{position} * (Config::kRopeDim / 2);
-    block.values.store(o + row * Config::kHeadDim, inverses, turns, n_heads, warp, lane);
+    block.values.store(o + row * Config::kHeadDim, inverses, block.turns, n_heads, warp, lane);
   }
 }

@@ -7,14 +7,14 @@ $#-
 // wgmma, which needs half of the shared-memory reads. 64 heads, 64 keys, 512 columns.
 //
 //   operand     shape                        in memory                         written / read
-//   q           [m, heads, head_dim]         BF16                              read once
+//   q           [m, heads, head_dim]         BF16, before norm and rotation    read once
 //   kv_step     [m, head_dim]                BF16, keys of this step           gathered by rows
 //   kv_ring     [slots, window, head_dim]    BF16, position p in p % window    gathered by rows
 //   pool        [pages, 64, head_dim]        BF16, compressed entries          gathered by rows
 //   table       [slots, max_pages]           int32, pages of entry w / 64      read for each key
 //   picks       [m, top_k]                   int32, entries of a list          read for each key
 //   sinks       [heads]                      f32                               read at the end
-//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read at the end
+//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read with Q and at the end
 //   positions, sequences    [m]              int32, of each token              read first
 //   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written
@@ -22,7 +22,7 @@ $#-
 //   block = 2 warpgroups, one token, 64 heads; grid = (tokens, head tiles)
 //
 //   keys    | gather tile i + 1 (cp.async) ......................................... |
-//   block   | S = Q K'         | maxima | P = 2^(S - max), sums | rescale, O += P K   |
+//   block   | first Q from q | S = Q K' | maxima | P = 2^(S - max), sums | rescale, O += P K |
 //
 //   shared memory   Q, two tiles of K, P, for each head the maxima and sums of parts of a tile, a factor, a maximum
 //   barriers        tile has arrived; maxima written; P and factors written
@@ -40,6 +40,10 @@ $#-
 #include "arch/wgmma.cuh"
 #include "arch/wgmma_attention.cuh"
 #include "lib/math.cuh"
+#include "lib/elementary.cuh"
+#include "lib/elements.cuh"
+#include "lib/lanes.cuh"
+#include "lib/rotary.cuh"
 #include "lib/bucket.cuh"
 #include "lib/pieces.cuh"
 #include "lib/attended.cuh"
@@ -50,6 +54,7 @@ struct Config {
   static constexpr int kHeads = ${ op.heads }$;
   static constexpr int kHeadDim = ${ op.head_dim }$;
   static constexpr int kRopeDim = ${ op.rope_dim }$;          // last columns, rotated
+  static constexpr float kNormEpsilon = ${ op.norm_epsilon }$;
   static constexpr int kWindow = ${ op.window }$;
   static constexpr int kRatio = ${ op.ratio }$;               // tokens of an entry
   static constexpr int kTopK = ${ op.top_k }$;                // length of a list
@@ -157,6 +162,7 @@ struct Block {
   Values values = {};
   Scores<Config> scores;
   float sum = 0.0f;  // of probabilities, in thread h for head h
+  const float2* turns;  // of the token's position
 
   __device__ __forceinline__ void run(uint8_t* shared, const Keys<Config>& keys, int n_tiles, int warp, int lane) {
     const uint32_t smem = smem_address(shared);
@@ -172,6 +178,8 @@ struct Block {
     commit_copies();
     // Addresses take two dependent loads: they are looked up a tile ahead of their copies.
     const bf16* next = key_of(1);
+    wait_copies<1>();  // the queries have arrived, the keys may be on their way
+    normalise_queries<Config, Place>(shared, turns, warp, lane);
     for (int tile = 0; tile < n_tiles; ++tile) {
       const uint32_t tile_keys = smem + Shape::kKeysAt + (tile & 1) * Shape::kTileBytes;
       wait_copies<0>();
@@ -209,11 +217,11 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   launch_dependents();
   wait_for_dependency();
   const int token = blockIdx.x;
+  const int position = positions[token];  // asked for together with the number of tokens
+  const int slot = sequences[token];
   if (token >= actual_tokens(m_on_device, m)) return;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int position = positions[token];
-  const int slot = sequences[token];
   const Attended<Config> attended(position);
   const Keys<Config> keys{attended,
                   kv_step + int64_t{first_row[slot]} * Config::kHeadDim,
@@ -225,8 +233,10 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   const int first_head = blockIdx.y * Config::kHeadTile;
   const int n_heads = smaller(Config::kHeadTile, Config::kHeads - first_head);
   const int64_t row = int64_t{token} * Config::kHeads + first_head;
-  fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head);
+  fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head, warp, lane);
+  commit_copies();
   Block block;
+  block.turns = rope + int64_t{position} * (Config::kRopeDim / 2);
   block.run(shared, keys, ceil_divide(attended.n_keys, Config::kKeyTile), warp, lane);
   const float* running = reinterpret_cast<const float*>(shared + Shape::kRunningAt);
   float* inverses = reinterpret_cast<float*>(shared + Shape::kFactorsAt);
@@ -234,7 +244,6 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
     inverses[threadIdx.x] = inverse_of(block.sum, sinks[first_head + threadIdx.x], running[threadIdx.x]);
   }
   __syncthreads();
-  const float2* turns = rope + int64_t{position} * (Config::kRopeDim / 2);
   const int head = warp % 4 * 16 + lane / 4;
-  block.values.store(o + row * Config::kHeadDim, inverses, turns, n_heads, warp / 4, head, lane);
+  block.values.store(o + row * Config::kHeadDim, inverses, block.turns, n_heads, warp / 4, head, lane);
 }

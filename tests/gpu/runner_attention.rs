@@ -33,7 +33,7 @@ fn attend_shapes() -> Vec<(String, AttendShape, usize)> {
             (Compressed::All { ratio: 128 }, 9000),
         ];
         for (compressed, last) in kinds {
-            let shape = AttendShape { heads, head_dim, rope_dim, window, compressed };
+            let shape = AttendShape { heads, head_dim, rope_dim, norm_epsilon: 1e-6, window, compressed };
             shapes.push((format!("{heads}x{head_dim} {compressed:?}"), shape, last));
         }
     }
@@ -115,8 +115,7 @@ fn compare(shape: &AttendShape, step: &Step, sinks: &[f32], o: &[u16]) -> Result
         let keys = keys_of(shape, slot, position);
         for head in (0..heads).step_by(heads.div_ceil(8)) {
             let sink = f64::from(sinks[head]);
-            let query: Vec<f64> =
-                (0..head_dim).map(|d| value(QUERY, place(slot, position), head * head_dim + d).into()).collect();
+            let query = query_of(shape, (slot, position), head);
             let expected = attention(&query, &keys, sink, (shape.rope_dim, position));
             for (column, (expected, size)) in expected.into_iter().enumerate() {
                 let found = bf16::decode(o[(row * heads + head) * head_dim + column]).into();
@@ -128,6 +127,21 @@ fn compare(shape: &AttendShape, step: &Step, sinks: &[f32], o: &[u16]) -> Result
         }
     }
     Ok(())
+}
+
+/// A query as it meets the keys: over its root mean square, its end rotated, rounded to BF16 once.
+fn query_of(shape: &AttendShape, (slot, position): (usize, usize), head: usize) -> Vec<f64> {
+    let head_dim = shape.head_dim as usize;
+    let mut query: Vec<f64> =
+        (0..head_dim).map(|d| value(QUERY, place(slot, position), head * head_dim + d).into()).collect();
+    let root = (query.iter().map(|x| x * x).sum::<f64>() / head_dim as f64 + f64::from(shape.norm_epsilon)).sqrt();
+    query.iter_mut().for_each(|x| *x /= root);
+    let first = head_dim - shape.rope_dim as usize;
+    for (i, pair) in query[first..].chunks_exact_mut(2).enumerate() {
+        let (cos, sin) = turn(shape.rope_dim, position, i);
+        (pair[0], pair[1]) = (pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos);
+    }
+    query.into_iter().map(|x| bf16::decode(bf16::encode(x as f32)).into()).collect()
 }
 
 /// Capacity and splits of a launch.
@@ -158,7 +172,8 @@ fn attended(
         if splits > 1 {
             let [.., sinks, rope] = arrays;
             let values = [workspace, sinks, rope, positions, o, m_on_device, m.into(), splits.into()];
-            bench.run(&attend_combine(shape, arch, m), &values)?;
+            // The case `store step` has what it stores beside.
+            bench.run(&attend_combine(shape, arch, m, None), &[&values[..], &[0; 11]].concat())?;
         }
         results.push(bench.get::<u16>(o, count)?);
     }

@@ -32,16 +32,18 @@ pub struct SlotRows {
 /// finite makes every weight of its token NaN, and so does a token id or a table entry out of range; the experts are
 /// within range nevertheless.
 pub fn route(m: u32, shape: &Route) -> Op {
-    let warps = m.clamp(1, 4);
+    // A short step waits for the scores of a token, a long one for all: then a warp has a token to itself.
+    let (tokens, token_warps) = if m <= 64 { (1, shape.experts.div_ceil(32).min(8)) } else { (4, 1) };
     let fields = [
         ("experts", shape.experts.into()),
         ("top_k", shape.top_k.into()),
         ("scale", float_word(shape.scale)),
         ("is_hashed", shape.hashed_vocabulary.is_some().into()),
         ("vocabulary", shape.hashed_vocabulary.unwrap_or(0).into()),
-        ("warps", warps.into()),
+        ("tokens", tokens.into()),
+        ("token_warps", token_warps.into()),
     ];
-    Op::new("route", fields, [m.div_ceil(warps), 1, 1], warps * 32)
+    Op::new("route", fields, [m.div_ceil(tokens), 1, 1], tokens * token_warps * 32)
 }
 
 /// Sums each token's slots: `(y bf16 [m * top_k, hidden], weights f32 [m, top_k], out bf16 [m, hidden], m_on_device,

@@ -18,7 +18,6 @@ pub(super) struct Shapes {
     pub connection: Connection,
     pub head_connection: Connection,
     qkv_norm: QkvNorm,
-    rotate_q: Rotate,
     rotate_index: Rotate,
     pub compress_csa: CompressShape,
     pub compress_hca: CompressShape,
@@ -31,6 +30,7 @@ pub(super) struct Shapes {
     head_dim: u32,
     heads: u32,
     rope_dim: u32,
+    norm_epsilon: f32,
     top_k: u32,
     index_top_k: u32,
 }
@@ -66,7 +66,6 @@ impl Shapes {
                 norm_epsilon: config.norm_epsilon,
                 has_fake_fp8: options.has_fp8_kv(),
             },
-            rotate_q: Rotate { heads, dim: head_dim, rope_dim, kind: RotateKind::Norm(config.norm_epsilon) },
             rotate_index: Rotate { heads: index_heads, dim: index_head_dim, rope_dim, kind: rotate_kind },
             compress_csa: compress(LayerKind::Csa, head_dim, rounding),
             compress_hca: compress(LayerKind::Hca, head_dim, rounding),
@@ -89,6 +88,7 @@ impl Shapes {
             head_dim,
             heads,
             rope_dim,
+            norm_epsilon: config.norm_epsilon,
             top_k: config.top_k,
             index_top_k: config.index_top_k,
         }
@@ -101,8 +101,8 @@ impl Shapes {
             LayerKind::Csa => Compressed::Listed { ratio, top_k: self.index_top_k },
             LayerKind::Hca => Compressed::All { ratio },
         };
-        let &Self { heads, head_dim, rope_dim, window, .. } = self;
-        AttendShape { heads, head_dim, rope_dim, window, compressed }
+        let &Self { heads, head_dim, rope_dim, window, norm_epsilon, .. } = self;
+        AttendShape { heads, head_dim, rope_dim, norm_epsilon, window, compressed }
     }
 
     fn store(&self, kind: LayerKind) -> StoreShape {
@@ -125,7 +125,6 @@ pub(super) enum Kernel {
     Pre,
     HeadPre,
     QkvNorm,
-    RotateQ,
     RotateIndex,
     CompressCsa,
     CompressHca,
@@ -189,7 +188,6 @@ impl BucketPlan {
             (Kernel::Pre, pre(mix_m, m, &shapes.connection)),
             (Kernel::HeadPre, pre(mix_m, m, &shapes.head_connection)),
             (Kernel::QkvNorm, runner::qkv_norm(m, &shapes.qkv_norm)),
-            (Kernel::RotateQ, runner::rotate(m, &shapes.rotate_q)),
             (Kernel::RotateIndex, runner::rotate(m, &shapes.rotate_index)),
             (Kernel::CompressCsa, runner::compress(&shapes.compress_csa, m)),
             (Kernel::CompressHca, runner::compress(&shapes.compress_hca, m)),
@@ -205,8 +203,9 @@ impl BucketPlan {
         for kind in [LayerKind::Swa, LayerKind::Csa, LayerKind::Hca] {
             let shape = shapes.attend(kind);
             ops.push((Kernel::Attend(kind), runner::attend(&shape, arch, m, splits)));
-            ops.push((Kernel::AttendCombine(kind), runner::attend_combine(&shape, arch, m)));
-            ops.push((Kernel::Store(kind), runner::store_step(&shapes.store(kind), m)));
+            let store = shapes.store(kind);
+            ops.push((Kernel::AttendCombine(kind), runner::attend_combine(&shape, arch, m, Some(&store))));
+            ops.push((Kernel::Store(kind), runner::store_step(&store, m)));
         }
         if options.has_slots() {
             let single = SlotRows { top_k: 1, hidden: config.intermediate };

@@ -38,6 +38,14 @@ pub struct Imposed {
     pub picks: Vec<i32>,
 }
 
+/// Parameters of what is kept of a step.
+struct StepRows {
+    keys: [Value; 2],
+    own: [Value; 3],
+    index: [Value; 3],
+    widths: [Value; 2],
+}
+
 /// A matrix of activations: where it begins, and elements between rows.
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
@@ -98,7 +106,6 @@ impl Pass<'_> {
         self.qkv_norm(layer)?;
         let (qr, q) = (Rows::of(&buffers.qr, config.q_rank), Rows::of(&buffers.q, config.heads * config.head_dim));
         self.linear("attn.wq_b", &layer.wq_b, qr, q)?;
-        self.rotate(Kernel::RotateQ, "attn.rotate_q", layer.kind, (&buffers.q, q.stride))?;
         if let Some(compressor) = &layer.compressor {
             self.compress(layer.kind, compressor, cache)?;
         }
@@ -106,7 +113,6 @@ impl Pass<'_> {
             self.index(layer, cache)?;
         }
         self.attend(layer, cache)?;
-        self.store(layer, cache)?;
 
         let (o, z) = (Rows::of(&buffers.o, q.stride), Rows::of(&buffers.z, config.o_groups * config.o_rank));
         // Weights only in every mode: its input is never rounded.
@@ -285,29 +291,38 @@ impl Pass<'_> {
             [&keys[..], &chosen, &arrays, &outputs].concat()
         })?;
         if !is_split {
-            return Ok(());
+            return self.store(layer, cache);
         }
         let splits = Value::Int(self.bucket.splits as i32);
+        let StepRows { keys, own, index, widths } = self.step_rows(layer, cache);
         self.op(Kernel::AttendCombine(kind), "attn.combine", &[o], |count, m| {
             let inputs = [(&buffers.attention_parts).into(), (&layer.sink).into(), rope.into(), arrays[0]];
-            [&inputs[..], &[(&buffers.o).into(), count, m, splits]].concat()
+            let outputs = [(&buffers.o).into(), count, m, splits];
+            [&inputs[..], &outputs, &keys, &own, &index, &[arrays[1]], &widths].concat()
         })
     }
 
-    /// What later steps need of this one.
+    /// What later steps need of this one, where no launch does it by the way.
     fn store(&mut self, layer: &DeviceLayer, cache: &LayerCache) -> Result<(), ForwardError> {
-        let (config, buffers, kind) = (&self.model.config, &self.model.buffers, layer.kind);
         let [positions, sequences, ..] = self.step_arrays();
+        let StepRows { keys, own, index, widths } = self.step_rows(layer, cache);
+        self.op(Kernel::Store(layer.kind), "attn.store", &[], |count, m| {
+            [&keys[..], &own, &index, &[positions, sequences, count], &widths, &[m]].concat()
+        })
+    }
+
+    /// Rows of the step with the rings that they go to.
+    fn step_rows(&self, layer: &DeviceLayer, cache: &LayerCache) -> StepRows {
+        let (config, buffers, kind) = (&self.model.config, &self.model.buffers, layer.kind);
         let ape = |compressor: Option<&DeviceCompressor>| compressor.map_or(Value::Pointer(0), |c| (&c.ape).into());
         let own = ape(layer.compressor.as_ref());
         let index = ape(layer.indexer.as_ref().map(|indexer| &indexer.compressor));
-        let widths = [config.head_dim, config.index_head_dim].map(|dim| Value::Long((2 * kind.series() * dim).into()));
-        self.op(Kernel::Store(kind), "attn.store", &[], |count, m| {
-            let keys = [(&buffers.kv_step).into(), (&cache.kv_ring).into()];
-            let own = [(&buffers.compressed).into(), own, (&cache.state).into()];
-            let index = [(&buffers.index_compressed).into(), index, (&cache.index_state).into()];
-            [&keys[..], &own, &index, &[positions, sequences, count], &widths, &[m]].concat()
-        })
+        StepRows {
+            keys: [(&buffers.kv_step).into(), (&cache.kv_ring).into()],
+            own: [(&buffers.compressed).into(), own, (&cache.state).into()],
+            index: [(&buffers.index_compressed).into(), index, (&cache.index_state).into()],
+            widths: [config.head_dim, config.index_head_dim].map(|dim| Value::Long((2 * kind.series() * dim).into())),
+        }
     }
 
     fn route(&mut self, layer: &DeviceLayer) -> Result<(), ForwardError> {

@@ -86,7 +86,6 @@ const READS: &[(&str, &[&str])] = &[
     ("attn.wkv", &["hc_attn.pre"]),
     ("attn.qkv_norm", &["attn.fused_wqa_wkv"]),
     ("attn.wq_b", &["attn.qkv_norm.qr"]),
-    ("attn.rotate_q", &["attn.wq_b"]),
     ("attn.compressor.csa.fused_wkv_wgate", &["hc_attn.pre"]),
     ("attn.compressor.csa", &["attn.compressor.csa.fused_wkv_wgate"]),
     ("attn.compressor.hca.fused_wkv_wgate", &["hc_attn.pre"]),
@@ -131,12 +130,8 @@ const SCORES: &[&str] =
     &["attn.indexer.rotate", "attn.indexer.compressor.fused_wkv_wgate", "attn.indexer.weights_proj"];
 
 /// A layer has one of the compressors, or none.
-const ATTENDS: &[&str] = &[
-    "attn.rotate_q",
-    "attn.qkv_norm.kv",
-    "attn.compressor.csa.fused_wkv_wgate",
-    "attn.compressor.hca.fused_wkv_wgate",
-];
+const ATTENDS: &[&str] =
+    &["attn.wq_b", "attn.qkv_norm.kv", "attn.compressor.csa.fused_wkv_wgate", "attn.compressor.hca.fused_wkv_wgate"];
 
 #[cfg(test)]
 mod tests {
