@@ -1,5 +1,5 @@
-// What later steps need of a step, one token by one block: its key to the window ring of its sequence, and c and g + ape
-// to the state rings of the compressors. It happens after everything that reads the rings.
+// What later steps need of a step, one token by one block: its key to the window ring of its sequence, c and g + ape to
+// the state rings of the compressors. It happens after everything that reads the rings.
 //
 // Of two positions that share a row of a ring only the later is written, so the order of blocks does not matter.
 

@@ -17,8 +17,9 @@ $#-
 //   shared memory: scores of all experts, and the integers that they are chosen by
 //   barrier: scores are there; of a token's warps the first goes on alone, lane l with kPerLane neighbouring experts
 //
-// By score: the largest of score + bias, one after the other, by a reduction and a vote each; ties to the lower index. A logit or biased score that is not finite, a token id or a table entry out of range make all weights of the
-// token NaN, so that it shows; the experts stay within range, so that nothing is read beyond the end.
+// By score: the largest of score + bias, one after the other, by a reduction and a vote each; ties to the lower index.
+// A logit or biased score that is not finite, a token id or a table entry out of range make all weights of the token
+// NaN, so that it shows; the experts stay within range, so that nothing is read beyond the end.
 // Exactness: f32; the chosen scores are added in the order of their slots.
 #include "lib/words.cuh"
 #include "arch/dependent.cuh"

@@ -155,13 +155,12 @@ struct Held {
     uint32_t found = 0;  // its high bits
 #pragma unroll 1
     for (int shift = 30; shift >= 0; shift -= 2) {
-      const uint32_t bounds[3] = {found | 1u << shift, found | 2u << shift, found | 3u << shift};
+      const uint32_t lower = found | 1u << shift, middle = found | 2u << shift, upper = found | 3u << shift;
       unsigned counts = 0;
 #pragma unroll
       for (int i = 0; i < kHeld; ++i) {
         if (i >= per_lane) break;
-        counts += (of[i] >= bounds[0] ? 1u : 0u) + (of[i] >= bounds[1] ? 1u << 10 : 0u);
-        counts += of[i] >= bounds[2] ? 1u << 20 : 0u;
+        counts += (of[i] >= lower ? 1u : 0u) + (of[i] >= middle ? 1u << 10 : 0u) + (of[i] >= upper ? 1u << 20 : 0u);
       }
       counts = __reduce_add_sync(~0u, counts);
       // Alternating words: a warp may be a turn ahead of one that still reads.
@@ -170,16 +169,13 @@ struct Held {
       __syncthreads();
       counts = lane < kWarps ? of_warp[lane] : 0;
       const unsigned low = __reduce_add_sync(~0u, (counts & 0x3FFu) | (counts >> 10 & 0x3FFu) << 16);
-      const unsigned high = __reduce_add_sync(~0u, counts >> 20);
-      const unsigned reached[3] = {low & 0xFFFFu, low >> 16, high};
-#pragma unroll
-      for (int i = 2; i >= 0; --i) {
-        if (reached[i] == Config::kTopK) return bounds[i] - 1;
-      }
-      found = reached[2] > Config::kTopK   ? bounds[2]
-              : reached[1] > Config::kTopK ? bounds[1]
-              : reached[0] > Config::kTopK ? bounds[0]
-                                           : found;
+      const unsigned reach_lower = low & 0xFFFFu, reach_middle = low >> 16;
+      const unsigned reach_upper = __reduce_add_sync(~0u, counts >> 20);
+      const unsigned digit = (reach_lower >= Config::kTopK ? 1 : 0) + (reach_middle >= Config::kTopK ? 1 : 0) +
+                             (reach_upper >= Config::kTopK ? 1 : 0);
+      found |= digit << shift;
+      const unsigned reach = digit == 3 ? reach_upper : digit == 2 ? reach_middle : reach_lower;
+      if (digit > 0 && reach == Config::kTopK) return found - 1;
     }
     return found;
   }

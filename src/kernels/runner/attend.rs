@@ -124,7 +124,8 @@ pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32) -> Op {
 fn attend_wgmma(shape: &AttendShape, m: u32) -> Op {
     let (head_tile, key_tile) = (64, 64);
     let (compressed, ratio, top_k) = shape.compressed_numbers();
-    let smem_bytes = shape.smem_bytes(head_tile, key_tile);
+    // Queries and two tiles of keys; scores and probabilities stay in registers.
+    let smem_bytes = 2 * shape.head_dim * (head_tile + 2 * key_tile);
     let values = [
         ("compressed", compressed.into()),
         ("head_dim", shape.head_dim.into()),
