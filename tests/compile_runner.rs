@@ -7,7 +7,7 @@ use tilekiln::codegen::{self, Source};
 use tilekiln::environment;
 use tilekiln::jit::{Jit, KernelCache, Search};
 use tilekiln::kernels::runner::{
-    self, ActivationScale, Connection, Element, FakeQuantise, Op, QkvNorm, Rotate, RotateKind, Route, SlotRows,
+    self, ActivationScale, Balance, Connection, Element, FakeQuantise, Op, QkvNorm, Rotate, RotateKind, Route, SlotRows,
 };
 
 #[test]
@@ -63,28 +63,34 @@ impl Model {
     }
 
     fn ops_of_streams(&self, m: u32) -> Vec<Op> {
-        let [layer, head] = [false, true].map(|is_head| Connection {
-            hidden: self.hidden,
-            element: self.element,
-            is_head,
-            norm_epsilon: 1e-6,
-            hc_epsilon: 1e-6,
-            sinkhorn_rounds: 20,
-        });
+        let [layer, head] = [false, true].map(|is_head| self.connection(is_head));
         vec![
             runner::embed(m, self.vocabulary, &layer),
             runner::hc_mix(m, &layer, false),
             runner::hc_mix(m, &layer, true),
             runner::hc_mix(m, &head, true),
-            runner::hc_pre(m, &layer),
-            runner::hc_pre(m, &head),
+            runner::hc_pre(m, &layer, Balance::Here),
+            runner::hc_pre(m, &layer, Balance::Later),
+            runner::hc_pre(m, &head, Balance::Here),
             runner::gather_rows(m, self.hidden),
             runner::sample(m, self.vocabulary),
             runner::advance(m),
         ]
     }
 
+    fn connection(&self, is_head: bool) -> Connection {
+        Connection {
+            hidden: self.hidden,
+            element: self.element,
+            is_head,
+            norm_epsilon: 1e-6,
+            hc_epsilon: 1e-6,
+            sinkhorn_rounds: 20,
+        }
+    }
+
     fn ops_of_layers(&self, m: u32) -> Vec<Op> {
+        let connection = self.connection(false);
         let qkv = QkvNorm {
             q_rank: self.q_rank,
             head_dim: self.head_dim,
@@ -109,8 +115,9 @@ impl Model {
             runner::rotate(m, &query),
             runner::rotate(m, &index),
             runner::rotate(m, &Rotate { kind: RotateKind::Plain, ..index }),
-            runner::route(m, &route),
-            runner::route(m, &Route { hashed_vocabulary: Some(self.vocabulary), ..route }),
+            runner::route(m, &route, None),
+            runner::route(m.min(16), &route, Some(&connection)),
+            runner::route(m, &Route { hashed_vocabulary: Some(self.vocabulary), ..route }, None),
             runner::combine_slots(m, rows),
             runner::expand_rows(m, rows),
             runner::amax(m, &activations(ActivationScale::PerTensor)),

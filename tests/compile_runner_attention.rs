@@ -6,8 +6,8 @@ use tilekiln::codegen::{self, Source, Value};
 use tilekiln::environment;
 use tilekiln::jit::{Jit, KernelCache, Search};
 use tilekiln::kernels::runner::{
-    AttendShape, CompressShape, Compressed, EntryRounding, IndexShape, Op, StoreShape, attend, attend_combine,
-    compress, index_score, store_step, top_k,
+    AttendShape, CompressShape, Compressed, Connection, Element, EntryRounding, IndexShape, Op, StoreShape, attend,
+    attend_combine, compress, index_score, store_step, top_k,
 };
 
 #[test]
@@ -62,7 +62,8 @@ fn kernels_for(arch: &ArchSpec) -> Vec<Op> {
             [Compressed::None, Compressed::Listed { ratio: 4, top_k: most }, Compressed::All { ratio: 128 }]
         {
             let shape = AttendShape { heads, head_dim, rope_dim, norm_epsilon: 1e-6, window, compressed };
-            ops.extend([(1, 10), (64, 2), (33, 1), (8192, 1)].map(|(m, splits)| attend(&shape, arch, m, splits)));
+            ops.push(attend(&shape, arch, 1, 10, Some(&CONNECTION)));
+            ops.extend([(1, 10), (64, 2), (33, 1), (8192, 1)].map(|(m, splits)| attend(&shape, arch, m, splits, None)));
             ops.push(attend_combine(&shape, arch, 1, None));
         }
         let entries = |head_dim, ratio, series, rounding| CompressShape { head_dim, rope_dim, ratio, series, rounding };
@@ -83,6 +84,16 @@ fn kernels_for(arch: &ArchSpec) -> Vec<Op> {
     }
     ops
 }
+
+/// Whose matrices are balanced.
+const CONNECTION: Connection = Connection {
+    hidden: 4096,
+    element: Element::F32,
+    is_head: false,
+    norm_epsilon: 1e-6,
+    hc_epsilon: 1e-6,
+    sinkhorn_rounds: 20,
+};
 
 /// Sizes of a model.
 #[derive(Clone, Copy)]

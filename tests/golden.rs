@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use tilekiln::arch::{ArchSpec, GpuSpec};
 use tilekiln::codegen::{self, Request, Value};
 use tilekiln::kernels::runner::{
-    self, ActivationScale, AttendShape, CompressShape, Compressed, Connection, Element, EntryRounding, FakeQuantise,
-    IndexShape, QkvNorm, Rotate, RotateKind, Route, SlotRows, StoreShape,
+    self, ActivationScale, AttendShape, Balance, CompressShape, Compressed, Connection, Element, EntryRounding,
+    FakeQuantise, IndexShape, QkvNorm, Rotate, RotateKind, Route, SlotRows, StoreShape,
 };
 use tilekiln::kernels::{self, Family};
 use tilekiln::problem::{Output, Problem};
@@ -122,8 +122,8 @@ fn attention(arch: &ArchSpec) -> Vec<Request> {
     let store = StoreShape { head_dim, window: 128, state, index_state };
     let index = IndexShape { heads: 64, head_dim: 128, ratio: 4, top_k: 512 };
     let ops = [
-        runner::attend(&shape, arch, 1, 10),
-        runner::attend(&shape, arch, 8192, 1),
+        runner::attend(&shape, arch, 1, 10, None),
+        runner::attend(&shape, arch, 8192, 1, None),
         runner::attend_combine(&shape, arch, 1, Some(&store)),
         runner::compress(&entries, 1),
         runner::index_score(&index, 1, 16_384),
@@ -145,10 +145,10 @@ fn elementwise() -> Vec<Request> {
     let ops = [
         runner::embed(1, 129_280, &connection),
         runner::hc_mix(1, &connection, true),
-        runner::hc_pre(1, &connection),
+        runner::hc_pre(1, &connection, Balance::Here),
         runner::qkv_norm(1, &qkv),
         runner::rotate(1, &index),
-        runner::route(1, &Route { experts: 256, top_k, scale: 1.5, hashed_vocabulary: None }),
+        runner::route(1, &Route { experts: 256, top_k, scale: 1.5, hashed_vocabulary: None }, Some(&connection)),
         runner::gather_rows(1, hidden),
         runner::sample(1, 129_280),
         runner::advance(1),

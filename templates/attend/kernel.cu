@@ -20,8 +20,12 @@ $#-
 //   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written (one split)
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     written (several splits)
+//   mix         [m, 20]                      f32, post[4] C[4][4]              C balanced in place (kBalances)
 //
 //   block = 8 warps, one token, kHeadTile heads, a range of key tiles; grid = (tokens, head tiles, splits)
+//
+// With kBalances one more layer of blocks finishes the mixing matrices that templates/hc_pre has left: they are used
+// behind the sublayer, and a short step has SMs to spare here.
 //
 //   keys    | gather tile i + 1 (cp.async) ......................................... |
 //   block   | first Q from q | S = Q K' | maxima | P = 2^(S - max), sums | rescale, O += P K |
@@ -40,6 +44,9 @@ $#-
 #include "arch/matrix_transposed.cuh"
 #include "lib/math.cuh"
 #include "lib/elementary.cuh"
+#include "arch/reciprocal.cuh"
+#include "lib/reciprocal.cuh"
+#include "lib/sinkhorn.cuh"
 #include "lib/elements.cuh"
 #include "lib/lanes.cuh"
 #include "lib/rotary.cuh"
@@ -61,6 +68,9 @@ struct Config {
   static constexpr int kHeadTile = ${ op.head_tile }$;        // heads of a block
   static constexpr int kKeyTile = ${ op.key_tile }$;          // keys fetched together
   static constexpr bool kIsPartial = ${ op.is_partial }$;     // several splits
+  static constexpr bool kBalances = ${ op.balances }$;
+  static constexpr int kRounds = ${ op.rounds }$;             // of the balance
+  static constexpr float kHcEpsilon = ${ op.hc_epsilon }$;
   static constexpr int kSmemBytes = ${ op.smem_bytes }$;
 };
 
@@ -78,12 +88,17 @@ struct Place {
   }
 };
 
-// S of 16 heads and a warp's keys of a tile.
+// S of 16 heads and a warp's keys of a tile. Every other 16 columns have sums of their own: with few keys a warp has one
+// chain of products, and each would wait for the one before.
 __device__ __forceinline__ void multiply(Scores<Config>& scores, uint32_t queries, uint32_t keys, int head_warp,
                                          int key_warp, int lane) {
   float(&s)[Shape::kKeyTiles][4] = scores.s;
+  float odd[Shape::kKeyTiles][4];
 #pragma unroll
-  for (int t = 0; t < Shape::kKeyTiles; ++t) s[t][0] = s[t][1] = s[t][2] = s[t][3] = 0.0f;
+  for (int t = 0; t < Shape::kKeyTiles; ++t) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) s[t][i] = odd[t][i] = 0.0f;
+  }
 #pragma unroll 4
   for (int piece = 0; piece < kPieces; piece += 4) {
     // 32 columns at a time: one load brings the keys' operands of two products.
@@ -97,8 +112,13 @@ __device__ __forceinline__ void multiply(Scores<Config>& scores, uint32_t querie
       const int key = (key_warp * Shape::kKeyTiles + t) * 8 + lane % 8;
       load_matrix_x4(k, piece_address<kPieces>(keys, key, piece + lane / 8));
       multiply_add(s[t], q[0], k[0], k[1]);
-      multiply_add(s[t], q[1], k[2], k[3]);
+      multiply_add(odd[t], q[1], k[2], k[3]);
     }
+  }
+#pragma unroll
+  for (int t = 0; t < Shape::kKeyTiles; ++t) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) s[t][i] += odd[t][i];
   }
 }
 
@@ -194,8 +214,10 @@ struct Block {
     const int head_warp = warp % kHeadWarps;
     const int key_warp = warp / kHeadWarps;
     scores.running[0] = scores.running[1] = -__int_as_float(0x7F800000);
+    // Of a short range nothing is looked up beyond its end: it would be one more wait.
     const auto key_of = [&](int tile) {
-      return keys.at(tile * Config::kKeyTile + warp * Shape::kFetched + lane % Shape::kFetched);
+      const int key = tile * Config::kKeyTile + warp * Shape::kFetched + lane % Shape::kFetched;
+      return tile < range.end ? keys.at(key) : nullptr;
     };
     fetch_keys<Config, Place>(smem + Shape::kKeysAt, key_of(range.begin), warp, lane);
     commit_copies();
@@ -240,7 +262,7 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
     attend(const bf16* q, const bf16* kv_step, const bf16* kv_ring, const bf16* pool, const int* table,
            const int* picks, const float* sinks, const float2* rope, const int* positions, const int* sequences,
            const int* step_start, const int* first_row, bf16* o, float* workspace, const int* m_on_device, int m,
-           int max_pages) {
+           int max_pages, float* mix) {
   extern __shared__ __align__(128) uint8_t shared[];
   launch_dependents();
   wait_for_dependency();
@@ -250,8 +272,15 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   if (token >= actual_tokens(m_on_device, m)) return;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
+  const int splits = gridDim.z - (Config::kBalances ? 1 : 0);
+  if constexpr (Config::kBalances) {
+    if (blockIdx.z == splits) {
+      if (blockIdx.y == 0 && warp == 0) balance_mix<Config>(mix + int64_t{token} * 20);
+      return;
+    }
+  }
   const Attended<Config> attended(position);
-  const TileRange range = attended.range(blockIdx.z, gridDim.z);
+  const TileRange range = attended.range(blockIdx.z, splits);
   if (range.begin == range.end) return;  // attend_combine knows
   const Keys<Config> keys{attended,
                   kv_step + int64_t{first_row[slot]} * Config::kHeadDim,
@@ -274,7 +303,7 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
     const int64_t of_split = blockIdx.z * rows + row;
     block.values.store_partial(workspace + of_split * Config::kHeadDim, n_heads, warp, lane);
     if (threadIdx.x < n_heads) {
-      float2* statistics = reinterpret_cast<float2*>(workspace + gridDim.z * rows * Config::kHeadDim);
+      float2* statistics = reinterpret_cast<float2*>(workspace + splits * rows * Config::kHeadDim);
       statistics[of_split + threadIdx.x] = make_float2(running[threadIdx.x], block.sum);
     }
   } else {

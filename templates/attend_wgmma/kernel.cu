@@ -18,6 +18,7 @@ $#-
 //   positions, sequences    [m]              int32, of each token              read first
 //   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written
+//   workspace, mix                           as in templates/attend            not used
 //
 //   block = 2 warpgroups, one token, 64 heads; grid = (tokens, head tiles)
 //
@@ -242,7 +243,7 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
     attend_wgmma(const bf16* q, const bf16* kv_step, const bf16* kv_ring, const bf16* pool, const int* table,
            const int* picks, const float* sinks, const float2* rope, const int* positions, const int* sequences,
            const int* step_start, const int* first_row, bf16* o, float* workspace, const int* m_on_device, int m,
-           int max_pages) {
+           int max_pages, float* mix) {
   extern __shared__ __align__(1024) uint8_t shared[];
   launch_dependents();
   wait_for_dependency();

@@ -12,8 +12,10 @@ $#-
 //   token_ids  [m]                   int32            read with kIsHashed
 //   experts    [m, top_k]            int32            written
 //   weights    [m, top_k]            f32              written
+//   mix        [m, 20]               f32              C balanced in place, with kBalances
 //
-//   block = kTokens tokens of kTokenWarps warps each, one of which is 1; grid = groups of tokens
+//   block = kTokens tokens of kTokenWarps warps each, one of which is 1; grid = groups of tokens; with kBalances as many
+//   blocks again, which finish the mixing matrices that templates/hc_pre has left
 //   shared memory: scores of all experts, and the integers that they are chosen by
 //   barrier: scores are there; of a token's warps the first goes on alone, lane l with kPerLane neighbouring experts
 //
@@ -28,6 +30,9 @@ $#-
 #include "lib/math.cuh"
 #include "lib/elementary.cuh"
 #include "lib/elements.cuh"
+#include "arch/reciprocal.cuh"
+#include "lib/reciprocal.cuh"
+#include "lib/sinkhorn.cuh"
 
 struct Config {
   static constexpr int kExperts = ${ op.experts }$;
@@ -37,6 +42,9 @@ struct Config {
   static constexpr int kVocabulary = ${ op.vocabulary }$;
   static constexpr int kTokens = ${ op.tokens }$;           // of a block
   static constexpr int kTokenWarps = ${ op.token_warps }$;  // of a token
+  static constexpr bool kBalances = ${ op.balances }$;
+  static constexpr int kRounds = ${ op.rounds }$;           // of the balance
+  static constexpr float kHcEpsilon = ${ op.hc_epsilon }$;
 };
 
 constexpr int kTokenThreads = Config::kTokenWarps * 32;
@@ -44,6 +52,7 @@ constexpr int kScored = ceil_divide(Config::kExperts, kTokenThreads);  // expert
 constexpr int kPerLane = ceil_divide(Config::kExperts, 32);            // experts that a lane chooses from
 static_assert(Config::kTopK <= 32 && Config::kTopK <= Config::kExperts, "a lane to a slot, an expert to a slot");
 static_assert(Config::kTokens == 1 || Config::kTokenWarps == 1, "a barrier joins one token's threads");
+static_assert(Config::kTokens == 1 || !Config::kBalances, "a matrix to a block");
 
 // Of one token.
 struct Scores {
@@ -119,7 +128,7 @@ __device__ __forceinline__ int listed_expert(const int* tid2eid, int id, bool& i
 
 extern "C" __global__ void __launch_bounds__(Config::kTokens * kTokenThreads)
     route(const float* logits, const float* bias, const int* tid2eid, const int* token_ids, int* experts,
-          float* weights, const int* m_on_device, int m) {
+          float* weights, const int* m_on_device, int m, float* mix) {
   __shared__ Scores shared[Config::kTokens];
   launch_dependents();
   const int lane = threadIdx.x % 32, thread = threadIdx.x % kTokenThreads, of_block = threadIdx.x / kTokenThreads;
@@ -131,6 +140,13 @@ extern "C" __global__ void __launch_bounds__(Config::kTokens * kTokenThreads)
     if (bias != nullptr && expert < Config::kExperts) own_bias[i] = bias[expert];
   }
   wait_for_dependency();
+  if constexpr (Config::kBalances) {
+    if (token >= m) {
+      const bool is_there = token - m < actual_tokens(m_on_device, m);
+      if (is_there && threadIdx.x < 32) balance_mix<Config>(mix + int64_t{token - m} * 20);
+      return;
+    }
+  }
   if (token >= actual_tokens(m_on_device, m)) return;
   bool is_bad = false;
   int own_expert = 0;

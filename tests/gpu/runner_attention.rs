@@ -1,7 +1,9 @@
 //! The runner's attention kernels against plain computations in f64: steps with several sequences of different lengths,
 //! some in the middle, so that rings and step buffers are both read; rows beyond the count on the device are poison.
 
-use tilekiln::kernels::runner::{AttendShape, Compressed, attend, attend_combine, attend_workspace_bytes};
+use tilekiln::kernels::runner::{
+    AttendShape, Compressed, Connection, Element, attend, attend_combine, attend_workspace_bytes,
+};
 use tilekiln::quant::bf16;
 
 use crate::context::{Case, Context, Failure, Run};
@@ -165,10 +167,13 @@ fn attended(
     let mut results = Vec::new();
     for _ in 0..2 {
         let (o, workspace) = (bench.put(&vec![UNTOUCHED; count])?, bench.put(&poison)?);
+        let mix = bench.put(&MIX.repeat(m as usize))?;
         let mut values = arrays.to_vec();
         values.extend([positions, sequences, starts, first_rows, o, workspace, m_on_device]);
-        values.extend([u64::from(m), max_pages as u64]);
-        bench.run(&attend(shape, arch, m, splits), &values)?;
+        values.extend([u64::from(m), max_pages as u64, mix]);
+        bench.run(&attend(shape, arch, m, splits, (splits > 1).then_some(&CONNECTION)), &values)?;
+        let [n_rows] = bench.get::<i32>(m_on_device, 1)?[..] else { return Err("a count".to_string().into()) };
+        check_mix(&bench.get(mix, m as usize * 20)?, if splits > 1 { n_rows as usize } else { 0 })?;
         if splits > 1 {
             let [.., sinks, rope] = arrays;
             let values = [workspace, sinks, rope, positions, o, m_on_device, m.into(), splits.into()];
@@ -183,6 +188,40 @@ fn attended(
     }
     Ok(results.remove(0))
 }
+
+/// Matrices of the first `n_rows` tokens are balanced, the others as they were.
+fn check_mix(found: &[f32], n_rows: usize) -> Result<(), Failure> {
+    let mut c: Vec<f64> = MIX[4..].iter().map(|&value| value.into()).collect();
+    for round in 0..2 * CONNECTION.sinkhorn_rounds as usize - 1 {
+        // Columns first: places that share a line are 4 apart, then 1.
+        let (line, apart) = if round % 2 == 0 { (1, 4) } else { (4, 1) };
+        for first in (0..4).map(|idx| idx * line) {
+            let sum: f64 = (0..4).map(|idx| c[first + idx * apart]).sum();
+            (0..4).for_each(|idx| c[first + idx * apart] /= sum + f64::from(CONNECTION.hc_epsilon));
+        }
+    }
+    for (row, mix) in found.chunks_exact(20).enumerate() {
+        same("post", &MIX[..4], &mix[..4])?;
+        for (idx, (&found, &before)) in mix[4..].iter().zip(&MIX[4..]).enumerate() {
+            let expected = if row < n_rows { c[idx] } else { before.into() };
+            outside("mix", &format!("row {row} place {idx}"), [expected, found.into(), 2e-5 * expected])?;
+        }
+    }
+    Ok(())
+}
+
+/// post, and C before its Sinkhorn.
+const MIX: [f32; 20] =
+    [0.5, 1.5, 0.25, 1.0, 0.7, 0.1, 0.1, 0.1, 0.05, 0.85, 0.05, 0.05, 0.25, 0.25, 0.25, 0.25, 0.4, 0.3, 0.2, 0.1];
+
+const CONNECTION: Connection = Connection {
+    hidden: 64,
+    element: Element::F32,
+    is_head: false,
+    norm_epsilon: 1e-6,
+    hc_epsilon: 1e-6,
+    sinkhorn_rounds: 20,
+};
 
 fn keys_of(shape: &AttendShape, slot: usize, position: usize) -> Vec<Vec<f64>> {
     let row = |kind, idx| (0..shape.head_dim as usize).map(|d| value(kind, place(slot, idx), d).into()).collect();

@@ -101,9 +101,9 @@ fn time_attend(context: &mut Context, name: &str, shape: &AttendShape, size: Siz
     }
     let o = bf16(&mut bench, m * shape.heads as usize * row)?;
     let workspace = Buffer::new(&context.gpu, attend_workspace_bytes(shape, m as u32, splits) as usize)?;
-    values.extend([o, workspace.pointer(), 0, m as u64, pages as u64]);
+    values.extend([o, workspace.pointer(), 0, m as u64, pages as u64, 0]);
     let arch = context.gpu.spec().arch;
-    let op = attend(shape, arch, m as u32, splits);
+    let op = attend(shape, arch, m as u32, splits, None);
     let combine = [workspace.pointer(), sinks, rope, positions, o, 0, m as u64, splits.into()];
     // What is stored beside it is not asked for.
     let combine = [&combine[..], &[0; 11]].concat();

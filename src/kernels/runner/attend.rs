@@ -1,7 +1,8 @@
 //! Attention over a sliding window and compressed entries, with sinks: the key is also the value.
 
 use super::store::ring_values;
-use super::{Op, PAGE_ENTRIES, StoreShape, float_word, request};
+use super::streams::balance_values;
+use super::{Connection, Op, PAGE_ENTRIES, StoreShape, float_word, request};
 use crate::arch::ArchSpec;
 
 /// Sizes of one layer's attention.
@@ -73,7 +74,7 @@ impl AttendShape {
 }
 
 /// Attention of up to `m` tokens, each over its own keys, rotated back (spec 2.7 and 2.8): `(q, kv_step, kv_ring, pool,
-/// table, picks, sinks, rope, positions, sequences, step_start, first_row, o, workspace, m_on_device, m, max_pages)`.
+/// table, picks, sinks, rope, positions, sequences, step_start, first_row, o, workspace, m_on_device, m, max_pages, mix)`.
 ///
 /// | parameter | shape | element |
 /// |---|---|---|
@@ -90,11 +91,14 @@ impl AttendShape {
 /// | workspace | [`attend_workspace_bytes`], written if `splits` > 1, else null | f32 |
 /// | m_on_device | one, or null for m | i32 |
 /// | m, max_pages | by value | i32 |
+/// | mix | [m, 20], or null | f32 |
 ///
 /// With `splits` > 1 [`attend_combine`] follows. One split of keys of 512 numbers runs on warpgroup MMA where the chip
 /// has it (`templates/attend_wgmma`), all else on `mma.sync` (`templates/attend`). The bits of a row depend on its
 /// position and on `splits`, on nothing else in the batch.
-pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32) -> Op {
+///
+/// Several splits also balance the mixing matrices in `mix`, if `connection` says how.
+pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32, connection: Option<&Connection>) -> Op {
     if splits == 1 && shape.head_dim == 512 && arch.capabilities.wgmma {
         return attend_wgmma(shape, m);
     }
@@ -116,8 +120,10 @@ pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32) -> Op {
         ("top_k", top_k.into()),
         ("window", shape.window.into()),
     ];
-    let grid = [m, shape.heads.div_ceil(head_tile), splits];
-    Op { kernel: request("attend", values), grid, threads: 256, smem_bytes }
+    let mut kernel = request("attend", values);
+    kernel.values.entry("op").or_default().extend(balance_values(connection));
+    let grid = [m, shape.heads.div_ceil(head_tile), splits + u32::from(connection.is_some())];
+    Op { kernel, grid, threads: 256, smem_bytes }
 }
 
 /// The same for one split on warpgroup MMA, whatever `m`: the choice of a kernel must not follow the batch.

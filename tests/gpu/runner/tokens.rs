@@ -36,8 +36,8 @@ fn route(
     let (experts, weights) = (blank(context, m * k * 4)?, blank(context, m * k * 4)?);
     let optional = [bias, table, ids].map(|buffer| buffer.map_or(NULL, pointer));
     let outputs = [&experts, &weights, &live_at].map(pointer);
-    let values = [&[pointer(&logits_at)], &optional[..], &outputs, &[number(m as u32)]].concat();
-    launch(context, &runner::route(m as u32, shape), &values)?;
+    let values = [&[pointer(&logits_at)], &optional[..], &outputs, &[number(m as u32), NULL]].concat();
+    launch(context, &runner::route(m as u32, shape, None), &values)?;
     let what = format!("route {shape:?}");
     Ok((read_i32(&what, &experts, [live * k, m * k])?, read_f32(&what, &weights, [live * k, m * k])?))
 }

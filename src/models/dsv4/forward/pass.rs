@@ -283,7 +283,8 @@ impl Pass<'_> {
         self.op(Kernel::Attend(kind), "attn.attend", whole, |count, m| {
             let keys = [(&buffers.q).into(), (&buffers.kv_step).into(), (&cache.kv_ring).into(), (&cache.pool).into()];
             let chosen = [model.caches.table(kind).into(), (&buffers.picks).into(), (&layer.sink).into(), rope.into()];
-            let outputs = [(&buffers.o).into(), (&buffers.attention_parts).into(), count, m, max_pages];
+            let mix = (&buffers.mix).into();
+            let outputs = [(&buffers.o).into(), (&buffers.attention_parts).into(), count, m, max_pages, mix];
             [&keys[..], &chosen, &arrays, &outputs].concat()
         })?;
         if !is_split {
@@ -335,7 +336,7 @@ impl Pass<'_> {
             self.view("routing", &buffers.routing, config.top_k, Element::F32),
         ];
         self.op(kernel, "ffn.route", &views, |count, m| {
-            let outputs = [(&buffers.experts).into(), (&buffers.routing).into(), count, m];
+            let outputs = [(&buffers.experts).into(), (&buffers.routing).into(), count, m, (&buffers.mix).into()];
             [&[(&buffers.gate_logits).into(), bias, table, ids], &outputs[..]].concat()
         })
     }
