@@ -88,8 +88,8 @@ struct Place {
   }
 };
 
-// S of 16 heads and a warp's keys of a tile. Every other 16 columns have sums of their own: with few keys a warp has one
-// chain of products, and each would wait for the one before.
+// S of 16 heads and a warp's keys of a tile. Every other 16 columns have sums of their own: with few keys a warp has
+// one chain of products, and each would wait for the one before.
 __device__ __forceinline__ void multiply(Scores<Config>& scores, uint32_t queries, uint32_t keys, int head_warp,
                                          int key_warp, int lane) {
   float(&s)[Shape::kKeyTiles][4] = scores.s;

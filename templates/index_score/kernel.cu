@@ -43,7 +43,7 @@ struct Config {
 };
 
 constexpr int kEntryTile = 128;
-constexpr int kEntryTiles = 4;  // 8-entry tiles of a warp; a constant of the stores, too
+constexpr int kEntryTiles = 4;  // 8-entry tiles of a warp
 constexpr int kWarpEntries = kEntryTiles * 8;
 constexpr int kThreads = kEntryTile / kWarpEntries * 32;
 constexpr int kTilePages = kEntryTile / Config::kPageEntries;
@@ -80,6 +80,7 @@ struct Tokens {
 
 // Starts the copies of the tile's keys of a sequence; entries that nobody sees are zeros.
 __device__ __forceinline__ void fetch_keys(uint32_t smem, const bf16* pool, const int* pages, int first, int visible) {
+  // Pages are looked up once and not for every key: the copies then wait for nothing.
   const bf16* page_keys[kTilePages];
 #pragma unroll
   for (int page = 0; page < kTilePages; ++page) {
@@ -173,6 +174,24 @@ __device__ __forceinline__ void score(float (&sums)[kEntryTiles][2], uint32_t qu
   }
 }
 
+// Writes a warp's scores of one token, those of them that are visible. All groups of four lanes have the same sums: the
+// first four groups write a tile of entries each, two neighbours a lane.
+__device__ __forceinline__ void store_scores(float* row, const float (&sums)[kEntryTiles][2], int first_entry,
+                                             int visible, int lane) {
+  static_assert(kEntryTiles == 4, "a tile to each of the first four groups");
+  float pair[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    // Chosen by conditions: a place that depends on the lane would send the sums to memory.
+    const float low = lane < 4 ? sums[0][i] : sums[1][i];
+    const float high = lane < 12 ? sums[2][i] : sums[3][i];
+    pair[i] = lane < 8 ? low : high;
+  }
+  const int entry = first_entry + lane * 2;
+  if (lane < 16 && entry < visible) row[entry] = pair[0];
+  if (lane < 16 && entry + 1 < visible) row[entry + 1] = pair[1];
+}
+
 extern "C" __global__ void __launch_bounds__(kThreads, 3)
     index_score(const bf16* qi, const float* wt, const bf16* pool, const int* table, const int* positions,
                 const int* sequences, float* scores, const int* m_on_device, int64_t ld_wt, int m, int max_pages,
@@ -219,19 +238,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 3)
     commit_copies();
     float sums[kEntryTiles][2];
     score(sums, smem + kKeyBytes + buffer * kQueryBytes, keys, weights, lane);
-    const int visible = smaller(tokens.visible(token), capacity);
-    // All groups of four lanes have the same: the first four groups write a tile of entries each.
-    float pair[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float low = lane < 4 ? sums[0][i] : sums[1][i];
-      const float high = lane < 12 ? sums[2][i] : sums[3][i];
-      pair[i] = lane < 8 ? low : high;
-    }
-    const int entry = tokens.first_entry + warp * kWarpEntries + lane * 2;
-    float* to = scores + int64_t{token} * capacity + entry;
-    if (lane < 16 && entry < visible) to[0] = pair[0];
-    if (lane < 16 && entry + 1 < visible) to[1] = pair[1];
+    store_scores(scores + int64_t{token} * capacity, sums, tokens.first_entry + warp * kWarpEntries,
+                 smaller(tokens.visible(token), capacity), lane);
     token = next;
   }
 }

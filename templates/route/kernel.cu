@@ -14,8 +14,8 @@ $#-
 //   weights    [m, top_k]            f32              written
 //   mix        [m, 20]               f32              C balanced in place, with kBalances
 //
-//   block = kTokens tokens of kTokenWarps warps each, one of which is 1; grid = groups of tokens; with kBalances as many
-//   blocks again, which finish the mixing matrices that templates/hc_pre has left
+//   block = kTokens tokens of kTokenWarps warps each, one of which is 1; grid = groups of tokens
+//   with kBalances: as many blocks again, which finish the mixing matrices that templates/hc_pre has left
 //   shared memory: scores of all experts, and the integers that they are chosen by
 //   barrier: scores are there; of a token's warps the first goes on alone, lane l with kPerLane neighbouring experts
 //

@@ -141,6 +141,7 @@ struct Held {
   __device__ __forceinline__ void load(const float* scores, int n) {
     per_lane = ceil_divide(n, Config::kThreads);
     first = threadIdx.x / 32 * 32 * per_lane + threadIdx.x % 32;
+    // All loads are under way together, and neighbouring lanes read neighbouring entries.
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       of[i] = i < per_lane && first + i * 32 < n ? ordered(scores[first + i * 32]) : 0;
@@ -153,6 +154,8 @@ struct Held {
     const int warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
     uint32_t found = 0;  // its high bits
+    // At least top_k keys reach `found` and fewer reach what follows it at the bits that are known: the sought integer
+    // begins with them.
 #pragma unroll 1
     for (int shift = 30; shift >= 0; shift -= 2) {
       const uint32_t lower = found | 1u << shift, middle = found | 2u << shift, upper = found | 3u << shift;
@@ -167,6 +170,7 @@ struct Held {
       unsigned* of_warp = shared.of_warp[shift / 2 % 2];
       if (lane == 0) of_warp[warp] = counts;
       __syncthreads();
+      // Every warp adds the counts of all, so nobody has to wait for a total: a block's need 16 bits each.
       counts = lane < kWarps ? of_warp[lane] : 0;
       const unsigned low = __reduce_add_sync(~0u, (counts & 0x3FFu) | (counts >> 10 & 0x3FFu) << 16);
       const unsigned reach_lower = low & 0xFFFFu, reach_middle = low >> 16;
@@ -190,7 +194,8 @@ struct Held {
       if (i >= per_lane) break;
       own += __popc(__ballot_sync(~0u, of[i] > least)) + (__popc(__ballot_sync(~0u, of[i] == least)) << 16);
     }
-    __syncthreads();  // nobody reads the counts of the search any more
+    // The search may have ended with either of the alternating words.
+    __syncthreads();  // nobody reads its counts any more
     if (lane == 0) shared.of_warp[0][warp] = own;
     __syncthreads();
     const unsigned other = lane < kWarps ? shared.of_warp[0][lane] : 0;

@@ -74,7 +74,8 @@ impl AttendShape {
 }
 
 /// Attention of up to `m` tokens, each over its own keys, rotated back (spec 2.7 and 2.8): `(q, kv_step, kv_ring, pool,
-/// table, picks, sinks, rope, positions, sequences, step_start, first_row, o, workspace, m_on_device, m, max_pages, mix)`.
+/// table, picks, sinks, rope, positions, sequences, step_start, first_row, o, workspace, m_on_device, m, max_pages,
+/// mix)`.
 ///
 /// | parameter | shape | element |
 /// |---|---|---|

@@ -26,7 +26,8 @@ pub struct SlotRows {
 }
 
 /// Experts and weights of each token: `(logits f32 [m, experts], bias f32 [experts] or null, tid2eid [vocabulary,
-/// top_k] or null, token_ids [m], experts [m, top_k], weights f32 [m, top_k], m_on_device, m, mix f32 [m, 20] or null)`.
+/// top_k] or null, token_ids [m], experts [m, top_k], weights f32 [m, top_k], m_on_device, m, mix f32 [m, 20] or
+/// null)`.
 ///
 /// A score is `sqrt(softplus(logit))`. Experts are those of the largest `score + bias`, in descending order, ties to
 /// the lower index; or the row of `tid2eid`. Weights are scores over their sum, times the scale. A logit that is not
