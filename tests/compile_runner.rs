@@ -46,7 +46,6 @@ struct Model {
     hidden: u32,
     vocabulary: u32,
     q_rank: u32,
-    heads: u32,
     head_dim: u32,
     rope_dim: u32,
     index_heads: u32,
@@ -98,8 +97,6 @@ impl Model {
             norm_epsilon: 1e-6,
             has_fake_fp8: true,
         };
-        let query =
-            Rotate { heads: self.heads, dim: self.head_dim, rope_dim: self.rope_dim, kind: RotateKind::Norm(1e-6) };
         let index = Rotate {
             heads: self.index_heads,
             dim: self.index_dim,
@@ -112,7 +109,6 @@ impl Model {
         let mut ops = vec![
             runner::qkv_norm(m, &qkv),
             runner::qkv_norm(m, &QkvNorm { has_fake_fp8: false, ..qkv }),
-            runner::rotate(m, &query),
             runner::rotate(m, &index),
             runner::rotate(m, &Rotate { kind: RotateKind::Plain, ..index }),
             runner::route(m, &route, None),
@@ -137,7 +133,6 @@ const MODELS: [Model; 5] = [
         hidden: 4096,
         vocabulary: 129_280,
         q_rank: 1024,
-        heads: 64,
         head_dim: 512,
         rope_dim: 64,
         index_heads: 64,
@@ -152,7 +147,6 @@ const MODELS: [Model; 5] = [
         hidden: 7168,
         vocabulary: 129_280,
         q_rank: 1536,
-        heads: 128,
         head_dim: 512,
         rope_dim: 64,
         index_heads: 64,
@@ -167,7 +161,6 @@ const MODELS: [Model; 5] = [
         hidden: 7168,
         vocabulary: 129_280,
         q_rank: 1536,
-        heads: 128,
         head_dim: 512,
         rope_dim: 64,
         index_heads: 64,
@@ -182,7 +175,6 @@ const MODELS: [Model; 5] = [
         hidden: 128,
         vocabulary: 256,
         q_rank: 64,
-        heads: 4,
         head_dim: 64,
         rope_dim: 16,
         index_heads: 64,
@@ -197,7 +189,6 @@ const MODELS: [Model; 5] = [
         hidden: 256,
         vocabulary: 512,
         q_rank: 128,
-        heads: 4,
         head_dim: 512,
         rope_dim: 64,
         index_heads: 64,
