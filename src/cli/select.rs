@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn a_quick_run_measures_seven_buckets_and_the_others_inherit() {
         let jobs = jobs(&subject(), EffortArg::Quick).unwrap();
-        assert_eq!(jobs.len(), 14);
+        assert_eq!(jobs.len(), 12);
         for job in &jobs {
             assert_eq!((job.measured.len(), job.inherited.len()), (7, 7), "{}", job.name);
         }
