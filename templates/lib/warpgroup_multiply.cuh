@@ -9,8 +9,8 @@
 //   decode   |k0|k1|  |k2|  |k3|          two register sets, even and odd blocks of 64 k
 //   wgmma       |=k0=|=k1=|=k2=|=k3=|     a group is waited for when the one after it has been issued
 //
-// A tile may be narrower than kTokens, in steps of kStep: its tokens stand at the front of each box, its sums at the front
-// of the sums, and only they are multiplied. The width is part of the instruction, so a branch chooses among the
+// A tile may be narrower than kTokens, in steps of kStep: its tokens stand at the front of each box, its sums at the
+// front of the sums, and only they are multiplied. The width is part of the instruction, so a branch chooses among the
 // instructions of all widths; they name the same registers, or ptxas would give each width its own and find too few.
 //
 // Config gives: Weights (the format), kTokens, kBlockK, kStages, kConsumers.
@@ -70,8 +70,8 @@ __device__ __forceinline__ void multiply_block(GroupSums<Config>& sums, const Fr
   }
 }
 
-// Multiplies `n_stages` stages of the ring from `position` on, and leaves it behind them. One lane of each warp reports a
-// stage free when its MMAs are done. `width` is a multiple of kStep, the same for all threads of the warpgroup.
+// Multiplies `n_stages` stages of the ring from `position` on, and leaves it behind them. One lane of each warp reports
+// a stage free when its MMAs are done. `width` is a multiple of kStep, the same for all threads of the warpgroup.
 // kTokensByThreads: the tokens were written by threads (cp.async), which the tensor cores must be told of.
 template <class Config, bool kTokensByThreads, int kStep>
 __device__ __forceinline__ void multiply_run(GroupSums<Config>& sums, const uint8_t* stages,

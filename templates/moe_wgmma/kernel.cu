@@ -87,7 +87,7 @@ constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
 constexpr int kBarrierOffset = kRingBytes + Config::kConsumers * kStagingBytes;
 static_assert(kBarrierOffset + Ring<Config::kStages>::kBarrierBytes + 16 == Config::kSmemBytes,
               "host and device disagree on shared memory");
-static_assert(kStagingBytes >= 32 * 80 && kStagingBytes >= Config::kTokens * 8, "a chunk, or slots and their weights");
+static_assert(kStagingBytes >= 32 * 80 && kStagingBytes >= Config::kTokens * 8, "a chunk, or slots with weights");
 static_assert(Config::kTokens % Config::kStep == 0 && Config::kStep % 16 == 0, "widths are whole pairs of fragments");
 
 // One piece of work but for its rows: kRows of an expert times the slots of a tile.
@@ -276,8 +276,8 @@ struct SlotRows {
   __device__ __forceinline__ float factor(int token) const { return __uint_as_float(slots[token].y); }
 };
 
-// Slots of a tile, spread over a consumer's threads: fetched while the tile before is stored, with their routing weights
-// in shared memory when the tile itself is.
+// Slots of a tile, spread over a consumer's threads: fetched while the tile before is stored, and with their routing
+// weights in shared memory when the tile itself is.
 struct TileSlots {
   static constexpr int kPasses = ceil_divide(Config::kTokens, 128);
   int slot[kPasses];

@@ -21,7 +21,8 @@ fn widths() -> Case {
             let spec = context.gpu.spec().clone();
             let mut checked = 0;
             for m in COUNTS {
-                let problem: Problem = format!("moe nvfp4 8/8 top2 256x128 m{m}").parse().map_err(|_| "no problem")?;
+                let text = format!("moe nvfp4 8/8 top2 256x128 m{m}");
+                let problem: Problem = text.parse().map_err(|error| format!("{text}: {error}"))?;
                 let tiles = WIDTHS.map(|numbers| Tile::new("moe_wgmma", AXES.into_iter().zip(numbers)));
                 let fits = |tile: &Tile| kernels::plan(&problem, tile, &spec).is_ok();
                 let tiles: Vec<Tile> = tiles.into_iter().filter(fits).collect();
