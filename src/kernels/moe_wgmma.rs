@@ -52,14 +52,16 @@ impl Family for MoeWgmma {
     }
 
     fn default_tile(&self, problem: &Problem, gpu: &GpuSpec) -> Tile {
-        let tokens = rows_per_expert(problem).next_power_of_two().clamp(16, 128);
-        let numbers = |(stages, producers)| {
+        let widest = rows_per_expert(problem).next_power_of_two().clamp(16, 256);
+        let numbers = |(tokens, stages, producers)| {
             let fixed = [("consumers", 2), ("up_tokens", tokens), ("down_tokens", tokens), ("widths", 8)];
-            let chosen = [("block_k", 128), ("signal", 0), ("persistent", 1)];
-            let chosen = chosen.into_iter().chain([("stages", stages), ("producers", producers)]);
-            Tile::new(self.name(), fixed.into_iter().chain(chosen))
+            let chosen = [("block_k", 128), ("stages", stages), ("producers", producers)];
+            let numbers = fixed.into_iter().chain(chosen).chain([("signal", 0), ("persistent", 1)]);
+            Tile::new(self.name(), numbers)
         };
-        let choices = [(4, 64), (3, 64), (3, 128)].map(numbers);
+        let narrower = widest.min(128);
+        let choices = [(widest, 4, 64), (widest, 3, 64), (widest, 3, 128), (narrower, 3, 64), (narrower, 3, 128)];
+        let choices = choices.map(numbers);
         first_that_fits(self, &choices, problem, gpu)
     }
 
@@ -192,19 +194,20 @@ impl Step {
         let group = &self.group;
         let average = self.cut.average(block);
         let pieces = average.tiles * f64::from(self.row_blocks());
-        // A persistent block does several pieces: to the model it is one long block.
+        // A persistent block does several pieces: to the model it is one long block, and some have one piece more.
         let blocks = pieces.min(f64::from(self.grid(block, gpu)));
-        let rounds = pieces / blocks;
+        let rounds = if pieces > blocks { pieces / blocks + 0.5 } else { 1.0 };
         let k = group.layout.padded_k(self.k as usize) as f64;
         let block_weights =
             k / group.layout.slab_k() as f64 * f64::from(group.consumers) * group.layout.slab_bytes() as f64;
         let matrix = block.weights.bytes(self.n.into(), self.k.into()) as f64 * block.touched_experts();
         let columns = if self.is_down { 4.0 * f64::from(self.n) } else { f64::from(self.n) };
-        let gather = if self.is_down { 0.0 } else { k * average.width / 8.0 / 32.0 * GATHER_ISSUES };
+        let slots = block.local_slots() / average.tiles;
+        let gather = if self.is_down { 0.0 } else { k * slots / 8.0 / 32.0 * GATHER_ISSUES };
         Work {
             blocks,
             memory_bytes: matrix + block.local_slots() * (2.0 * f64::from(self.k) + columns),
-            l2_bytes: pieces * (block_weights + k * 2.0 * average.width),
+            l2_bytes: pieces * (block_weights + k * 2.0 * if self.is_down { average.width } else { slots }),
             bytes_in_flight: f64::from(group.bytes_in_flight()),
             block_flops: rounds * 2.0 * k * f64::from(group.rows()) * average.width,
             is_wgmma: true,

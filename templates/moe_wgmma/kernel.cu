@@ -72,8 +72,8 @@ struct Config {
 constexpr int kRows = Config::kConsumers * kRowBlock;
 constexpr int kConsumerThreads = Config::kConsumers * 128;
 constexpr int kProducers = Config::kThreads - kConsumerThreads;  // threads
-// Each of the four warp schedulers has a quarter of the registers, so an odd warp costs as much as four: what two blocks
-// may take is counted with whole rows of four.
+// Each of the four warp schedulers has a quarter of the registers, so an odd warp costs as much as four: what two
+// blocks may take is counted with whole rows of four.
 constexpr int kBoundThreads = Config::kBlocksPerSm == 1 ? Config::kThreads : round_up(Config::kThreads, 128);
 // A whole warpgroup of producers can give registers to the consumers; one that gathers keeps more of them. Together
 // they have what launch bounds give: three warpgroups 168 a thread, four 128.
@@ -148,38 +148,45 @@ __device__ __forceinline__ void copy_weights(int expert, int first_row, const Ex
 // count keep whatever the stage held: their products are not stored.
 struct GatheredRows {
   static constexpr int kPasses = ceil_divide(Config::kTokens * 8, kProducers);
-  int row[kPasses];
+  static constexpr int kPassTokens = kProducers / 8;
+  static_assert(kPassTokens % 8 == 0, "the swizzle is the same in every pass");
+  uint32_t at[kPasses];  // slots first, then where the thread's pieces are, in units of 16 bytes
 
-  // The slots first: nothing waits for them before `resolve`.
+  // Nothing waits for the slots before `resolve`.
   __device__ __forceinline__ void fetch(const Work& work, const int* slot_of, int thread) {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int token = thread / 8 + pass * (kProducers / 8);
-      row[pass] = token < work.count ? slot_of[work.position + token] : 0;
+      const int token = thread / 8 + pass * kPassTokens;
+      at[pass] = token < work.count ? slot_of[work.position + token] : 0;
     }
   }
 
-  __device__ __forceinline__ void resolve(int top_k) {
+  __device__ __forceinline__ void resolve(int top_k, int64_t ld, int thread) {
 #pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) row[pass] /= top_k;
+    for (int pass = 0; pass < kPasses; ++pass) at[pass] = at[pass] / top_k * static_cast<uint32_t>(ld / 8) + thread % 8;
   }
 
-  __device__ __forceinline__ void copy(const Work& work, const bf16* from, int64_t ld, int k, int k_end,
-                                       uint32_t stage, int thread) const {
-    const int piece = thread % 8;
+  __device__ __forceinline__ void copy(const Work& work, const bf16* from, int k, int k_end, uint32_t stage,
+                                       int thread) const {
+    constexpr int kBoxes = Config::kBlockK / 64;
+    const int row = thread / 8;
+    // The 128-byte swizzle of wgmma: piece p of row r stands at place p ^ (r % 8).
+    const uint32_t to = stage + row * 128 + ((thread ^ row) % 8 * 16);
+    const uint4* box_from[kBoxes];
+    int bytes[kBoxes];
+#pragma unroll
+    for (int box = 0; box < kBoxes; ++box) {
+      const bool is_there = k + box * 64 + thread % 8 * 8 < k_end;
+      box_from[box] = reinterpret_cast<const uint4*>(from + (is_there ? k + box * 64 : 0));
+      bytes[box] = is_there ? 16 : 0;
+    }
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int token = thread / 8 + pass * (kProducers / 8);
-      if (token >= work.count) break;
-      const bf16* row_from = from + row[pass] * ld;
-      // The 128-byte swizzle of wgmma: piece p of row r stands at place p ^ (r % 8).
-      const uint32_t to = stage + token * 128 + ((piece ^ (token % 8)) * 16);
+      if (row + pass * kPassTokens >= work.count) break;
 #pragma unroll
-      for (int box = 0; box < Config::kBlockK / 64; ++box) {
-        const int column = k + box * 64 + piece * 8;
-        const bool is_there = column < k_end;
-        const bf16* piece_from = row_from + (is_there ? column : 0);
-        copy_async_16_or_zeros(to + box * Stage<Config>::kBoxBytes, piece_from, is_there ? 16 : 0);
+      for (int box = 0; box < kBoxes; ++box) {
+        const uint32_t place = to + pass * kPassTokens * 128 + box * Stage<Config>::kBoxBytes;
+        copy_async_16_or_zeros(place, box_from[box] + at[pass], bytes[box]);
       }
     }
   }
@@ -199,13 +206,13 @@ __device__ __forceinline__ void produce_gathered(const WorkList& list, const Ext
     rows.fetch(work, slot_of, thread);
     for (int i = 0; i < extent.n_stages; ++i) {
       barrier_wait(ring.free(position.slot), position.parity ^ 1);
-      if (i == 0) rows.resolve(top_k);
+      if (i == 0) rows.resolve(top_k, ld, thread);
       const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
       if (thread == 0) {
         barrier_arrive_and_expect(ring.full(position.slot), Config::kConsumers * Stage<Config>::kWeightBytes);
         copy_weights(work.expert, first_row, extent, weights, stage, ring.full(position.slot), i);
       }
-      rows.copy(work, from, ld, i * Config::kBlockK, extent.k_end, stage, thread);
+      rows.copy(work, from, i * Config::kBlockK, extent.k_end, stage, thread);
       barrier_arrive_after_copies(ring.full(position.slot));
       position.advance();
     }
