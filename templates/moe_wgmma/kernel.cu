@@ -149,7 +149,7 @@ __device__ __forceinline__ void copy_weights(int expert, int first_row, const Ex
 struct GatheredRows {
   static constexpr int kPasses = ceil_divide(Config::kTokens * 8, kProducers);
   static constexpr int kPassTokens = kProducers / 8;
-  static_assert(kPassTokens % 8 == 0, "the swizzle is the same in every pass");
+  static_assert(Config::kIsDown || kPassTokens % 8 == 0, "the swizzle is the same in every pass");
   uint32_t at[kPasses];  // slots first, then where the thread's pieces are, in units of 16 bytes
 
   // Nothing waits for the slots before `resolve`.
