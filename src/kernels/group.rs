@@ -94,8 +94,10 @@ impl Group {
         let most = match (self.consumers, self.moves_registers()) {
             (1, _) | (2, true) => 256,
             (2, false) => 192,
-            (_, true) => 128,
-            (_, false) => 0,
+            (3, true) => 128,
+            (3, false) => 64,
+            (4, false) => 48,
+            _ => 0,
         };
         if self.tokens <= most {
             return Ok(());

@@ -35,7 +35,7 @@ impl Family for MoeWgmma {
         let near = |tokens: &u32| *tokens <= 2 * rows.max(8) && 3 * *tokens >= rows.min(256);
         let tokens: Vec<u32> = [16, 32, 48, 64, 96, 128, 192, 256].into_iter().filter(near).collect();
         vec![
-            Axis::new("consumers", [1, 2, 3]),
+            Axis::new("consumers", [1, 2, 3, 4]),
             Axis::new("up_tokens", tokens.clone()),
             Axis::new("down_tokens", tokens),
             Axis::new("widths", [1, 8]),
@@ -98,7 +98,10 @@ struct Step {
 fn steps(tile: &Tile, block: &MoeBlock) -> [Step; 2] {
     let (consumers, gatherers) = (number(tile, "consumers"), number(tile, "producers"));
     let down_tokens = number(tile, "down_tokens");
-    let down_producers = if consumers == 3 || consumers == 2 && down_tokens >= 192 { 128 } else { 32 };
+    let down_producers = match (consumers, down_tokens) {
+        (2, 192..) | (3, 65..) => 128,
+        _ => 32,
+    };
     let step = |is_down, tokens, producers, n, k| {
         let layout = PackedLayout::of(block.weights);
         let (block_k, stages) = (number(tile, "block_k"), number(tile, "stages"));

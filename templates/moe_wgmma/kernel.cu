@@ -25,7 +25,7 @@ $#-
 //   barrier      arrivals                                    announces
 //   stage_full   1 + bytes (+ kProducers when gathering)     weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers                              each consumer warp's wgmma have read the stage
-//   1, 2, 3      128                                         (named) a consumer's warps meet around its staging room
+//   1 to 4       128                                         (named) a consumer's warps meet around its staging room
 //
 // An expert's slots are cut into tiles of nearly equal counts (moe_schedule). A tile of `count` slots is multiplied as
 // the next multiple of kStep columns (lib/warpgroup_multiply.cuh). Stages have room for the widest.
