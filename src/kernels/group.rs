@@ -60,6 +60,8 @@ impl Group {
         match (self.moves_registers(), self.consumers) {
             (true, 2) => 168,
             (true, _) => 128,
+            // A block that goes from tile to tile keeps more beside its sums; two consumers just find room.
+            (false, 1) if self.staging_bytes > 0 => (72 + self.tokens / 2).next_multiple_of(8),
             (false, _) => (64 + self.tokens / 2).next_multiple_of(8),
         }
     }

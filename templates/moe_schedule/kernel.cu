@@ -93,6 +93,42 @@ __device__ __forceinline__ void write_tiles(int4* tiles, int first_tile, int exp
   }
 }
 
+// The slots of one warp.
+struct Run {
+  const int* experts;
+  int expert_offset;
+  int n_local;
+  int begin;
+  int end;
+  int* counts;  // of this warp, for each expert
+  int lane;
+
+  // Calls visit(slot, expert, rank among the lanes with that expert) for each local slot, and counts it after that.
+  template <class Visit>
+  __device__ __forceinline__ void walk(Visit visit) const {
+    for (int base = begin; base < end; base += 32 * Config::kAhead) {
+      int ahead[Config::kAhead];
+#pragma unroll
+      for (int i = 0; i < Config::kAhead; ++i) {
+        const int slot = base + i * 32 + lane;
+        ahead[i] = slot < end ? experts[slot] - expert_offset : -1;
+      }
+#pragma unroll
+      for (int i = 0; i < Config::kAhead; ++i) {
+        if (base + i * 32 >= end) break;
+        const int expert = ahead[i];
+        const bool is_local = expert >= 0 && expert < n_local;
+        const unsigned peers = __match_any_sync(~0u, is_local ? expert : -1);
+        const int rank = __popc(peers & ((1u << lane) - 1));
+        if (is_local) visit(base + i * 32 + lane, expert, rank);
+        __syncwarp();
+        if (is_local && rank == 0) counts[expert] += __popc(peers);
+        __syncwarp();
+      }
+    }
+  }
+};
+
 extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, 1)
     moe_schedule(const int* experts, int* begin_out, int* slot_of, int4* up_tiles, int4* down_tiles, int* tile_counts,
                  const int* m_on_device, int m, int top_k, int expert_offset, int n_local, int up_tokens, int up_step,
@@ -116,30 +152,8 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, 1)
   int* own = counts + warp * n_local;
   __syncthreads();
 
-  // Calls visit(slot, expert, rank among the lanes with that expert, their number) for the slots of this warp's run.
-  const auto walk = [&](auto visit) {
-    for (int base = run_begin; base < run_end; base += 32 * Config::kAhead) {
-      int ahead[Config::kAhead];
-#pragma unroll
-      for (int i = 0; i < Config::kAhead; ++i) {
-        const int slot = base + i * 32 + lane;
-        ahead[i] = slot < run_end ? experts[slot] - expert_offset : -1;
-      }
-#pragma unroll
-      for (int i = 0; i < Config::kAhead; ++i) {
-        if (base + i * 32 >= run_end) break;
-        const int expert = ahead[i];
-        const bool is_local = expert >= 0 && expert < n_local;
-        const unsigned peers = __match_any_sync(~0u, is_local ? expert : -1);
-        const int rank = __popc(peers & ((1u << lane) - 1));
-        if (is_local) visit(base + i * 32 + lane, expert, rank, __popc(peers));
-        __syncwarp();
-        if (is_local && rank == 0) own[expert] += __popc(peers);
-        __syncwarp();
-      }
-    }
-  };
-  walk([](int, int, int, int) {});
+  const Run run{experts, expert_offset, n_local, run_begin, run_end, own, lane};
+  run.walk([](int, int, int) {});
   __syncthreads();
   for (int expert = threadIdx.x; expert < n_local; expert += Config::kWarps * 32) {
     int sum = 0;
@@ -159,5 +173,5 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, 1)
     write_tiles(up_tiles, up_first[expert], expert, begin[expert], totals[expert], up_cut, lane);
     write_tiles(down_tiles, down_first[expert], expert, begin[expert], totals[expert], down_cut, lane);
   }
-  walk([&](int slot, int expert, int rank, int) { slot_of[begin[expert] + own[expert] + rank] = slot; });
+  run.walk([&](int slot, int expert, int rank) { slot_of[begin[expert] + own[expert] + rank] = slot; });
 }
