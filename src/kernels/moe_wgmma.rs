@@ -31,8 +31,9 @@ impl Family for MoeWgmma {
 
     fn axes(&self, problem: &Problem, _: &ArchSpec) -> Vec<Axis> {
         let rows = rows_per_expert(problem);
-        // An expert's own count chooses among the widths below these.
-        let near = |tokens: &u32| *tokens <= 2 * rows.max(8) && 3 * *tokens >= rows.min(256);
+        // An expert's own count chooses among the widths below these; a popular one has more rows than the average.
+        let most = if rows < 4 { 16 } else { 2 * rows.max(16) };
+        let near = |tokens: &u32| *tokens <= most && 3 * *tokens >= rows.min(256);
         let tokens: Vec<u32> = [16, 32, 48, 64, 96, 128, 192, 256].into_iter().filter(near).collect();
         vec![
             Axis::new("consumers", [1, 2, 3, 4]),
