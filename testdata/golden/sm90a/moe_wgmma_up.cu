@@ -861,8 +861,8 @@ constexpr int kBoundThreads = Config::kBlocksPerSm == 1 ? Config::kThreads : rou
 // they have what launch bounds give: three warpgroups 168 a thread, four 128.
 constexpr bool kMovesRegisters = kProducers == 128 && Config::kConsumers >= 2;
 static_assert(!kMovesRegisters || Config::kBlocksPerSm == 1, "three warpgroups of 168 registers fill an SM");
-constexpr int kProducerRegisters = Config::kConsumers == 3 ? 56 : Config::kIsDown ? 40 : 72;
-constexpr int kConsumerRegisters = Config::kConsumers == 3 ? 152 : Config::kIsDown ? 232 : 216;
+constexpr int kProducerRegisters = Config::kConsumers == 3 || Config::kIsDown ? 56 : 72;
+constexpr int kConsumerRegisters = Config::kConsumers == 3 ? 152 : Config::kIsDown ? 224 : 216;
 // Behind the ring: each consumer's room for results on their way out, then the barriers.
 constexpr int kStagingBytes = 2560;
 constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
