@@ -50,9 +50,9 @@ impl Flattener<'_> {
             return Ok(false);
         }
         if include == "generated/wgmma.cuh" {
-            let tokens = self.request.wgmma_tokens.ok_or_else(|| missing(from, line, include))?;
+            let widths = self.request.wgmma_tokens.ok_or_else(|| missing(from, line, include))?;
             self.mark(include, 1);
-            self.out.push_str(&wgmma::wrapper(tokens));
+            self.out.push_str(&wgmma::wrappers(widths));
             return Ok(true);
         }
         let (path, text) = self.resolve(include).ok_or_else(|| missing(from, line, include))?;
