@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for tile in &tiles {
         let predicted = kernels::plan(&problem, tile, &spec).map(|plan| predict(&plan, &spec));
         match (predicted, times(&mut live, &problem, tile, routings.len().max(1))) {
-            (Ok(predicted), Ok(us)) => println!("{us:9.1?} {predicted:9.1} {tile}"),
+            (Ok(predicted), Ok(us)) => println!("{us:9.2?} {predicted:9.2} {tile}"),
             (Err(error), _) => println!("{tile}: {error}"),
             (_, Err(error)) if error.is_sticky() => return Err(error.into()),
             (_, Err(error)) => println!("{tile}: {error}"),
