@@ -10,7 +10,7 @@ use tilekiln::environment;
 use tilekiln::jit::{Cubin, Jit, JitError, KernelCache, Search};
 use tilekiln::kernels::{self, FAMILIES, Family};
 use tilekiln::problem::{Output, Problem, Tile};
-use tilekiln::quant::WeightFormat;
+use tilekiln::quant::{Activations, PackedLayout, WeightFormat};
 
 #[test]
 fn default_tiles_compile_for_every_target() {
@@ -171,7 +171,9 @@ fn values_of(tile: &Tile) -> impl Iterator<Item = (String, u32)> {
 }
 
 fn tools() -> Vec<Request> {
-    let of_format = |format| [kernels::pack(format), kernels::pack_scan(format), kernels::probe(format)];
+    let of_format = |format| {
+        [kernels::pack(PackedLayout::of(format, Activations::A16)), kernels::pack_scan(format), kernels::probe(format)]
+    };
     let of_outputs = [Output::Bf16, Output::F32].map(kernels::compare);
     let plain = [kernels::fill(), kernels::reference_moe(), kernels::sabotage(), kernels::stream(8)];
     let formats = WeightFormat::ALL.into_iter();

@@ -15,7 +15,7 @@ use tilekiln::kernels::runner::{
 };
 use tilekiln::kernels::{self, Family};
 use tilekiln::problem::{Output, Problem};
-use tilekiln::quant::WeightFormat;
+use tilekiln::quant::{Activations, PackedLayout, WeightFormat};
 
 #[test]
 fn default_kernels_are_what_they_were() {
@@ -101,7 +101,7 @@ fn tools() -> Vec<Request> {
     vec![
         kernels::compare(Output::Bf16),
         kernels::fill(),
-        kernels::pack(format),
+        kernels::pack(PackedLayout::of(format, Activations::A16)),
         kernels::pack_scan(format),
         kernels::probe(format),
         kernels::reference(format),

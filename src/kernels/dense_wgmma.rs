@@ -131,7 +131,7 @@ fn dense_of(problem: &Problem) -> &Dense {
 fn group_of(tile: &Tile, problem: &Problem) -> Group {
     let (consumers, tokens) = (number(tile, "consumers"), number(tile, "tokens"));
     Group {
-        layout: PackedLayout::of(dense_of(problem).weights),
+        layout: PackedLayout::of(dense_of(problem).weights, dense_of(problem).activations),
         consumers,
         tokens,
         block_k: number(tile, "block_k"),

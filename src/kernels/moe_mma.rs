@@ -14,7 +14,7 @@ use super::{Axis, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
 use crate::codegen::{Request, Values};
 use crate::problem::{MoeBlock, Problem, Tile};
-use crate::quant::{PackedLayout, WeightFormat};
+use crate::quant::{Activations, PackedLayout, WeightFormat};
 
 /// `templates/moe_mma`, one token a block.
 pub struct MoeWalk;
@@ -350,5 +350,5 @@ fn walk_ranges(stream: &Stream, problem: &Problem) -> Result<(), String> {
 }
 
 fn slabs_of(format: WeightFormat, k: u32) -> u32 {
-    PackedLayout::of(format).slabs(k as usize) as u32
+    PackedLayout::of(format, Activations::A16).slabs(k as usize) as u32
 }

@@ -92,7 +92,7 @@ fn steps(tile: &Tile, block: &MoeBlock) -> [Step; 2] {
     let down_tokens = number(tile, "down_tokens");
     let down_producers = if consumers == 2 && down_tokens > 192 { 128 } else { 32 };
     let step = |is_down, tokens, producers, n, k| {
-        let layout = PackedLayout::of(block.weights);
+        let layout = PackedLayout::of(block.weights, block.activations);
         let (block_k, stages) = (number(tile, "block_k"), number(tile, "stages"));
         Step { is_down, group: Group { layout, consumers, tokens, block_k, stages, producers }, n, k }
     };

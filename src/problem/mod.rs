@@ -18,24 +18,8 @@ pub use tile::{ParseTileError, Tile};
 use serde::{Deserialize, Serialize};
 
 use crate::arch::GpuSpec;
+pub use crate::quant::Activations;
 use crate::quant::PackedLayout;
-
-/// How activations reach the tensor cores.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activations {
-    /// BF16.
-    #[default]
-    A16,
-}
-
-impl std::fmt::Display for Activations {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::A16 => "a16",
-        })
-    }
-}
 
 /// One thing to be done on a GPU, for one bucket of tokens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -99,8 +83,8 @@ impl Problem {
     /// Id of the packed layout that its weights have, such as `nvfp4@1`; a conversion has none.
     pub fn layout(&self) -> &'static str {
         match self {
-            Self::Dense(dense) => PackedLayout::of(dense.weights).id(),
-            Self::MoeBlock(block) => PackedLayout::of(block.weights).id(),
+            Self::Dense(dense) => PackedLayout::of(dense.weights, dense.activations).id(),
+            Self::MoeBlock(block) => PackedLayout::of(block.weights, block.activations).id(),
             Self::Convert(_) => "none",
         }
     }

@@ -1,4 +1,5 @@
-//! Where each weight of a packed matrix stands: one layout for each format, the same for every kernel that reads it.
+//! Where each weight of a packed matrix stands: one layout for each format and width of activations, the same for every
+//! kernel that reads it.
 //!
 //! Rows are padded to 64 and k to a slab, with zero codes and zero scales:
 //!
@@ -19,7 +20,7 @@
 //!   row g even k, row g + 8 odd k, row g odd k. Row g stands in the high byte of both halves, row g + 8 a shift away.
 //! - 16 bits: word `j` is pair `j`, even k in the low half.
 
-use super::WeightFormat;
+use super::{Activations, WeightFormat};
 
 /// Rows that the layout pads to, one row block.
 pub const BLOCK_ROWS: usize = 64;
@@ -27,10 +28,12 @@ pub const BLOCK_ROWS: usize = 64;
 /// Rows of a tile: the M of the instruction.
 pub const TILE_ROWS: usize = 16;
 
-/// The packed layout of a format. Part of a problem's key: its id changes when a byte moves.
+/// The packed layout of a format for one width of activations. Part of a problem's key: its id changes when a byte
+/// moves. The two widths have the same bytes so far, and each may change without the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PackedLayout {
     format: WeightFormat,
+    activations: Activations,
 }
 
 /// The place of a code within its slab: the bytes from `byte` on, little-endian, shifted right by `shift`.
@@ -43,9 +46,9 @@ pub struct CodePosition {
 }
 
 impl PackedLayout {
-    /// The layout of `format`.
-    pub const fn of(format: WeightFormat) -> Self {
-        Self { format }
+    /// The layout of `format` for kernels that take such activations.
+    pub const fn of(format: WeightFormat, activations: Activations) -> Self {
+        Self { format, activations }
     }
 
     /// What is packed.
@@ -53,13 +56,22 @@ impl PackedLayout {
         self.format
     }
 
-    /// `nvfp4@1`: format and version.
+    /// What its kernels multiply by.
+    pub const fn activations(self) -> Activations {
+        self.activations
+    }
+
+    /// `nvfp4@1`, `nvfp4-a8@1`: format, width of activations other than a16, and version.
     pub const fn id(self) -> &'static str {
-        match self.format {
-            WeightFormat::Nvfp4 => "nvfp4@1",
-            WeightFormat::Mxfp4 => "mxfp4@1",
-            WeightFormat::Fp8 => "fp8@1",
-            WeightFormat::Bf16 => "bf16@1",
+        match (self.format, self.activations) {
+            (WeightFormat::Nvfp4, Activations::A16) => "nvfp4@1",
+            (WeightFormat::Mxfp4, Activations::A16) => "mxfp4@1",
+            (WeightFormat::Fp8, Activations::A16) => "fp8@1",
+            (WeightFormat::Bf16, Activations::A16) => "bf16@1",
+            (WeightFormat::Nvfp4, Activations::A8) => "nvfp4-a8@1",
+            (WeightFormat::Mxfp4, Activations::A8) => "mxfp4-a8@1",
+            (WeightFormat::Fp8, Activations::A8) => "fp8-a8@1",
+            (WeightFormat::Bf16, Activations::A8) => "bf16-a8@1",
         }
     }
 
@@ -202,10 +214,10 @@ mod tests {
     use super::*;
 
     const LAYOUTS: [PackedLayout; 4] = [
-        PackedLayout::of(WeightFormat::Nvfp4),
-        PackedLayout::of(WeightFormat::Mxfp4),
-        PackedLayout::of(WeightFormat::Fp8),
-        PackedLayout::of(WeightFormat::Bf16),
+        PackedLayout::of(WeightFormat::Nvfp4, Activations::A16),
+        PackedLayout::of(WeightFormat::Mxfp4, Activations::A16),
+        PackedLayout::of(WeightFormat::Fp8, Activations::A16),
+        PackedLayout::of(WeightFormat::Bf16, Activations::A16),
     ];
 
     #[test]
@@ -222,6 +234,8 @@ mod tests {
         assert_eq!(offsets, [0, 2304, 2 * 2304, 3 * 2304]);
         assert_eq!(nvfp4.packed_bytes(0, 64), 0);
         assert_eq!(nvfp4.to_string(), "nvfp4@1");
+        let of_a8 = LAYOUTS.map(|layout| PackedLayout::of(layout.format(), Activations::A8).id());
+        assert_eq!(of_a8, ["nvfp4-a8@1", "mxfp4-a8@1", "fp8-a8@1", "bf16-a8@1"]);
     }
 
     /// Walks the slab as a kernel does: lane by lane, word by word, fragment register by fragment register.

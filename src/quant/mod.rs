@@ -45,6 +45,26 @@ pub enum WeightFormat {
     Bf16,
 }
 
+/// How activations reach the tensor cores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activations {
+    /// BF16; weights are decoded to BF16, exactly.
+    #[default]
+    A16,
+    /// FP8 with one f32 scale for each token; weights are decoded to FP8.
+    A8,
+}
+
+impl std::fmt::Display for Activations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::A16 => "a16",
+            Self::A8 => "a8",
+        })
+    }
+}
+
 impl WeightFormat {
     /// Every format, in the order of the enum.
     pub const ALL: [WeightFormat; 4] = [Self::Nvfp4, Self::Mxfp4, Self::Fp8, Self::Bf16];

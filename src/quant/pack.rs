@@ -5,11 +5,9 @@
 //! it is, subnormals too.
 
 use super::layout::{PackedLayout, RowOrder};
-use super::rebase::{
-    ExponentRange, NVFP4_ALPHA, Rebase, SpreadError, e5m3_factor, e5m3_from_e4m3, rebase, rebased_factor,
-};
+use super::rebase::{ExponentRange, Rebase, SpreadError, e5m3_factor, e5m3_from_e4m3, rebase, rebased_factor};
 use super::shape::Shape;
-use super::{ShapeError, WeightFormat, WeightScaleError, bf16, e2m1, e4m3, fp8, mxfp4, nvfp4, ue8m0};
+use super::{Activations, ShapeError, WeightFormat, WeightScaleError, bf16, e2m1, e4m3, fp8, mxfp4, nvfp4, ue8m0};
 
 /// One weight matrix `[n, k]` as a checkpoint holds it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -121,8 +119,8 @@ pub enum PackError {
 pub fn pack(source: &SourceMatrix<'_>, order: RowOrder) -> Result<PackedWeights, PackError> {
     source.validate(order)?;
     let in_use = source.blocks_in_use(order);
-    let choice = rebase(source.format(), exponent_range(source, &in_use))?;
-    let layout = PackedLayout::of(source.format());
+    let layout = PackedLayout::of(source.format(), Activations::A16);
+    let choice = rebase(layout, exponent_range(source, &in_use))?;
     let (n, k) = source.shape();
     let mut bytes = vec![0; layout.packed_bytes(n, k)];
     for row in 0..n {
@@ -136,11 +134,7 @@ pub fn pack(source: &SourceMatrix<'_>, order: RowOrder) -> Result<PackedWeights,
             bytes[layout.slab_offset(row, k_start, layout.slabs(k)) + position] = byte;
         }
     }
-    let alpha = match source.format() {
-        WeightFormat::Nvfp4 => NVFP4_ALPHA,
-        _ => choice.alpha,
-    };
-    Ok(PackedWeights { layout, n, k, bytes, alpha })
+    Ok(PackedWeights { layout, n, k, bytes, alpha: choice.alpha })
 }
 
 /// The shift and alpha with which [`pack`] stores the UE8M0 scales of `source`: arguments of a pack kernel.
@@ -149,7 +143,8 @@ pub fn pack(source: &SourceMatrix<'_>, order: RowOrder) -> Result<PackedWeights,
 /// As [`pack`].
 pub fn rebase_of(source: &SourceMatrix<'_>, order: RowOrder) -> Result<Rebase, PackError> {
     source.validate(order)?;
-    Ok(rebase(source.format(), exponent_range(source, &source.blocks_in_use(order)))?)
+    let layout = PackedLayout::of(source.format(), Activations::A16);
+    Ok(rebase(layout, exponent_range(source, &source.blocks_in_use(order)))?)
 }
 
 /// The MMA operand that a kernel makes of the packed weight of packed row `row`, exactly; padding gives 0.
@@ -285,7 +280,7 @@ impl SourceMatrix<'_> {
 
     /// Writes the codes of `source_row` to packed row `row`, where `bytes` are still zero.
     fn pack_codes(&self, source_row: usize, row: usize, bytes: &mut [u8]) {
-        let layout = PackedLayout::of(self.format());
+        let layout = PackedLayout::of(self.format(), Activations::A16);
         let (_, row_k) = self.shape();
         for k in 0..row_k {
             let idx = source_row * row_k + k;

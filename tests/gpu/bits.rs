@@ -5,8 +5,8 @@ use tilekiln::device::Buffer;
 use tilekiln::kernels::{self, SCAN_RANGE_START};
 use tilekiln::problem::Problem;
 use tilekiln::quant::{
-    self, ExponentRange, PackedLayout, RowOrder, ScalePolicy, SourceMatrix, WeightFormat, bf16, fp8, math, mxfp4,
-    nvfp4, scales,
+    self, Activations, ExponentRange, PackedLayout, RowOrder, ScalePolicy, SourceMatrix, WeightFormat, bf16, fp8, math,
+    mxfp4, nvfp4, scales,
 };
 use tilekiln::tuner::Live;
 
@@ -162,8 +162,8 @@ fn pack_on_gpu(
         return Err(format!("{format} {}x{}: {} faults in a matrix without any", raw.n, raw.k, found[2]).into());
     }
     let range = (found[0] >= 0).then(|| ExponentRange { largest: found[0] as u8, smallest: found[1] as u8 });
-    let rebase = quant::rebase(format, range).map_err(|error| error.to_string())?;
-    let layout = PackedLayout::of(format);
+    let layout = PackedLayout::of(format, Activations::A16);
+    let rebase = quant::rebase(layout, range).map_err(|error| error.to_string())?;
     let packed = Buffer::new(&context.gpu, layout.packed_bytes(raw.n, raw.k))?;
     packed.set_bytes(0xEE)?;
     let units = layout.scales_bytes() + layout.codes_bytes() / 16;
@@ -178,7 +178,7 @@ fn pack_on_gpu(
         u64::from(is_gate_up),
         u64::from(rebase.shift as u32),
     ];
-    context.run_tool(&kernels::pack(format), blocks as u32, &mut words)?;
+    context.run_tool(&kernels::pack(layout), blocks as u32, &mut words)?;
     let found: Vec<u8> = packed.download(expected.bytes.len())?;
     if let Some(at) = found.iter().zip(&expected.bytes).position(|(a, b)| a != b) {
         let (found, expected) = (found[at], expected.bytes[at]);
