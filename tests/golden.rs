@@ -104,7 +104,7 @@ fn tools() -> Vec<Request> {
         kernels::pack(PackedLayout::of(format, Activations::A16)),
         kernels::pack_scan(format),
         kernels::probe(format),
-        kernels::reference(format),
+        kernels::reference(format, Activations::A16),
         kernels::reference_moe(),
         kernels::sabotage(),
         kernels::stream(8),
@@ -201,9 +201,10 @@ fn folder() -> PathBuf {
 }
 
 /// One problem for each kernel, as DeepSeek-V4-Flash has them.
-const PROBLEMS: [&str; 6] = [
+const PROBLEMS: [&str; 7] = [
     "nvfp4 4096x8192 m16",
     "nvfp4 4096x8192 m1024",
+    "nvfp4 4096x8192 a8 m1024",
     "moe nvfp4 256 top6 4096x2048 m1",
     "moe nvfp4 256 top6 4096x2048 m16",
     "moe nvfp4 256 top6 4096x2048 m1024",

@@ -49,10 +49,10 @@ impl Flattener<'_> {
         if !self.seen.insert(include.to_string()) {
             return Ok(false);
         }
-        if include == "generated/wgmma.cuh" {
+        if let Some(wrapper) = wgmma::wrapper_of(include) {
             let tokens = self.request.wgmma_tokens.ok_or_else(|| missing(from, line, include))?;
             self.mark(include, 1);
-            self.out.push_str(&wgmma::wrapper(tokens));
+            self.out.push_str(&wrapper(tokens));
             return Ok(true);
         }
         let (path, text) = self.resolve(include).ok_or_else(|| missing(from, line, include))?;

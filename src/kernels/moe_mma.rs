@@ -214,6 +214,7 @@ impl Step {
             bytes_in_flight: f64::from(stream.bytes_in_flight()),
             block_flops: 2.0 * slabs * stream.layout.slab_k() as f64 * f64::from(stream.rows() * stream.tokens.max(8)),
             is_wgmma: false,
+            is_fp8: false,
             block_issues: stream.issues(slabs),
             tail_steps: 4.0,
             registers: stream.registers(),

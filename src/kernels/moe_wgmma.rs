@@ -10,7 +10,7 @@ use super::space::{first_that_fits, number, tile_values};
 use super::{Axis, BoxMap, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
 use crate::codegen::{Request, Values};
-use crate::problem::{MoeBlock, Problem, Tile};
+use crate::problem::{Activations, MoeBlock, Problem, Tile};
 use crate::quant::PackedLayout;
 
 /// `templates/moe_wgmma`.
@@ -138,7 +138,13 @@ impl Step {
         let rows = slots(block).into();
         let base = BoxBase::Workspace { offset: schedule.hidden, rows };
         // Gate-up takes the map too, and does not use it.
-        let map = BoxMap { base, k: block.intermediate.into(), groups: 1, tokens: self.group.tokens };
+        let map = BoxMap {
+            base,
+            element: Activations::A16,
+            k: block.intermediate.into(),
+            groups: 1,
+            tokens: self.group.tokens,
+        };
         let (weights, alpha) = match self.is_down {
             false => (Operand::Weights, Operand::UpAlpha),
             true => (Operand::DownWeights, Operand::DownAlpha),
@@ -185,6 +191,7 @@ impl Step {
             bytes_in_flight: f64::from(group.bytes_in_flight()),
             block_flops: 2.0 * k * f64::from(group.rows() * group.tokens),
             is_wgmma: true,
+            is_fp8: false,
             block_issues: group.issues(k) + gather,
             tail_steps: 6.0,
             registers: group.registers(),

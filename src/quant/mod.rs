@@ -3,6 +3,7 @@
 //! Device code is tested against this module, never the other way round. Formats: E2M1 codes in blocks that share an
 //! E4M3 scale (NVFP4) or an E8M0 scale (MXFP4), E4M3 with 128x128 E8M0 blocks (FP8), and BF16.
 
+pub mod a8;
 pub mod activation;
 pub mod bf16;
 pub mod e2m1;
@@ -24,7 +25,7 @@ pub use fp8::{Fp8Activations, Fp8Matrix};
 pub use layout::{CodePosition, PackedLayout, RowOrder};
 pub use mxfp4::{ConvertError, Mxfp4Matrix};
 pub use nvfp4::{Nvfp4Matrix, WeightScaleError, quantize_weights, validate_weight_scales};
-pub use pack::{PackError, PackedWeights, SourceMatrix, pack, rebase_of, unpack_operand};
+pub use pack::{PackError, PackedWeights, SourceMatrix, pack, pack_for, rebase_of, unpack_operand};
 pub use rebase::{ExponentRange, Rebase, SpreadError, rebase};
 pub use shape::{QuantizeError, ShapeError};
 pub use tensor_scale::{TensorScale, TensorScaleError};

@@ -8,7 +8,7 @@
 //! get a fifth exponent bit ("E5M3"), which leaves no subnormals. Zero blocks, which have no scale worth keeping, get
 //! byte 0.
 
-use super::{PackedLayout, WeightFormat, ue8m0};
+use super::{Activations, PackedLayout, WeightFormat, a8, ue8m0};
 
 /// The block scales of a tensor that matter: those of blocks with at least one nonzero code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +26,8 @@ pub struct Rebase {
     pub e_max: u8,
     /// Added to the byte of each block with a nonzero code; all others are stored as 0.
     pub shift: i32,
-    /// What an operand is multiplied by to give the weight: `2^(e_max - 127)`; [`NVFP4_ALPHA`] for NVFP4, without the
-    /// tensor's own scale; 1 for BF16.
+    /// What an operand is multiplied by to give the weight: `2^(e_max - 127)`, for MXFP4 in FP8 `2^(e_max - 133)`;
+    /// [`NVFP4_ALPHA`] for NVFP4, or [`a8::NVFP4_ALPHA`], without the tensor's own scale; 1 for BF16.
     pub alpha: f32,
 }
 
@@ -63,13 +63,16 @@ pub struct SpreadError {
 /// 2^-126. Formats without UE8M0 scales get a shift of 0.
 ///
 /// # Errors
-/// [`SpreadError`] if `range` spans more than 125 (MXFP4) or 117 (FP8) binades.
+/// [`SpreadError`] if `range` spans more than 125 (MXFP4; 11 for operands in FP8) or 117 (FP8) binades.
 pub fn rebase(layout: PackedLayout, range: Option<ExponentRange>) -> Result<Rebase, SpreadError> {
-    let (top, bottom) = match layout.format() {
-        WeightFormat::Mxfp4 => (MXFP4_TOP, 128),
-        WeightFormat::Fp8 => (FP8_TOP, 130),
-        WeightFormat::Nvfp4 => return Ok(Rebase { e_max: 127, shift: 0, alpha: NVFP4_ALPHA }),
-        WeightFormat::Bf16 => return Ok(Rebase { e_max: 127, shift: 0, alpha: 1.0 }),
+    let unmoved = |alpha| Ok(Rebase { e_max: 127, shift: 0, alpha });
+    let (top, bottom, lifted) = match (layout.format(), layout.activations()) {
+        (WeightFormat::Mxfp4, Activations::A16) => (MXFP4_TOP, 128, 0),
+        (WeightFormat::Mxfp4, Activations::A8) => (MXFP4_TOP, MXFP4_TOP - a8::MXFP4_SPREAD, a8::MXFP4_BINADES),
+        (WeightFormat::Fp8, _) => (FP8_TOP, 130, 0),
+        (WeightFormat::Nvfp4, Activations::A16) => return unmoved(NVFP4_ALPHA),
+        (WeightFormat::Nvfp4, Activations::A8) => return unmoved(a8::NVFP4_ALPHA),
+        (WeightFormat::Bf16, _) => return unmoved(1.0),
     };
     let limit = top - bottom;
     let e_max = match range {
@@ -77,7 +80,9 @@ pub fn rebase(layout: PackedLayout, range: Option<ExponentRange>) -> Result<Reba
         Some(range) => range.largest,
         None => 127,
     };
-    Ok(Rebase { e_max, shift: i32::from(top) - i32::from(e_max), alpha: ue8m0::decode(e_max) })
+    // At least 2^-133, which f32 holds as a subnormal.
+    let alpha = (f64::from(ue8m0::decode(e_max)) * 2f64.powi(-lifted)) as f32;
+    Ok(Rebase { e_max, shift: i32::from(top) - i32::from(e_max), alpha })
 }
 
 /// The E5M3 byte of an E4M3 scale: `2^x * (1 + m / 8)` is `(x + 22) << 3 | m`, zero is 0.
@@ -130,7 +135,7 @@ fn power_of_two(exponent: i32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::{Activations, e4m3};
+    use crate::quant::e4m3;
 
     #[test]
     fn e5m3_holds_every_scale_and_no_subnormal() {
@@ -177,6 +182,15 @@ mod tests {
             rebase(PackedLayout::of(WeightFormat::Mxfp4, Activations::A16), Some(range)).unwrap_err().to_string(),
             "expected the block scales of a tensor within 125 binades, found 127 (2^-124 to 2^3)"
         );
+        let mxfp4_a8 = PackedLayout::of(WeightFormat::Mxfp4, Activations::A8);
+        assert_eq!(
+            rebase(mxfp4_a8, Some(ExponentRange { largest: 127, smallest: 115 })).unwrap_err().to_string(),
+            "expected the block scales of a tensor within 11 binades, found 12 (2^-12 to 2^0)"
+        );
+        let found = rebase(mxfp4_a8, Some(ExponentRange { largest: 127, smallest: 116 })).unwrap();
+        assert_eq!((found.shift, found.alpha), (126, 1.0 / 64.0));
+        let least = rebase(mxfp4_a8, Some(ExponentRange { largest: 0, smallest: 0 })).unwrap();
+        assert_eq!(f64::from(least.alpha), 2f64.powi(-133));
         let nvfp4 = PackedLayout::of(WeightFormat::Nvfp4, Activations::A16);
         assert_eq!(rebase(nvfp4, None).unwrap(), Rebase { e_max: 127, shift: 0, alpha: NVFP4_ALPHA });
     }

@@ -51,19 +51,14 @@ impl RawWeights {
         if self.is_gate_up { self.n / 2 } else { 0 }
     }
 
-    /// Bytes of all groups, packed.
-    pub fn packed_bytes(&self) -> usize {
-        self.groups * PackedLayout::of(self.format, Activations::A16).packed_bytes(self.n, self.k)
-    }
-
-    /// Packs all groups into one buffer, with one rebase for all of them. Gives the buffer and what operands are to be
-    /// multiplied by, besides a weight's own scale.
-    pub fn pack(&self, tools: &mut Toolbox) -> Result<(Buffer, f32), LiveError> {
+    /// Packs all groups into one buffer for such `activations`, with one rebase for all of them. Gives the buffer and
+    /// what operands are to be multiplied by, besides a weight's own scale.
+    pub fn pack(&self, tools: &mut Toolbox, activations: Activations) -> Result<(Buffer, f32), LiveError> {
+        let layout = PackedLayout::of(self.format, activations);
         let in_use_bytes = if self.format == WeightFormat::Fp8 { self.group_scale_bytes() * self.groups } else { 0 };
         let in_use = Buffer::new(&tools.gpu, in_use_bytes)?;
-        let rebase = self.scan(tools, &in_use)?;
-        let packed = Buffer::new(&tools.gpu, self.packed_bytes())?;
-        let layout = PackedLayout::of(self.format, Activations::A16);
+        let rebase = self.scan(tools, layout, &in_use)?;
+        let packed = Buffer::new(&tools.gpu, self.groups * layout.packed_bytes(self.n, self.k))?;
         let blocks = kernels::pack_blocks(layout, self.n, self.k);
         for group in 0..self.groups {
             let values = [
@@ -83,7 +78,7 @@ impl RawWeights {
     }
 
     /// Looks for scales in use over all groups.
-    fn scan(&self, tools: &mut Toolbox, in_use: &Buffer) -> Result<Rebase, LiveError> {
+    fn scan(&self, tools: &mut Toolbox, layout: PackedLayout, in_use: &Buffer) -> Result<Rebase, LiveError> {
         let range = Buffer::of(&tools.gpu, &SCAN_RANGE_START)?;
         let n_blocks = match self.format {
             WeightFormat::Bf16 => self.n * self.k,
@@ -110,8 +105,7 @@ impl RawWeights {
             return Err(LiveError::Data(format!("{faults} random weights or scales are not finite")));
         }
         let range = (largest >= 0).then_some(ExponentRange { largest: largest as u8, smallest: smallest as u8 });
-        quant::rebase(PackedLayout::of(self.format, Activations::A16), range)
-            .map_err(|error| LiveError::Data(error.to_string()))
+        quant::rebase(layout, range).map_err(|error| LiveError::Data(error.to_string()))
     }
 
     pub fn codes_of(&self, group: usize) -> DevicePointer {
