@@ -66,10 +66,19 @@ impl Family for DenseWgmmaA8 {
             let chosen = [("stages", stages), ("split", split), ("promote", promote), ("cluster", cluster)];
             Tile::new(self.name(), fixed.into_iter().chain(chosen))
         };
-        let few = [(4, 4, promote, 1), (4, 2, promote, 1), (4, 2, 0, 1), (4, 1, promote, 1)];
-        let least = [(3, 1, 0, 1), (2, 1, 0, 1), (2, 1, 128, 1)];
-        let choices: Vec<Tile> =
-            few.into_iter().chain([(5, 1, promote, 2), (4, 1, promote, 1)]).chain(least).map(numbers).collect();
+        // Where a chain would never end, or k is not worth splitting, the next is tried.
+        let choices = [
+            (4, 4, promote, 1),
+            (4, 4, 0, 1),
+            (4, 2, promote, 1),
+            (4, 2, 0, 1),
+            (4, 1, promote, 1),
+            (4, 1, 0, 1),
+            (3, 1, 0, 1),
+            (2, 1, 0, 1),
+            (2, 1, 128, 1),
+        ]
+        .map(numbers);
         first_that_fits(self, &choices, problem, gpu)
     }
 

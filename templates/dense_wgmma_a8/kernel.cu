@@ -235,7 +235,7 @@ __device__ __forceinline__ void store_tile(GroupSums<Config>& sums, const Work& 
   }
 }
 
-// The block's first and last meeting: with the other blocks of the cluster, if there are any.
+// The block's first meeting, with the other blocks of the cluster if there are any.
 __device__ __forceinline__ void begin_block() {
   if constexpr (Config::kCluster > 1) {
     cluster_arrive();
@@ -244,10 +244,18 @@ __device__ __forceinline__ void begin_block() {
     __syncthreads();
   }
 }
-__device__ __forceinline__ void end_block() {
+
+// The last: a block must not be gone while others may report to its barriers. It arrives as soon as it has nothing more
+// to report, before it stores, because arriving waits for what it has stored.
+__device__ __forceinline__ void leave_cluster() {
   if constexpr (Config::kCluster > 1) {
     __syncwarp();
     cluster_arrive();
+  }
+}
+__device__ __forceinline__ void end_block() {
+  if constexpr (Config::kCluster > 1) {
+    __syncwarp();
     cluster_wait();
   }
 }
@@ -272,6 +280,7 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPe
       produce(work, weights, &a, smem_address(shared), ring, part);
     }
     wait_for_dependency();
+    leave_cluster();
     end_block();
     return;
   }
@@ -291,6 +300,7 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPe
   } else {
     multiply_stages<Config>(totals, totals, shared, table, ring, work.n_stages, consumer, lane);
   }
+  leave_cluster();
   wait_for_dependency();
   if constexpr (Config::kSplitK > 1) {
     float4* parts = partials + work.tile * Config::kSplitK * (Config::kTokens / 8) * kConsumerThreads;

@@ -22,9 +22,10 @@ __device__ __forceinline__ uint32_t address_in_block(uint32_t smem_address, uint
   return address;
 }
 
-// mbarrier.arrive at a barrier of any block of the cluster.
+// mbarrier.arrive at a barrier of any block of the cluster. It says that this thread has read what it was to read; with
+// release.cluster, which would publish writes too, a memory barrier of the whole GPU stands before each arrival.
 __device__ __forceinline__ void barrier_arrive_in_cluster(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // cp.async.bulk.tensor.3d with multicast: one box to the same place in every block of `blocks`, a bit each; each of

@@ -215,9 +215,10 @@ __device__ __forceinline__ uint32_t address_in_block(uint32_t smem_address, uint
   return address;
 }
 
-// mbarrier.arrive at a barrier of any block of the cluster.
+// mbarrier.arrive at a barrier of any block of the cluster. It says that this thread has read what it was to read; with
+// release.cluster, which would publish writes too, a memory barrier of the whole GPU stands before each arrival.
 __device__ __forceinline__ void barrier_arrive_in_cluster(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // cp.async.bulk.tensor.3d with multicast: one box to the same place in every block of `blocks`, a bit each; each of
@@ -1232,7 +1233,7 @@ __device__ __forceinline__ void store_tile(GroupSums<Config>& sums, const Work& 
   }
 }
 
-// The block's first and last meeting: with the other blocks of the cluster, if there are any.
+// The block's first meeting, with the other blocks of the cluster if there are any.
 __device__ __forceinline__ void begin_block() {
   if constexpr (Config::kCluster > 1) {
     cluster_arrive();
@@ -1241,10 +1242,18 @@ __device__ __forceinline__ void begin_block() {
     __syncthreads();
   }
 }
-__device__ __forceinline__ void end_block() {
+
+// The last: a block must not be gone while others may report to its barriers. It arrives as soon as it has nothing more
+// to report, before it stores, because arriving waits for what it has stored.
+__device__ __forceinline__ void leave_cluster() {
   if constexpr (Config::kCluster > 1) {
     __syncwarp();
     cluster_arrive();
+  }
+}
+__device__ __forceinline__ void end_block() {
+  if constexpr (Config::kCluster > 1) {
+    __syncwarp();
     cluster_wait();
   }
 }
@@ -1269,6 +1278,7 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPe
       produce(work, weights, &a, smem_address(shared), ring, part);
     }
     wait_for_dependency();
+    leave_cluster();
     end_block();
     return;
   }
@@ -1288,6 +1298,7 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPe
   } else {
     multiply_stages<Config>(totals, totals, shared, table, ring, work.n_stages, consumer, lane);
   }
+  leave_cluster();
   wait_for_dependency();
   if constexpr (Config::kSplitK > 1) {
     float4* parts = partials + work.tile * Config::kSplitK * (Config::kTokens / 8) * kConsumerThreads;
