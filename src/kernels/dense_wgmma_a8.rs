@@ -196,7 +196,7 @@ impl GroupA8 {
     /// Threads that feed the ring: a warp, or a warpgroup that gives its registers away.
     fn producers(&self) -> u32 {
         let sums = if self.promote > 0 { self.tokens } else { self.tokens / 2 };
-        if self.consumers == 2 && sums > 96 { 128 } else { 32 }
+        if self.consumers == 2 && sums >= 96 { 128 } else { 32 }
     }
 
     fn threads(&self) -> u32 {
