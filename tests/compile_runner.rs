@@ -7,7 +7,7 @@ use tilekiln::codegen::{self, Source};
 use tilekiln::environment;
 use tilekiln::jit::{Jit, KernelCache, Search};
 use tilekiln::kernels::runner::{
-    self, ActivationScale, Connection, Element, FakeQuantise, Op, QkvNorm, Rotate, RotateKind, Route, SlotRows,
+    self, ActivationScale, Balance, Connection, Element, FakeQuantise, Op, QkvNorm, Rotate, RotateKind, Route, SlotRows,
 };
 
 #[test]
@@ -46,7 +46,6 @@ struct Model {
     hidden: u32,
     vocabulary: u32,
     q_rank: u32,
-    heads: u32,
     head_dim: u32,
     rope_dim: u32,
     index_heads: u32,
@@ -63,28 +62,34 @@ impl Model {
     }
 
     fn ops_of_streams(&self, m: u32) -> Vec<Op> {
-        let [layer, head] = [false, true].map(|is_head| Connection {
-            hidden: self.hidden,
-            element: self.element,
-            is_head,
-            norm_epsilon: 1e-6,
-            hc_epsilon: 1e-6,
-            sinkhorn_rounds: 20,
-        });
+        let [layer, head] = [false, true].map(|is_head| self.connection(is_head));
         vec![
             runner::embed(m, self.vocabulary, &layer),
             runner::hc_mix(m, &layer, false),
             runner::hc_mix(m, &layer, true),
             runner::hc_mix(m, &head, true),
-            runner::hc_pre(m, &layer),
-            runner::hc_pre(m, &head),
+            runner::hc_pre(m, &layer, Balance::Here),
+            runner::hc_pre(m, &layer, Balance::Later),
+            runner::hc_pre(m, &head, Balance::Here),
             runner::gather_rows(m, self.hidden),
             runner::sample(m, self.vocabulary),
             runner::advance(m),
         ]
     }
 
+    fn connection(&self, is_head: bool) -> Connection {
+        Connection {
+            hidden: self.hidden,
+            element: self.element,
+            is_head,
+            norm_epsilon: 1e-6,
+            hc_epsilon: 1e-6,
+            sinkhorn_rounds: 20,
+        }
+    }
+
     fn ops_of_layers(&self, m: u32) -> Vec<Op> {
+        let connection = self.connection(false);
         let qkv = QkvNorm {
             q_rank: self.q_rank,
             head_dim: self.head_dim,
@@ -92,8 +97,6 @@ impl Model {
             norm_epsilon: 1e-6,
             has_fake_fp8: true,
         };
-        let query =
-            Rotate { heads: self.heads, dim: self.head_dim, rope_dim: self.rope_dim, kind: RotateKind::Norm(1e-6) };
         let index = Rotate {
             heads: self.index_heads,
             dim: self.index_dim,
@@ -106,11 +109,11 @@ impl Model {
         let mut ops = vec![
             runner::qkv_norm(m, &qkv),
             runner::qkv_norm(m, &QkvNorm { has_fake_fp8: false, ..qkv }),
-            runner::rotate(m, &query),
             runner::rotate(m, &index),
             runner::rotate(m, &Rotate { kind: RotateKind::Plain, ..index }),
-            runner::route(m, &route),
-            runner::route(m, &Route { hashed_vocabulary: Some(self.vocabulary), ..route }),
+            runner::route(m, &route, None),
+            runner::route(m.min(16), &route, Some(&connection)),
+            runner::route(m, &Route { hashed_vocabulary: Some(self.vocabulary), ..route }, None),
             runner::combine_slots(m, rows),
             runner::expand_rows(m, rows),
             runner::amax(m, &activations(ActivationScale::PerTensor)),
@@ -130,7 +133,6 @@ const MODELS: [Model; 5] = [
         hidden: 4096,
         vocabulary: 129_280,
         q_rank: 1024,
-        heads: 64,
         head_dim: 512,
         rope_dim: 64,
         index_heads: 64,
@@ -145,7 +147,6 @@ const MODELS: [Model; 5] = [
         hidden: 7168,
         vocabulary: 129_280,
         q_rank: 1536,
-        heads: 128,
         head_dim: 512,
         rope_dim: 64,
         index_heads: 64,
@@ -160,7 +161,6 @@ const MODELS: [Model; 5] = [
         hidden: 7168,
         vocabulary: 129_280,
         q_rank: 1536,
-        heads: 128,
         head_dim: 512,
         rope_dim: 64,
         index_heads: 64,
@@ -175,7 +175,6 @@ const MODELS: [Model; 5] = [
         hidden: 128,
         vocabulary: 256,
         q_rank: 64,
-        heads: 4,
         head_dim: 64,
         rope_dim: 16,
         index_heads: 64,
@@ -190,7 +189,6 @@ const MODELS: [Model; 5] = [
         hidden: 256,
         vocabulary: 512,
         q_rank: 128,
-        heads: 4,
         head_dim: 512,
         rope_dim: 64,
         index_heads: 64,

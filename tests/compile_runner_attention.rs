@@ -6,8 +6,8 @@ use tilekiln::codegen::{self, Source, Value};
 use tilekiln::environment;
 use tilekiln::jit::{Jit, KernelCache, Search};
 use tilekiln::kernels::runner::{
-    AttendShape, CompressShape, Compressed, EntryRounding, IndexShape, Op, StoreShape, attend, attend_combine,
-    compress, index_score, store_step, top_k,
+    AttendShape, CompressShape, Compressed, Connection, Element, EntryRounding, IndexShape, Op, StoreShape, attend,
+    attend_combine, compress, index_score, store_step, top_k,
 };
 
 #[test]
@@ -61,9 +61,10 @@ fn kernels_for(arch: &ArchSpec) -> Vec<Op> {
         for compressed in
             [Compressed::None, Compressed::Listed { ratio: 4, top_k: most }, Compressed::All { ratio: 128 }]
         {
-            let shape = AttendShape { heads, head_dim, rope_dim, window, compressed };
-            ops.extend([(1, 10), (64, 2), (33, 1), (8192, 1)].map(|(m, splits)| attend(&shape, arch, m, splits)));
-            ops.push(attend_combine(&shape, arch, 1));
+            let shape = AttendShape { heads, head_dim, rope_dim, norm_epsilon: 1e-6, window, compressed };
+            ops.push(attend(&shape, arch, 1, 10, Some(&CONNECTION)));
+            ops.extend([(1, 10), (64, 2), (33, 1), (8192, 1)].map(|(m, splits)| attend(&shape, arch, m, splits, None)));
+            ops.push(attend_combine(&shape, arch, 1, None));
         }
         let entries = |head_dim, ratio, series, rounding| CompressShape { head_dim, rope_dim, ratio, series, rounding };
         let (csa, hca) =
@@ -72,7 +73,10 @@ fn kernels_for(arch: &ArchSpec) -> Vec<Op> {
         ops.extend([csa, hca, index].iter().map(|shape| compress(shape, 33)));
         for (state, index_state) in [(None, None), (Some(&hca), None), (Some(&csa), Some(&index))] {
             let (state, index_state) = (state.map(Into::into), index_state.map(Into::into));
-            ops.push(store_step(&StoreShape { head_dim, window, state, index_state }, 33));
+            let store = StoreShape { head_dim, window, state, index_state };
+            let compressed = Compressed::None;
+            let shape = AttendShape { heads, head_dim, rope_dim, norm_epsilon: 1e-6, window, compressed };
+            ops.extend([store_step(&store, 33), attend_combine(&shape, arch, 33, Some(&store))]);
         }
         let shape = IndexShape { heads: 64, head_dim: index_dim, ratio: 4, top_k: most };
         ops.extend([1, 64, 8192].map(|m| index_score(&shape, m, 2048)));
@@ -80,6 +84,16 @@ fn kernels_for(arch: &ArchSpec) -> Vec<Op> {
     }
     ops
 }
+
+/// Whose matrices are balanced.
+const CONNECTION: Connection = Connection {
+    hidden: 4096,
+    element: Element::F32,
+    is_head: false,
+    norm_epsilon: 1e-6,
+    hc_epsilon: 1e-6,
+    sinkhorn_rounds: 20,
+};
 
 /// Sizes of a model.
 #[derive(Clone, Copy)]

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use tilekiln::arch::{ArchSpec, GpuSpec};
 use tilekiln::codegen::{self, Request, Value};
 use tilekiln::kernels::runner::{
-    self, ActivationScale, AttendShape, CompressShape, Compressed, Connection, Element, EntryRounding, FakeQuantise,
-    IndexShape, QkvNorm, Rotate, RotateKind, Route, SlotRows, StoreShape,
+    self, ActivationScale, AttendShape, Balance, CompressShape, Compressed, Connection, Element, EntryRounding,
+    FakeQuantise, IndexShape, QkvNorm, Rotate, RotateKind, Route, SlotRows, StoreShape,
 };
 use tilekiln::kernels::{self, Family};
 use tilekiln::problem::{Output, Problem};
@@ -114,19 +114,20 @@ fn tools() -> Vec<Request> {
 /// Attention of the runner, as DeepSeek-V4-Flash has it in a layer with an indexer.
 fn attention(arch: &ArchSpec) -> Vec<Request> {
     let compressed = Compressed::Listed { ratio: 4, top_k: 512 };
-    let shape = AttendShape { heads: 64, head_dim: 512, rope_dim: 64, window: 128, compressed };
+    let shape = AttendShape { heads: 64, head_dim: 512, rope_dim: 64, norm_epsilon: 1e-6, window: 128, compressed };
     let (head_dim, rounding) = (512, EntryRounding::FakeFp8);
     let entries = CompressShape { head_dim, rope_dim: 64, ratio: 4, series: 2, rounding };
     let keys = CompressShape { head_dim: 128, rounding: EntryRounding::HadamardMxfp4, ..entries };
     let (state, index_state) = (Some((&entries).into()), Some((&keys).into()));
+    let store = StoreShape { head_dim, window: 128, state, index_state };
     let index = IndexShape { heads: 64, head_dim: 128, ratio: 4, top_k: 512 };
     let ops = [
-        runner::attend(&shape, arch, 1, 10),
-        runner::attend(&shape, arch, 8192, 1),
-        runner::attend_combine(&shape, arch, 1),
+        runner::attend(&shape, arch, 1, 10, None),
+        runner::attend(&shape, arch, 8192, 1, None),
+        runner::attend_combine(&shape, arch, 1, Some(&store)),
         runner::compress(&entries, 1),
         runner::index_score(&index, 1, 16_384),
-        runner::store_step(&StoreShape { head_dim, window: 128, state, index_state }, 1),
+        runner::store_step(&store, 1),
         runner::top_k(&index, 1),
     ];
     ops.into_iter().map(|op| op.kernel).collect()
@@ -144,10 +145,10 @@ fn elementwise() -> Vec<Request> {
     let ops = [
         runner::embed(1, 129_280, &connection),
         runner::hc_mix(1, &connection, true),
-        runner::hc_pre(1, &connection),
+        runner::hc_pre(1, &connection, Balance::Here),
         runner::qkv_norm(1, &qkv),
         runner::rotate(1, &index),
-        runner::route(1, &Route { experts: 256, top_k, scale: 1.5, hashed_vocabulary: None }),
+        runner::route(1, &Route { experts: 256, top_k, scale: 1.5, hashed_vocabulary: None }, Some(&connection)),
         runner::gather_rows(1, hidden),
         runner::sample(1, 129_280),
         runner::advance(1),

@@ -51,12 +51,20 @@ fn operands(packed: &PackedWeights) -> Vec<f32> {
 fn lifted(format: WeightFormat, words: &[u32], step: usize, register: usize) -> u32 {
     match format {
         WeightFormat::Nvfp4 | WeightFormat::Mxfp4 => {
-            let word = words[step] << (4 * register);
-            word >> 6 & 0x01C0_01C0 | word & 0x8000_8000
+            let word = words[step];
+            match register {
+                0 => word & 0x81C0_81C0,
+                1 => word << 3 & 0x81C0_81C0,
+                2 => word << 1 & 0x8000_8000 | word << 6 & 0x01C0_01C0,
+                _ => word << 2 & 0x8000_8000 | word >> 3 & 0x01C0_01C0,
+            }
         }
         WeightFormat::Fp8 => {
-            let word = words[2 * step + register / 2] << (8 * (register % 2));
-            word >> 4 & 0x07F0_07F0 | word & 0x8000_8000
+            let word = words[2 * step + register / 2];
+            match register % 2 {
+                0 => word & 0x87F0_87F0,
+                _ => word << 4 & 0x80F0_80F0 | word >> 4 & 0x0700_0700,
+            }
         }
         WeightFormat::Bf16 => words[register],
     }

@@ -26,7 +26,7 @@ fn no_acknowledged_trial_is_lost_in_200_kills() {
     let path = folder.path().join("winners");
     let mut numbers = Numbers(0x5eed_1234_abcd);
     let mut acknowledged: HashMap<u64, u64> = HashMap::new();
-    let mut n_grown = 0;
+    let (mut n_grown, mut n_rebuilt) = (0, 0);
     for kill in 0..200 {
         // One in ten starts from nothing, so that the making of a database is killed, too.
         let (is_fresh, fresh) = (kill % 10 == 9, folder.path().join(format!("fresh-{kill}")));
@@ -45,7 +45,13 @@ fn no_acknowledged_trial_is_lost_in_200_kills() {
         };
 
         let (database, recovery) = Database::open(path).unwrap();
-        assert_eq!(recovery, None, "kill {kill}");
+        // A kill in the middle of a write may leave files that sled refuses (seen: once in some thousand kills, on a
+        // loaded machine). The promise is that they are rebuilt with nothing lost, not that sled never does it.
+        if let Some(recovery) = recovery {
+            let lost = (recovery.lost_trials, recovery.lost_winners, recovery.has_older);
+            assert_eq!(lost, (0, 0, false), "kill {kill}: {recovery}");
+            n_rebuilt += 1;
+        }
         let kept: HashMap<u64, GpuTrial> =
             database.trials().map(|trial| trial.unwrap()).map(|trial| (trial.trial.seed % SLOTS, trial)).collect();
         assert_eq!(database.n_bad(), 0, "kill {kill}");
@@ -60,6 +66,7 @@ fn no_acknowledged_trial_is_lost_in_200_kills() {
         }
         database.close().unwrap();
     }
+    assert!(n_rebuilt <= 2, "{n_rebuilt} of 200 kills left files that sled refused");
     assert!(n_grown >= 100, "only {n_grown} of 200 children lived long enough to append");
     assert!(acknowledged.len() as u64 > SLOTS / 2, "{} slots of {SLOTS}", acknowledged.len());
 }

@@ -40,7 +40,7 @@ is_mig = false
 
 [[winner]]
 problem = "nvfp4 4096x8192 m64"
-layout = "nvfp4@1"
+layout = "nvfp4@2"
 tile = "dense_mma k_slab=128 prefetch=1 rows=32 split_k=1 stages=2 tokens=8 variant=7 warps=2"
 numerics = "k-ascending/split2/f32"
 origin = "measured"
@@ -155,7 +155,7 @@ fn each_fault_of_a_pack_has_its_sentence() {
     );
     assert_eq!(
         with("problem = \"nvfp4 64x64 m2\"", "problem = \"nvfp4 64x64 m1\""),
-        "expected one winner of `nvfp4 64x64 m1` with layout `nvfp4@1`, found two"
+        "expected one winner of `nvfp4 64x64 m1` with layout `nvfp4@2`, found two"
     );
 }
 

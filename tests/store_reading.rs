@@ -84,7 +84,7 @@ fn a_snapshot_that_is_none_says_so() {
 /// What the ladder answers on the H100 for `asked`, with kernels and NVRTC as they were.
 fn find<'a>(lookup: &'a Lookup, asked: &str, default: &'a Tile) -> Found<'a> {
     let (problem, gpu) = (problem(asked), gpu("h100"));
-    let key = WinnerKey { layout: "nvfp4@1", problem: &problem, gpu: &gpu };
+    let key = WinnerKey { layout: "nvfp4@2", problem: &problem, gpu: &gpu };
     let kernels =
         |_: &Problem, tile: &Tile| tile.number("variant").map(|idx| store_samples::toolchain(idx.into()).kernels);
     let current = Current { nvrtc: Some("13.2.51"), kernels: &kernels, is_valid: &|_, _| true };
@@ -99,7 +99,7 @@ fn the_ladder_is_climbed_down_rung_by_rung() {
     let inherited = |gpu: &str| of("nvfp4 64x64 m16", gpu, Origin::Inherited { from_m: 4 });
     let predicted = || of("nvfp4 64x64 m16", "h100", Origin::Predicted);
     let other_op = |problem: &str| of(problem, "h100", Origin::Measured);
-    let other_layout = Record { layout: "nvfp4@2".to_string(), ..h100(16) };
+    let other_layout = Record { layout: "nvfp4@1".to_string(), ..h100(16) };
     let borrowed = How::Borrowed { gpu: gpu("h200-sxm") };
     #[rustfmt::skip]
     let cases = [
@@ -135,7 +135,7 @@ fn a_neighbour_is_taken_only_if_a_tile_of_its_is_valid() {
     // Records have runners-up of the three indices after theirs.
     let lookup = Lookup::new([at(1, 10), at(4, 20), at(16, 30), at(64, 40)]);
     let (asked, gpu, default) = (problem("nvfp4 64x64 m8"), gpu("h100"), tile(0));
-    let key = WinnerKey { layout: "nvfp4@1", problem: &asked, gpu: &gpu };
+    let key = WinnerKey { layout: "nvfp4@2", problem: &asked, gpu: &gpu };
     let how = |valid: &[u32]| {
         let is_valid =
             |problem: &Problem, tile: &Tile| *problem == asked && valid.contains(&tile.number("variant").unwrap());
@@ -194,7 +194,7 @@ fn a_tile_that_its_family_no_longer_knows_is_stale_and_has_runners_up() {
     let winner = record("nvfp4 64x64 m16", "h100", 7, 1.0);
     let lookup = Lookup::new([Entry::of(&winner)]);
     let (problem, gpu, default) = (problem("nvfp4 64x64 m16"), gpu("h100"), tile(0));
-    let key = WinnerKey { layout: "nvfp4@1", problem: &problem, gpu: &gpu };
+    let key = WinnerKey { layout: "nvfp4@2", problem: &problem, gpu: &gpu };
     let arch = ArchSpec::named("sm90a").unwrap();
     let current = Current { nvrtc: None, kernels: &|_, _| None, is_valid: &|_, valid| *valid != tile(7) };
     let found = lookup.find(&key, arch, &current, &default);

@@ -49,7 +49,7 @@ pub struct CommonArgs {
 }
 
 /// Flags of tuning.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct TuneArgs {
     /// What is tuned.
     #[command(flatten)]
@@ -202,12 +202,25 @@ pub struct BenchArgs {
     /// What is tuned first, where there is no winner yet.
     #[command(flatten)]
     pub tune: TuneArgs,
-    /// Times of other engines: their problems are measured and compared
+    /// Times of other engines: they are compared with, and without a suite their problems are what is measured; may be
+    /// repeated
     #[arg(long, value_name = "FILE")]
-    pub peers: Option<PathBuf>,
-    /// Where the report is written, as JSON
+    pub peers: Vec<PathBuf>,
+    /// Where the report is written, as JSON, row by row; rows that it has of this commit and GPU are kept
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Measure again what the file has
+    #[arg(long)]
+    pub again: bool,
+    /// Tune nothing: measure the winner or, where there is none, the tile that a runner would use
+    #[arg(long)]
+    pub no_search: bool,
+    /// Measure the launches of a layer in one chain: attention, the projections of both models' layers
+    #[arg(long, value_name = "NAME", value_parser = ["attention"], conflicts_with_all = ["suite", "model", "problems"])]
+    pub chain: Option<String>,
+    /// Only print what would be measured; needs no GPU
+    #[arg(long)]
+    pub list: bool,
 }
 
 /// Which report, and where to.
@@ -216,9 +229,15 @@ pub struct BenchArgs {
 pub struct ReportArgs {
     /// A report that `autotune bench --out` wrote
     pub results: PathBuf,
-    /// Times of other engines, in place of those that the report holds
+    /// Times of other engines, in place of those that the report holds; may be repeated
     #[arg(long, value_name = "FILE")]
-    pub peers: Option<PathBuf>,
+    pub peers: Vec<PathBuf>,
+    /// Print how the goals for each regime stand instead of the rows
+    #[arg(long)]
+    pub regimes: bool,
+    /// A report of `dsv4 bench`, to be held against its goals too
+    #[arg(long, value_name = "FILE", requires = "regimes")]
+    pub runner: Option<PathBuf>,
     /// Rewrite the results of this README instead of printing
     #[arg(long, value_name = "FILE")]
     pub readme: Option<PathBuf>,
@@ -270,12 +289,16 @@ Examples:
 const BENCH_EXAMPLES: &str = "\
 Examples:
   autotune bench --peers benches/peers/h100.json --out benches/results/h100/bench.json
+  autotune bench --suite hopper --list
+  autotune bench --suite hopper --only nvfp4,moe --m 1,16 --budget 5m --out hopper.json
+  autotune bench --chain attention --m 1,16 --out hopper.json
   autotune bench --model dsv4 --only wq_b
   autotune bench --problem \"nvfp4 4096x8192\" --m 1,64";
 
 const REPORT_EXAMPLES: &str = "\
 Examples:
   autotune report benches/results/h100/bench.json
+  autotune report benches/results/h100/bench.json --regimes
   autotune report benches/results/h100/bench.json --peers benches/peers/h100.json --readme README.md";
 
 const EXPLAIN_EXAMPLES: &str = "\

@@ -1,186 +1,337 @@
 //! `autotune bench`: winners beside floors, the stream ceiling and other engines, measured in one run.
+//!
+//! Every row is saved as it comes. A row that the file has of this commit and GPU is not measured again, so a bench
+//! that was cut short goes on with the same command.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::args::{BenchArgs, CommonArgs, ReportArgs};
+use super::args::{BenchArgs, CommonArgs};
 use super::context::{Paths, Target, target};
+use super::measure::{Measure, ROUNDS, Reads};
+use super::results::{make_room, read_peers, read_report, save_report};
+use super::suite::AttentionChain;
+use super::table::Table;
 use super::tune::{self, Run};
 use super::voice::{self, talk};
-use super::{CliError, Exit, select};
+use super::winners::Winners;
+use super::{CliError, Exit, select, suite};
 use crate::arch::GpuSpec;
 use crate::kernels::{self, Plan};
-use crate::problem::{Problem, Tile};
-use crate::report::{
-    BenchMeta, BenchReport, BenchRow, MOST_RATIO, PeerTime, Peers, readme_block, replace_block, table,
-};
-use crate::store::{FileError, WinnerKey};
-use crate::tuner::{Bench, CompileAhead, Job, Miss, Mode, Urgency, WorkerBench, sentence};
+use crate::problem::{Problem, Routing, Tile};
+use crate::report::{BenchMeta, BenchReport, BenchRow, ChainRow, MOST_RATIO, Peers, regime_table, table};
+use crate::store::WinnerKey;
+use crate::tuner::{ChainLink, CompileAhead, Job, Urgency};
 
 /// Tunes what has no winner yet, then measures every winner and writes the report.
 pub fn run(common: &CommonArgs, bench: &BenchArgs, paths: &Paths) -> Result<Exit, CliError> {
-    let peers = bench.peers.as_deref().map(read_peers).transpose()?;
-    let jobs = match &peers {
-        Some(peers) => {
-            let tokens = select::buckets(&bench.tune.subject.tokens)?;
-            jobs_of(peers.problems.keys().filter(|problem| wanted(problem, bench, &tokens)))
-        }
-        None => select::jobs(&bench.tune.subject, bench.tune.effort)?,
-    };
+    let peers = read_peers(&bench.peers)?;
+    let chains = chains(bench)?;
+    let mut jobs = jobs(bench, peers.as_ref(), &chains)?;
+    if bench.list {
+        return list(common, &jobs);
+    }
+    let started = Instant::now();
     let Target::Live(worker, command, gpu) = target(common, paths)? else {
         let hint = "without a GPU, `autotune --model dsv4` compiles and predicts";
         return Err(CliError::failed("expected a GPU to measure on, found none", Some(hint.to_string())));
     };
     // Before anything is measured: what cannot be written is better known now.
     bench.out.as_deref().map_or(Ok(()), make_room)?;
-    let mut run = tune::live_run(&bench.tune, paths, (*worker, command, gpu), &jobs)?;
-    if run.exit == Exit::InPart {
+    jobs.iter_mut().for_each(|job| fit(job, &gpu));
+    let (rows, known_chains) = known(bench, &gpu)?;
+    let is_known = |problem: &Problem| !bench.again && is_measured(&rows, problem);
+    jobs.iter_mut().for_each(|job| job.measured.retain(|&m| !is_known(&job.problem.with_m(m))));
+    jobs.retain(|job| !job.measured.is_empty());
+    let mut tuning = bench.tune.clone();
+    tuning.budget = tuning.budget.map(|budget| budget.mul_f64(TUNING_SHARE));
+    let to_tune = if bench.no_search { &[] } else { &jobs[..] };
+    let mut run = tune::live_run(&tuning, paths, (*worker, command, gpu), to_tune)?;
+    if run.signals.load(Ordering::SeqCst) > 0 || (run.exit == Exit::InPart && bench.tune.budget.is_none()) {
         return Ok(run.exit);
     }
-    let rows = measure(&mut run, &jobs, peers.as_ref())?;
-    let is_whole = run.signals.load(Ordering::SeqCst) == 0;
-    let Run { exit, settings, .. } = run;
-    let report = BenchReport {
-        meta: BenchMeta {
-            gpu: settings.gpu.identity.product.clone(),
-            driver: settings.toolchain.driver.clone(),
-            nvrtc: settings.toolchain.nvrtc.clone(),
-            commit: crate::COMMIT.to_string(),
-            written_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            method: METHOD.to_string(),
-            peers: peers.map(|peers| peers.gpu).unwrap_or_default(),
-        },
-        rows,
-    };
-    write(common, bench.out.as_deref(), &report)?;
-    Ok(if is_whole { exit } else { Exit::InPart })
+    run.settings.deadline = bench.tune.budget.map(|budget| started + budget);
+    let meta = meta(&run, peers.as_ref());
+    let mut report = BenchReport { meta, rows, chains: known_chains };
+    peers.iter().for_each(|peers| report.take_peers(peers));
+    let mut session = Session { bench, paths, peers, report, is_whole: true };
+    session.measure(&mut run, &jobs, &chains)?;
+    session.close(common)?;
+    Ok(if session.is_whole { run.exit } else { Exit::InPart })
 }
 
-/// Measures the winner of every bucket of `jobs`, op by op; a signal ends it between two of them.
-fn measure(run: &mut Run, jobs: &[Job], peers: Option<&Peers>) -> Result<Vec<BenchRow>, CliError> {
-    let Run { bench_of, database, settings, jit, signals, .. } = run;
-    // A run whose winners were all known has compiled nothing yet.
-    let ahead = CompileAhead::start(jit.clone(), settings.gpu.clone(), settings.compile_threads);
-    let mut wanted: Vec<(&Job, Vec<(Problem, Tile)>)> = Vec::new();
-    for job in jobs {
-        let mut winners = Vec::new();
-        for &m in &job.measured {
-            let problem = job.problem.with_m(m);
-            let key = WinnerKey { layout: problem.layout(), problem: &problem, gpu: &settings.gpu.identity };
-            let Some(record) = database.winner(&key)? else { continue };
-            let plan = kernels::plan(&problem, &record.tile, &settings.gpu).ok();
+/// What is measured, and what there is of it.
+struct Session<'a> {
+    bench: &'a BenchArgs,
+    paths: &'a Paths,
+    peers: Option<Peers>,
+    report: BenchReport,
+    /// Whether everything that was asked for was measured.
+    is_whole: bool,
+}
+
+/// An op with the tiles of its buckets.
+struct Wanted<'a> {
+    job: &'a Job,
+    tiles: Vec<(Problem, Tile)>,
+}
+
+impl Session<'_> {
+    /// Measures the winner of every bucket of `jobs`, op by op; a signal or the budget ends it between two of them.
+    fn measure(&mut self, run: &mut Run, jobs: &[Job], chains: &[AttentionChain]) -> Result<(), CliError> {
+        let wanted = self.wanted(run, jobs)?;
+        let peers = self.peers.take();
+        let Run { bench_of, settings, jit, signals, .. } = run;
+        // A run whose winners were all known has compiled nothing yet.
+        let ahead = CompileAhead::start(jit.clone(), settings.gpu.clone(), settings.compile_threads);
+        for (problem, tile) in wanted.iter().flat_map(|wanted| &wanted.tiles) {
+            let plan = kernels::plan(problem, tile, &settings.gpu).ok();
             ahead.enqueue(Urgency::Planned, plan.iter().flat_map(Plan::kernels).cloned());
-            winners.push((problem, record.tile));
         }
-        wanted.push((job, winners));
-    }
-    let mut measure = Measure { bench: bench_of, ceilings: HashMap::new(), gpu: &settings.gpu, peers };
-    let mut rows = Vec::new();
-    for (job, winners) in wanted {
-        let Some(&most) = job.measured.iter().max().filter(|_| signals.load(Ordering::SeqCst) == 0) else { continue };
-        talk(&format!("measuring {}", job.problem.op()));
-        measure.ceilings_of(job)?;
-        measure.bench.open(&job.problem.with_m(most)).map_err(|reason| CliError::failed(reason, None))?;
-        for (problem, tile) in &winners {
-            rows.push(measure.row(problem, tile)?);
+        bench_of.set_routings(ROUTINGS.to_vec());
+        let (gpu, seed) = (&settings.gpu, settings.seed);
+        let mut measure = Measure { bench: bench_of, gpu, seed, peers: peers.as_ref(), ceilings: HashMap::new() };
+        let is_over = || {
+            let is_late = settings.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            is_late || signals.load(Ordering::SeqCst) > 0
+        };
+        for Wanted { job, tiles } in &wanted {
+            let problems: Vec<Problem> = tiles.iter().map(|(problem, _)| problem.clone()).collect();
+            let Some(most) = problems.iter().max_by_key(|problem| problem.m()) else { continue };
+            if is_over() {
+                self.is_whole = false;
+                break;
+            }
+            talk(&format!("measuring {} ({})", job.problem.op(), job.name));
+            let reads: Reads = measure.reads(&problems, &ROUTINGS);
+            if let Err(error) = measure.open(most, &reads) {
+                talk(&format!("error: {}: {error}", job.problem.op()));
+                self.is_whole = false;
+                continue;
+            }
+            for (problem, tile) in tiles {
+                if is_over() {
+                    self.is_whole = false;
+                    break;
+                }
+                let rows = measure.rows(problem, tile, &reads)?;
+                self.is_whole &= !rows.is_empty();
+                self.take(rows)?;
+            }
         }
-    }
-    Ok(rows)
-}
-
-/// `autotune report`: a committed report as tables, and into a README.
-pub fn report(common: &CommonArgs, args: &ReportArgs) -> Result<Exit, CliError> {
-    let text = read(&args.results, "`autotune bench --out FILE` writes a report; benches/results/ holds some")?;
-    let mut report: BenchReport = serde_json::from_str(&text).map_err(|error| {
-        let sentence = format!("{}: expected a report of `autotune bench`, found {error}", args.results.display());
-        CliError::usage(sentence, "benches/results/ holds such reports")
-    })?;
-    if let Some(path) = &args.peers {
-        report.take_peers(&read_peers(path)?);
-    }
-    if let Some(path) = &args.readme {
-        let block = readme_block(&report, &args.results.display().to_string());
-        let rewritten = replace_block(&read(path, "name the README of a checkout")?, &block).map_err(|error| {
-            CliError::failed(format!("{}: {error}", path.display()), Some("README.md has both lines".to_string()))
-        })?;
-        save(path, &rewritten)?;
-        talk(&format!("rewrote the results in {}", path.display()));
-    } else if common.json {
-        voice::json(&report)?;
-    } else {
-        voice::print(&table(&report))?;
-    }
-    Ok(Exit::Done)
-}
-
-struct Measure<'a> {
-    bench: &'a mut WorkerBench,
-    /// Pure reads by bytes: chained, unchained.
-    ceilings: HashMap<u64, (f64, f64)>,
-    gpu: &'a GpuSpec,
-    peers: Option<&'a Peers>,
-}
-
-impl Measure<'_> {
-    /// Measures the ceilings of a job's weight bytes, while no data is there.
-    fn ceilings_of(&mut self, job: &Job) -> Result<(), CliError> {
-        for &m in &job.measured {
-            let bytes = weight_bytes(&job.problem.with_m(m));
-            if !self.ceilings.contains_key(&bytes) {
-                let failed = |error: crate::tuner::WorkerError| CliError::failed(error.to_string(), None);
-                let ceiling = self.bench.ceiling(bytes).map_err(failed)?;
-                self.ceilings.insert(bytes, ceiling);
+        for chain in chains {
+            match is_over() {
+                true => self.is_whole = false,
+                false => self.chain(&mut measure, chain)?,
             }
         }
         Ok(())
     }
 
-    fn row(&mut self, problem: &Problem, tile: &Tile) -> Result<BenchRow, CliError> {
-        let failed = |miss: Miss| match miss {
-            Miss::Fatal(reason) => CliError::failed(reason, None),
-            Miss::Candidate(outcome) => CliError::failed(format!("`{problem}` {tile}: {}", sentence(&outcome)), None),
+    /// Measures a layer of launches with the tiles of their rows.
+    fn chain(&mut self, measure: &mut Measure<'_>, chain: &AttentionChain) -> Result<(), CliError> {
+        let row_of = |problem: &Problem| self.report.rows.iter().find(|row| row.problem == *problem);
+        let rows: Option<Vec<&BenchRow>> = chain.problems.iter().map(row_of).collect();
+        let Some(rows) = rows else {
+            talk(&format!("{}: not every launch of it was measured", chain.name));
+            self.is_whole = false;
+            return Ok(());
         };
-        let relative_l2 = self.bench.prepare(problem, tile).map_err(failed)?;
-        let (mut chained, mut unchained, mut clocks) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            let sample = self.bench.sample(problem, tile, Mode::Chained, 0).map_err(failed)?;
-            chained.push(sample.us);
-            clocks.push(f64::from(sample.sm_clock_mhz));
-            unchained.push(self.bench.sample(problem, tile, Mode::Unchained, 0).map_err(failed)?.us);
-        }
-        self.bench.release(problem, tile);
-        let (ceiling_chained_us, ceiling_unchained_us) =
-            self.ceilings.get(&weight_bytes(problem)).copied().unwrap_or((f64::NAN, f64::NAN));
-        let (chained_us, half_width_us) = crate::tuner::median_and_half_width(&chained);
-        Ok(BenchRow {
-            problem: problem.clone(),
-            tile: tile.to_string(),
-            chained_us,
-            unchained_us: crate::tuner::median_and_half_width(&unchained).0,
-            half_width_us,
-            floor_us: problem.floor_us(self.gpu),
-            ceiling_chained_us,
-            ceiling_unchained_us,
-            relative_l2,
-            is_warm: self.bench.is_warm(),
-            sm_clock_mhz: crate::tuner::median_and_half_width(&clocks).0 as u32,
-            peers: self.peers_of(problem),
-        })
+        let link = |(row, &reads): (&&BenchRow, &usize)| {
+            Some(ChainLink { problem: row.problem.clone(), tile: row.tile.parse().ok()?, reads })
+        };
+        let links: Option<Vec<ChainLink>> = rows.iter().zip(&chain.reads).map(link).collect();
+        let links = links.ok_or_else(|| CliError::failed("expected tiles in the report, found other text", None))?;
+        let weight_bytes = rows.iter().map(|row| row.weight_bytes()).sum();
+        let sum_us = rows.iter().map(|row| row.chained_us).sum();
+        let tiles = rows.iter().map(|row| row.tile.clone()).collect();
+        let (ceiling_us, _) = measure.ceiling(weight_bytes)?;
+        let (chained_us, unchained_us) = match measure.bench.chain(&links) {
+            Ok(times) => times,
+            Err(error) => {
+                talk(&format!("error: {}: {error}", chain.name));
+                self.is_whole = false;
+                return Ok(());
+            }
+        };
+        talk(&format!(
+            "{}: {chained_us:.2} us a layer, {unchained_us:.2} unchained, {sum_us:.2} one by one, {:.0} % of \
+             the ceiling",
+            chain.name,
+            100.0 * ceiling_us / chained_us
+        ));
+        let AttentionChain { name, problems, .. } = chain.clone();
+        self.report.chains.retain(|known| known.name != name);
+        let row = ChainRow { name, problems, tiles, chained_us, unchained_us, sum_us, weight_bytes, ceiling_us };
+        self.report.chains.push(row);
+        self.take(Vec::new())
     }
 
-    fn peers_of(&self, problem: &Problem) -> Vec<PeerTime> {
-        self.peers.and_then(|peers| peers.problems.get(problem)).cloned().unwrap_or_default()
+    /// Puts rows in place of what the report had of them, and saves it.
+    fn take(&mut self, rows: Vec<BenchRow>) -> Result<(), CliError> {
+        for row in rows {
+            let is_same = |known: &&mut BenchRow| known.problem == row.problem && known.routing == row.routing;
+            match self.report.rows.iter_mut().find(is_same) {
+                Some(known) => *known = row,
+                None => self.report.rows.push(row),
+            }
+        }
+        self.bench.out.as_deref().map_or(Ok(()), |out| save_report(out, &self.report))
+    }
+
+    /// The tile of every bucket: its winner, or with `--no-search` the best that the ladder has.
+    fn wanted<'j>(&mut self, run: &Run, jobs: &'j [Job]) -> Result<Vec<Wanted<'j>>, CliError> {
+        let ladder = self.bench.no_search.then(|| Winners::open(self.paths, run.settings.gpu.clone()));
+        let mut wanted = Vec::new();
+        for job in jobs {
+            let mut tiles = Vec::new();
+            for &m in &job.measured {
+                let problem = job.problem.with_m(m);
+                let tile = match &ladder {
+                    Some(ladder) => {
+                        ladder.ask(&problem).map(|answer| answer.tile).map_err(|error| talk(&error.to_string())).ok()
+                    }
+                    None => {
+                        let gpu = &run.settings.gpu.identity;
+                        let key = WinnerKey { layout: problem.layout(), problem: &problem, gpu };
+                        run.database.winner(&key)?.map(|record| record.tile)
+                    }
+                };
+                self.is_whole &= tile.is_some();
+                tiles.extend(tile.map(|tile| (problem, tile)));
+            }
+            wanted.push(Wanted { job, tiles });
+        }
+        Ok(wanted)
+    }
+
+    /// Prints the report and says what is slow.
+    fn close(&self, common: &CommonArgs) -> Result<(), CliError> {
+        let report = &self.report;
+        if let Some(out) = &self.bench.out {
+            save_report(out, report)?;
+            talk(&format!("wrote {}", out.display()));
+        }
+        match common.json {
+            true => voice::json(report)?,
+            false if self.bench.tune.subject.suite.is_some() => voice::print(&regime_table(report))?,
+            false => voice::print(&table(report))?,
+        }
+        let behind = report.behind(MOST_RATIO);
+        let compared = report.rows.iter().filter(|row| row.ratio().is_some()).count();
+        talk(&format!("{} of {compared} rows take more than {MOST_RATIO} times the best peer's time", behind.len()));
+        for (row, ratio) in behind {
+            talk(&format!("  {}: {ratio:.2}", row.problem));
+        }
+        if !self.is_whole {
+            talk("not everything was measured; the same command goes on where this one stopped");
+        }
+        Ok(())
     }
 }
 
-/// Bytes of weights that a launch must read.
-fn weight_bytes(problem: &Problem) -> u64 {
+/// The chains that are asked for.
+fn chains(bench: &BenchArgs) -> Result<Vec<AttentionChain>, CliError> {
+    let asked = select::buckets(&bench.tune.subject.tokens)?;
+    let tokens = if asked.is_empty() { CHAIN_TOKENS.to_vec() } else { asked };
+    bench.chain.as_ref().map_or(Ok(Vec::new()), |_| suite::every_attention_chain(&tokens))
+}
+
+/// What is measured: the launches of the chains, a suite, the peers' problems, or what tuning would work on.
+fn jobs(bench: &BenchArgs, peers: Option<&Peers>, chains: &[AttentionChain]) -> Result<Vec<Job>, CliError> {
+    let subject = &bench.tune.subject;
+    match peers {
+        _ if !chains.is_empty() => {
+            let problems: BTreeSet<&Problem> = chains.iter().flat_map(|chain| &chain.problems).collect();
+            Ok(jobs_of(problems.into_iter()))
+        }
+        Some(peers) if subject.suite.is_none() => {
+            let tokens = select::buckets(&subject.tokens)?;
+            Ok(jobs_of(peers.problems.keys().filter(|problem| wanted(problem, bench, &tokens))))
+        }
+        _ => select::jobs(subject, bench.tune.effort),
+    }
+}
+
+/// Prints what would be measured.
+fn list(common: &CommonArgs, jobs: &[Job]) -> Result<Exit, CliError> {
+    let of = |job: &Job| job.measured.iter().map(|&m| job.problem.with_m(m).to_string()).collect::<Vec<_>>();
+    if common.json {
+        voice::json(&jobs.iter().flat_map(of).collect::<Vec<String>>())?;
+        return Ok(Exit::Done);
+    }
+    let mut table = Table::new(["problem", "tokens", ">weight MB", "ops"]);
+    for job in jobs {
+        let tokens: Vec<String> = job.measured.iter().map(u32::to_string).collect();
+        let bytes = match &job.problem {
+            Problem::Dense(dense) => dense.weight_bytes(),
+            Problem::MoeBlock(block) => block.weight_bytes(),
+            Problem::Convert(convert) => convert.bytes(),
+        };
+        let megabytes = format!("{:.1}", bytes as f64 / 1e6);
+        table.row([job.problem.op(), tokens.join(","), megabytes, job.name.clone()]);
+    }
+    voice::print(&table.to_string())?;
+    let rows: usize = jobs.iter().map(|job| job.measured.len()).sum();
+    talk(&format!("{} ops, {rows} problems", jobs.len()));
+    Ok(Exit::Done)
+}
+
+/// Blocks of experts are cut to what fits.
+fn fit(job: &mut Job, gpu: &GpuSpec) {
+    if let Problem::MoeBlock(block) = &job.problem {
+        let part = suite::fitting(block, gpu.memory_bytes);
+        if part.local_experts < block.local_experts {
+            talk(&format!("{}: {} of {} experts fit", job.problem.op(), part.local_experts, part.experts));
+            job.problem = Problem::MoeBlock(part);
+        }
+    }
+}
+
+/// Rows and chains of the file that this run adds to.
+fn known(bench: &BenchArgs, gpu: &GpuSpec) -> Result<(Vec<BenchRow>, Vec<ChainRow>), CliError> {
+    let Some(out) = bench.out.as_deref().filter(|out| out.is_file()) else { return Ok(Default::default()) };
+    let report = read_report(out)?;
+    if report.meta.gpu != gpu.identity.product {
+        let (found, product) = (&report.meta.gpu, &gpu.identity.product);
+        let sentence = format!("expected a report of {product} in `{}`, found one of {found}", out.display());
+        return Err(CliError::usage(sentence, "name another file with `--out`"));
+    }
+    let own = |mut row: BenchRow| {
+        if row.commit.is_empty() {
+            row.commit.clone_from(&report.meta.commit);
+        }
+        if matches!(row.problem, Problem::MoeBlock(_)) {
+            row.routing.get_or_insert(Routing::Uniform);
+        }
+        row
+    };
+    Ok((report.rows.into_iter().map(own).collect(), report.chains))
+}
+
+/// Whether this commit has measured `problem` under every routing that is asked for.
+fn is_measured(known: &[BenchRow], problem: &Problem) -> bool {
+    let has = |routing: Option<Routing>| {
+        let is_it = |row: &BenchRow| row.problem == *problem && row.routing == routing && row.commit == crate::COMMIT;
+        known.iter().any(is_it)
+    };
     match problem {
-        Problem::Dense(dense) => dense.weight_bytes(),
-        Problem::MoeBlock(block) => block.touched_weight_bytes(),
-        Problem::Convert(convert) => convert.bytes(),
+        Problem::MoeBlock(_) => ROUTINGS.into_iter().all(|routing| has(Some(routing))),
+        _ => has(None),
+    }
+}
+
+fn meta(run: &Run, peers: Option<&Peers>) -> BenchMeta {
+    let Run { settings, .. } = run;
+    BenchMeta {
+        gpu: settings.gpu.identity.product.clone(),
+        driver: settings.toolchain.driver.clone(),
+        nvrtc: settings.toolchain.nvrtc.clone(),
+        commit: crate::COMMIT.to_string(),
+        written_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        method: METHOD.replace("ROUNDS", &ROUNDS.to_string()),
+        peers: peers.map(|peers| peers.gpu.clone()).unwrap_or_default(),
     }
 }
 
@@ -209,71 +360,17 @@ fn wanted(problem: &Problem, bench: &BenchArgs, tokens: &[u32]) -> bool {
     is_named && (tokens.is_empty() || tokens.contains(&problem.m()))
 }
 
-fn write(common: &CommonArgs, out: Option<&Path>, report: &BenchReport) -> Result<(), CliError> {
-    if let Some(path) = out {
-        let text = serde_json::to_string_pretty(report)
-            .map_err(|error| CliError::failed(format!("the report cannot be written as JSON ({error})"), None))?;
-        save(path, &(text + "\n"))?;
-        talk(&format!("wrote {}", path.display()));
-    }
-    match common.json {
-        true => voice::json(report)?,
-        false => voice::print(&table(report))?,
-    }
-    let behind = report.behind(MOST_RATIO);
-    let compared = report.rows.iter().filter(|row| row.ratio().is_some()).count();
-    talk(&format!("{} of {compared} rows take more than {MOST_RATIO} times the best peer's time", behind.len()));
-    for (row, ratio) in behind {
-        talk(&format!("  {}: {ratio:.2}", row.problem));
-    }
-    Ok(())
-}
+/// Routings that rows of experts are measured under.
+const ROUTINGS: [Routing; 2] = [Routing::Uniform, Routing::Zipf(1.0)];
 
-fn read_peers(path: &Path) -> Result<Peers, CliError> {
-    let hint = "benches/peers/h100.json shows the form of such a file";
-    Peers::read(path).map_err(|error| CliError::usage(error.to_string(), hint))
-}
+/// Tokens of chains if nothing is said.
+const CHAIN_TOKENS: [u32; 2] = [1, 16];
 
-fn read(path: &Path, hint: &str) -> Result<String, CliError> {
-    std::fs::read_to_string(path).map_err(|error| match FileError::new(path, "read", &error) {
-        error @ FileError::Missing { .. } => CliError::failed(error.to_string(), Some(hint.to_string())),
-        other => other.into(),
-    })
-}
-
-/// Writes a file, with the folders that it lies in.
-fn save(path: &Path, text: &str) -> Result<(), CliError> {
-    make_room(path)?;
-    std::fs::write(path, text).map_err(|error| FileError::new(path, "write", &error).into())
-}
-
-/// Makes the folders that a file will lie in.
-fn make_room(path: &Path) -> Result<(), CliError> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let made = folder.map_or(Ok(()), std::fs::create_dir_all);
-    made.map_err(|error| FileError::new(path, "write", &error).into())
-}
-
-/// Rounds of each mode.
-const ROUNDS: usize = 7;
+/// Of a budget, what tuning may take before winners are measured.
+const TUNING_SHARE: f64 = 0.6;
 
 const METHOD: &str = "\
 CUDA graphs of launches over rotating copies of the weights, and of experts over eight routing tables in turn, so that \
-weights come from device memory; medians of 7 replays, chained (programmatic dependent launch; where the result is \
-BF16 without SwiGLU, each launch reads what the one before wrote) and unchained (no overlap) in turn; every element \
+weights come from device memory; medians of ROUNDS replays, chained (programmatic dependent launch; where the result \
+is BF16 without SwiGLU, each launch reads what the one before wrote) and unchained (no overlap) in turn; every element \
 checked against f64 first; random data; clocks untouched.";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_report_is_saved_with_its_folders_or_says_what_is_in_the_way() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("results/h100/bench.json");
-        save(&path, "{}").unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{}");
-        let error = save(&path.join("below.json"), "{}").unwrap_err();
-        assert!(error.to_string().contains("found a file on the way") && error.hint().is_some(), "{error}");
-    }
-}

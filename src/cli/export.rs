@@ -94,7 +94,7 @@ fn sheets(subject: &SubjectArgs) -> Result<Vec<Sheet>, CliError> {
         return every_sheet();
     }
     let problems: HashSet<Problem> = select::buckets_of(subject)?.into_iter().map(|(_, problem)| problem).collect();
-    if !subject.problems.is_empty() {
+    if !subject.problems.is_empty() || subject.suite.is_some() {
         return Ok(vec![Sheet::other(Some(problems))]);
     }
     let model = models::named(subject.model.as_deref().unwrap_or(select::DEFAULT_MODEL));

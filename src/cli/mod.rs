@@ -15,17 +15,20 @@ mod explain;
 mod export;
 mod gc;
 mod import;
+mod measure;
 mod merge;
 mod place;
 mod predict;
 mod progress;
 mod records;
 mod render;
+mod results;
 mod select;
 mod show;
 mod space;
 mod standing;
 mod subject_args;
+mod suite;
 mod table;
 mod tune;
 mod upkeep_args;
@@ -60,7 +63,7 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
         Some(Command::Explain(explain)) => explain::run(&cli.common, &explain, &paths),
         Some(Command::Render(render)) => render::run(&cli.common, &render, &paths),
         Some(Command::Bench(args)) => bench::run(&cli.common, &args, &paths),
-        Some(Command::Report(args)) => bench::report(&cli.common, &args),
+        Some(Command::Report(args)) => results::report(&cli.common, &args),
         Some(Command::Export(args)) => export::run(&cli.common, &args, &paths),
         Some(Command::Import(args)) => import::run(&cli.common, &args, &paths),
         Some(Command::Merge(args)) => merge::run(&cli.common, &args),

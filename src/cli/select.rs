@@ -3,6 +3,7 @@
 use super::CliError;
 use super::args::{EffortArg, ProblemArgs};
 use super::subject_args::{DEFAULT_CHECKPOINT, SubjectArgs};
+use super::suite::{self, Member};
 use crate::models::{self, Checkpoint, Op, Shard};
 use crate::problem::{BUCKETS, Problem, bucket_of};
 use crate::tuner::Job;
@@ -63,13 +64,16 @@ pub fn buckets_of(subject: &SubjectArgs) -> Result<Vec<(String, Problem)>, CliEr
 
 /// Whether `subject` leaves open what is meant.
 pub fn is_everything(subject: &SubjectArgs) -> bool {
-    let SubjectArgs { model, checkpoint, tp, ep, problems, tokens, only } = subject;
+    let SubjectArgs { model, checkpoint, tp, ep, problems, suite, tokens, only } = subject;
     let is_plain = (checkpoint.as_str(), *tp, *ep) == (DEFAULT_CHECKPOINT, 1, 1);
-    is_plain && model.is_none() && only.is_none() && problems.is_empty() && tokens.is_empty()
+    is_plain && model.is_none() && suite.is_none() && only.is_none() && problems.is_empty() && tokens.is_empty()
 }
 
 /// What a tuning run works through.
 pub fn jobs(subject: &SubjectArgs, effort: EffortArg) -> Result<Vec<Job>, CliError> {
+    if let Some(suite) = &subject.suite {
+        return suite_jobs(suite, subject);
+    }
     let asked = buckets(&subject.tokens)?;
     let (measured, inherited): (Vec<u32>, Vec<u32>) = match effort {
         _ if !asked.is_empty() => (asked, Vec::new()),
@@ -108,6 +112,26 @@ pub fn jobs(subject: &SubjectArgs, effort: EffortArg) -> Result<Vec<Job>, CliErr
     Ok(jobs)
 }
 
+/// The members of a suite that `--only` and `--m` let through.
+fn suite_jobs(name: &str, subject: &SubjectArgs) -> Result<Vec<Job>, CliError> {
+    let asked = buckets(&subject.tokens)?;
+    let mut jobs = Vec::new();
+    for Member { name, problem, tokens } in suite::members(name)? {
+        let text = format!("{name} {}", problem.op());
+        let is_named = subject.only.as_ref().is_none_or(|only| only.split(',').any(|part| text.contains(part.trim())));
+        let measured: Vec<u32> = tokens.iter().copied().filter(|m| asked.is_empty() || asked.contains(m)).collect();
+        if is_named && !measured.is_empty() {
+            jobs.push(Job { name, problem, measured, inherited: Vec::new() });
+        }
+    }
+    if jobs.is_empty() {
+        let only = subject.only.as_deref().unwrap_or_default();
+        let sentence = format!("expected part of a problem of the suite for `--only`, found `{only}`");
+        return Err(CliError::usage(sentence, "`autotune bench --suite hopper --list` lists its problems"));
+    }
+    Ok(jobs)
+}
+
 /// Numbers of tokens as buckets, ascending, each once.
 pub fn buckets(tokens: &[u32]) -> Result<Vec<u32>, CliError> {
     let mut buckets = tokens.iter().map(|&m| bucket(m)).collect::<Result<Vec<u32>, CliError>>()?;
@@ -140,6 +164,7 @@ mod tests {
             tp: 1,
             ep: 1,
             problems: Vec::new(),
+            suite: None,
             tokens: Vec::new(),
             only: None,
         }
@@ -148,7 +173,7 @@ mod tests {
     #[test]
     fn a_quick_run_measures_seven_buckets_and_the_others_inherit() {
         let jobs = jobs(&subject(), EffortArg::Quick).unwrap();
-        assert_eq!(jobs.len(), 14);
+        assert_eq!(jobs.len(), 12);
         for job in &jobs {
             assert_eq!((job.measured.len(), job.inherited.len()), (7, 7), "{}", job.name);
         }

@@ -17,8 +17,8 @@ pub fn run(common: &CommonArgs, show: &ShowArgs, paths: &Paths) -> Result<Exit, 
 }
 
 fn problems(common: &CommonArgs, subject: &SubjectArgs) -> Result<Exit, CliError> {
-    if !subject.problems.is_empty() {
-        let sentence = "expected a model, found `--problem`";
+    if !subject.problems.is_empty() || subject.suite.is_some() {
+        let sentence = "expected a model, found `--problem` or `--suite`";
         return Err(CliError::usage(sentence, "`autotune explain PROBLEM` tells what one problem costs"));
     }
     let (gpu, wanted) = (context::spec(common)?, select::buckets(&subject.tokens)?);

@@ -28,11 +28,19 @@ impl Segments {
         Self { end: [i32::MAX; 4], alpha: [gate, up, up, up] }
     }
 
-    /// Ranges of `(rows, alpha)`, at most four, in the order of the rows.
+    /// Ranges of `(rows, alpha)` in the order of the rows; neighbours with the same alpha count as one, at most four.
     ///
     /// # Panics
     /// If there are none, or more than four.
     pub fn of(ranges: &[(u32, f32)]) -> Self {
+        let mut merged: Vec<(u32, f32)> = Vec::with_capacity(ranges.len());
+        for (rows, alpha) in ranges {
+            match merged.last_mut() {
+                Some((before, same)) if same.to_bits() == alpha.to_bits() => *before += rows,
+                _ => merged.push((*rows, *alpha)),
+            }
+        }
+        let ranges = merged;
         assert!((1..=4).contains(&ranges.len()), "expected one to four row ranges, found {}", ranges.len());
         let mut segments = Self::uniform(ranges[ranges.len() - 1].1);
         let mut end = 0;

@@ -35,8 +35,8 @@ impl Family for DenseMma {
             Axis::new("row_tiles", [1, 2, 4]),
             Axis::new("tokens", token_choices(problem.m())),
             Axis::new("warps", [4, 8, 16]),
-            Axis::new("slabs", [1, 2]),
-            Axis::new("stages", [3, 4, 6, 8]),
+            Axis::new("slabs", [1, 2, 4, 8]),
+            Axis::new("stages", [1, 3, 4, 6, 8]),
             Axis::new("split", [1, 2, 4]),
             Axis::new("signal", signals),
         ]
@@ -144,10 +144,12 @@ pub(super) fn fits_registers(stream: &Stream, gpu: &GpuSpec) -> Result<(), Strin
 
 const AXES: [&str; 7] = ["row_tiles", "tokens", "warps", "slabs", "stages", "split", "signal"];
 
-const RULES: [Rule; 4] = [
+const RULES: [Rule; 6] = [
+    Rule { name: "way", check: |tile, problem, _| stream_of(tile, problem).fits_its_way() },
     Rule { name: "smem", check: |tile, problem, gpu| fits_shared_memory(&stream_of(tile, problem), gpu) },
     Rule { name: "registers", check: |tile, problem, gpu| fits_registers(&stream_of(tile, problem), gpu) },
     Rule { name: "k-ranges", check: every_warp_has_a_slab },
+    Rule { name: "slabs-idle", check: registers_are_used },
     Rule { name: "split-idle", check: split_fills_idle_sms },
 ];
 
@@ -165,6 +167,17 @@ fn every_warp_has_a_slab(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<
         return Ok(());
     }
     Err(format!("k = {} has {slabs} slabs of {}, fewer than the {ranges} ranges", dense.k, stream.layout.slab_k()))
+}
+
+fn registers_are_used(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
+    let Problem::Dense(dense) = problem else { unreachable!("`serves` has refused other problems") };
+    let stream = stream_of(tile, problem);
+    let ranges = number(tile, "split") * stream.warps;
+    let slabs = (stream.layout.slabs(dense.k as usize) as u32).div_ceil(ranges);
+    if !stream.is_in_registers() || stream.slabs < 2 * slabs {
+        return Ok(());
+    }
+    Err(format!("a warp has {slabs} slabs, registers for {} would stay empty", stream.slabs))
 }
 
 fn split_fills_idle_sms(tile: &Tile, problem: &Problem, gpu: &GpuSpec) -> Result<(), String> {

@@ -34,7 +34,7 @@ impl Family for DenseWgmma {
 
     fn axes(&self, problem: &Problem, _: &ArchSpec) -> Vec<Axis> {
         vec![
-            Axis::new("consumers", [1, 2]),
+            Axis::new("consumers", [1, 2, 4]),
             Axis::new("tokens", token_choices(problem.m())),
             Axis::new("block_k", [128, 256]),
             Axis::new("stages", [2, 3, 4, 6, 8]),

@@ -85,7 +85,10 @@ impl Group {
     }
 
     pub fn fits_registers(&self) -> Result<(), String> {
-        if self.consumers == 1 || self.tokens <= 192 || self.moves_registers() {
+        if self.consumers == 4 && self.tokens > 64 {
+            return Err(format!("the sums of {} tokens leave no registers for four consumers", self.tokens));
+        }
+        if self.consumers != 2 || self.tokens <= 192 || self.moves_registers() {
             return Ok(());
         }
         Err(format!(

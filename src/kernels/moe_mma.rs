@@ -43,8 +43,8 @@ impl Family for MoeWalk {
             Axis::new("up_row_tiles", [1, 2, 4]),
             Axis::new("down_row_tiles", [1, 2, 4]),
             Axis::new("warps", [4, 8, 16]),
-            Axis::new("slabs", [1, 2]),
-            Axis::new("stages", [3, 4, 6, 8]),
+            Axis::new("slabs", [1, 2, 4, 8]),
+            Axis::new("stages", [1, 3, 4, 6, 8]),
             Axis::new("signal", signals(arch)),
         ]
     }
@@ -101,8 +101,8 @@ impl Family for MoeMma {
             Axis::new("row_tiles", [1, 2, 4]),
             Axis::new("tokens", tokens),
             Axis::new("warps", [4, 8]),
-            Axis::new("slabs", [1, 2]),
-            Axis::new("stages", [3, 4, 6]),
+            Axis::new("slabs", [1, 2, 4]),
+            Axis::new("stages", [1, 3, 4, 6]),
             Axis::new("signal", signals(arch)),
         ]
     }
@@ -311,7 +311,8 @@ const MAX_WALK_TOKENS: u32 = 64;
 /// `kMaxSlots` of the template.
 const MAX_WALK_SLOTS: u32 = 32;
 
-const WALK_RULES: [Rule; 3] = [
+const WALK_RULES: [Rule; 4] = [
+    Rule { name: "way", check: |tile, problem, _| each_walk_step(tile, problem, Stream::fits_its_way) },
     Rule {
         name: "smem",
         check: |tile, problem, gpu| each_walk_step(tile, problem, |stream| fits_shared_memory(stream, gpu)),
@@ -326,7 +327,8 @@ const WALK_RULES: [Rule; 3] = [
     },
 ];
 
-const LIST_RULES: [Rule; 3] = [
+const LIST_RULES: [Rule; 4] = [
+    Rule { name: "way", check: |tile, problem, _| list_stream(tile, problem).fits_its_way() },
     Rule { name: "smem", check: |tile, problem, gpu| fits_shared_memory(&list_stream(tile, problem), gpu) },
     Rule { name: "registers", check: |tile, problem, gpu| fits_registers(&list_stream(tile, problem), gpu) },
     Rule { name: "k-ranges", check: |tile, problem, _| walk_ranges(&list_stream(tile, problem), problem) },

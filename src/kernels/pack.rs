@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 
 use super::plan::word_of;
 use crate::codegen::Request;
-use crate::quant::{PackedLayout, WeightFormat};
+use crate::quant::{Activations, PackedLayout, WeightFormat};
 
 /// The kernel that packs to `layout`, 256 threads a block: `(codes, scales, in_use, packed, n, k, is_gate_up, shift)`.
 pub fn pack(layout: PackedLayout) -> Request {
-    request("pack", layout.format())
+    let mut request = request("pack", layout.format());
+    let is_a8 = ("is_a8", (layout.activations() == Activations::A8).into());
+    request.values.entry("problem").or_default().extend([is_a8]);
+    request
 }
 
 /// Blocks of [`pack`] for a matrix `[n, k]`: a thread writes the 16 bytes of a lane, or one scale byte.

@@ -48,7 +48,8 @@ impl Stream {
 
     fn stage_bytes(&self) -> u32 {
         let token_bytes = self.tokens * (self.layout.slab_k() as u32 * 2 + 16);
-        (self.slabs * (self.slab_bytes() + token_bytes)).next_multiple_of(128)
+        let weight_bytes = if self.is_in_registers() { 0 } else { self.slab_bytes() };
+        (self.slabs * (weight_bytes + token_bytes)).next_multiple_of(128)
     }
 
     /// Dynamic shared memory of a block, bytes.
@@ -58,15 +59,46 @@ impl Stream {
         rings.max(sums)
     }
 
+    /// Whether codes go from memory to registers, without a ring.
+    pub fn is_in_registers(&self) -> bool {
+        self.stages == 1
+    }
+
     /// Weight bytes that one block keeps on their way.
     pub fn bytes_in_flight(&self) -> u32 {
-        self.warps * (self.stages - 1) * self.slabs * self.slab_bytes()
+        self.warps * (self.stages - 1).max(1) * self.slabs * self.slab_bytes()
     }
 
     /// Registers of a thread, from what ptxas has given tiles of every size.
     pub fn registers(&self) -> u32 {
         let (rows, tokens) = (self.row_tiles, self.token_tiles());
+        if self.is_in_registers() {
+            let pieces = (self.slabs * self.tokens * self.layout.slab_k() as u32 / 8).div_ceil(32);
+            return (28 + self.slab_registers() + 4 * rows * tokens + 4 * tokens + pieces).next_multiple_of(8);
+        }
         (48 + 4 * rows * tokens + 6 * tokens + 10 * rows).next_multiple_of(8)
+    }
+
+    /// Registers of a thread for the slabs that are on their way: 16 bytes a chunk, and scales.
+    fn slab_registers(&self) -> u32 {
+        let chunks = (self.layout.slab_k() / self.layout.chunk_k()) as u32;
+        self.slabs * self.row_tiles * (4 * chunks + 2)
+    }
+
+    /// What does not go together with or without a ring.
+    pub fn fits_its_way(&self) -> Result<(), String> {
+        match (self.is_in_registers(), self.slabs) {
+            (false, 1 | 2) => Ok(()),
+            (false, slabs) => Err(format!("a stage of {slabs} slabs is no better than more stages")),
+            (true, 1) => Err("with one slab on its way a warp waits for each".to_string()),
+            (true, _) if self.slab_registers() > MAX_SLAB_REGISTERS => {
+                Err(format!("the slabs of a warp need {} registers a thread", self.slab_registers()))
+            }
+            (true, slabs) if slabs * self.tokens > MAX_FIRST_TOKENS => {
+                Err(format!("{slabs} slabs of {} tokens are too much to bring through registers", self.tokens))
+            }
+            (true, _) => Ok(()),
+        }
     }
 
     /// Warp instructions that a block issues for `slabs` slabs of each of its row tiles.
@@ -75,20 +107,27 @@ impl Stream {
         let decode = decode_issues(self.layout.format());
         let tokens = f64::from(self.token_tiles());
         let copies = f64::from(self.slab_bytes()) / 512.0 + f64::from(self.tokens) * steps / 16.0 * 4.0;
+        let stage_issues = if self.is_in_registers() { STAGE_ISSUES / 2.0 } else { STAGE_ISSUES };
         let per_slab = f64::from(self.row_tiles) * steps * (decode + tokens) + steps / 2.0 * tokens + copies;
-        slabs * per_slab + slabs / f64::from(self.slabs) * STAGE_ISSUES
+        slabs * per_slab + slabs / f64::from(self.slabs) * stage_issues
     }
 }
 
 /// Instructions for the eight weights of a lane in one step of 16 k, counted in SASS: docs/packed_layout.md.
 pub(super) fn decode_issues(format: WeightFormat) -> f64 {
     match format {
-        WeightFormat::Nvfp4 => 23.5,
-        WeightFormat::Mxfp4 => 21.5,
-        WeightFormat::Fp8 => 19.1,
+        WeightFormat::Nvfp4 => 20.5,
+        WeightFormat::Mxfp4 => 19.5,
+        WeightFormat::Fp8 => 15.1,
         WeightFormat::Bf16 => 1.0,
     }
 }
 
 /// Waiting, refilling and addressing of one stage.
 const STAGE_ISSUES: f64 = 30.0;
+
+/// Registers of a thread for slabs beyond which nothing else has room.
+const MAX_SLAB_REGISTERS: u32 = 112;
+
+/// Slabs times tokens that a warp brings at once before its first multiplication.
+const MAX_FIRST_TOKENS: u32 = 32;

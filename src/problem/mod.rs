@@ -84,7 +84,7 @@ impl Problem {
         memory_us.max(math_us)
     }
 
-    /// Id of the packed layout that its weights have, such as `nvfp4@1`; a conversion has none.
+    /// Id of the packed layout that its weights have, such as `nvfp4@2`; a conversion has none.
     pub fn layout(&self) -> &'static str {
         match self {
             Self::Dense(dense) => PackedLayout::of(dense.weights, dense.activations).id(),

@@ -14,11 +14,16 @@
 //! in registers, which for each 16 of k has the pairs a0 = (row g, k 2c), a1 = (row g + 8, k 2c), a2 = (row g,
 //! k 2c + 8), a3 = (row g + 8, k 2c + 8), each of this k and the next. The 16 bytes are four little-endian words:
 //!
-//! - 4 bits: word `s` is the 16 of k that begin at `16 s`; pair `j` has its even k at bits `12 - 4j` and up, its odd k
-//!   at `28 - 4j` and up. Shifting the word left by 4 brings the next pair to the top of both halves.
-//! - 8 bits: words `2 s` and `2 s + 1` are step `s`, k `2c` and `2c + 8`; bytes from low to high are row g + 8 even k,
-//!   row g even k, row g + 8 odd k, row g odd k. Row g stands in the high byte of both halves, row g + 8 a shift away.
+//! - 4 bits: word `s` is the 16 of k that begin at `16 s`, its low half the even k and its high half the odd k of all
+//!   four pairs. Within a half the sign and the magnitude of pairs 0 to 3 stand at bits 15 and 6, 12 and 3, 14 and 0, 13
+//!   and 9: one mask, or a shift and a mask, or two of both, bring a pair to where BF16 has its sign and exponent.
+//! - 8 bits: words `2 s` and `2 s + 1` are step `s`, k `2c` and `2c + 8`; again even k in the low half. Within a half
+//!   row g has its sign at bit 15 and the rest from bit 4, where a BF16 has them; row g + 8 fills the gaps: sign at 11,
+//!   the low four bits at 0, the three above them at 12.
 //! - 16 bits: word `j` is pair `j`, even k in the low half.
+//!
+//! For FP8 tensor cores, whose operands are looked up or sorted a byte at a time, codes stay whole: nibbles of pairs 0 to
+//! 3 at bits 12, 8, 4 and 0 of a half, bytes of rows g and g + 8 at bits 8 and 0.
 
 use super::{Activations, WeightFormat};
 
@@ -36,13 +41,51 @@ pub struct PackedLayout {
     activations: Activations,
 }
 
-/// The place of a code within its slab: the bytes from `byte` on, little-endian, shifted right by `shift`.
+/// The place of a code within its slab: a little-endian word of 32 bits, and where in it the bits of the code stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodePosition {
-    /// The byte of the code, the first of two for BF16.
+    /// The word's first byte.
     pub byte: usize,
-    /// The code's lowest bit within the byte: 0, or 4 for the high nibble.
-    pub shift: u32,
+    runs: [BitRun; 3],
+}
+
+/// `count` bits of a code from bit `from` on, which stand in the word from bit `to` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct BitRun {
+    from: u32,
+    count: u32,
+    to: u32,
+}
+
+impl CodePosition {
+    /// The word with this code in its place, and zeros elsewhere.
+    pub fn word_of(self, code: u16) -> u32 {
+        let place = |run: &BitRun| (u32::from(code) >> run.from & run.mask()) << run.to;
+        self.runs.iter().map(place).fold(0, |word, bits| word | bits)
+    }
+
+    /// The code that `word` holds here.
+    pub fn code_of(self, word: u32) -> u16 {
+        let take = |run: &BitRun| (word >> run.to & run.mask()) << run.from;
+        self.runs.iter().map(take).fold(0, |code, bits| code | bits) as u16
+    }
+
+    const fn new(byte: usize, half: usize, runs: [(u32, u32, u32); 3]) -> Self {
+        let shift = 16 * half as u32;
+        let [a, b, c] = runs;
+        let [a, b, c] = [BitRun::new(a, shift), BitRun::new(b, shift), BitRun::new(c, shift)];
+        Self { byte, runs: [a, b, c] }
+    }
+}
+
+impl BitRun {
+    const fn new((from, count, to): (u32, u32, u32), shift: u32) -> Self {
+        Self { from, count, to: to + shift }
+    }
+
+    const fn mask(self) -> u32 {
+        (1 << self.count) - 1
+    }
 }
 
 impl PackedLayout {
@@ -61,12 +104,12 @@ impl PackedLayout {
         self.activations
     }
 
-    /// `nvfp4@1`, `nvfp4-a8@1`: format, width of activations other than a16, and version.
+    /// `nvfp4@2`, `nvfp4-a8@1`: format, width of activations other than a16, and version.
     pub const fn id(self) -> &'static str {
         match (self.format, self.activations) {
-            (WeightFormat::Nvfp4, Activations::A16) => "nvfp4@1",
-            (WeightFormat::Mxfp4, Activations::A16) => "mxfp4@1",
-            (WeightFormat::Fp8, Activations::A16) => "fp8@1",
+            (WeightFormat::Nvfp4, Activations::A16) => "nvfp4@2",
+            (WeightFormat::Mxfp4, Activations::A16) => "mxfp4@2",
+            (WeightFormat::Fp8, Activations::A16) => "fp8@2",
             (WeightFormat::Bf16, Activations::A16) => "bf16@1",
             (WeightFormat::Nvfp4, Activations::A8) => "nvfp4-a8@1",
             (WeightFormat::Mxfp4, Activations::A8) => "mxfp4-a8@1",
@@ -163,14 +206,15 @@ impl PackedLayout {
         let (upper_k, c, odd) = (k / 8 % 2, k / 2 % 4, k % 2);
         let lane = 4 * g + c;
         let pair = upper + 2 * upper_k;
-        let (byte, shift) = match self.code_bits() {
-            // Bit 12 - 4j of the low half or 28 - 4j = 16 + (12 - 4j) of the whole word.
-            4 => (4 * step + 2 * odd + (12 - 4 * pair) / 8, (12 - 4 * pair) % 8),
-            8 => (4 * (2 * step + upper_k) + 2 * odd + 1 - upper, 0),
-            _ => (4 * pair + 2 * odd, 0),
-        };
         let chunks = self.slab_k() / self.chunk_k();
-        CodePosition { byte: ((tile * chunks + chunk) * 32 + lane) * 16 + byte, shift: shift as u32 }
+        let bytes = ((tile * chunks + chunk) * 32 + lane) * 16;
+        match (self.code_bits(), self.activations) {
+            (4, Activations::A16) => CodePosition::new(bytes + 4 * step, odd, E2M1_RUNS[pair]),
+            (4, Activations::A8) => CodePosition::new(bytes + 4 * step, odd, E2M1_RUNS_A8[pair]),
+            (8, Activations::A16) => CodePosition::new(bytes + 4 * (2 * step + upper_k), odd, E4M3_RUNS[upper]),
+            (8, Activations::A8) => CodePosition::new(bytes + 4 * (2 * step + upper_k), odd, E4M3_RUNS_A8[upper]),
+            _ => CodePosition::new(bytes + 4 * pair, odd, [(0, 16, 0), NO_RUN, NO_RUN]),
+        }
     }
 
     /// Where within its slab the scale byte of `row` and `k` stands, codes counted; `None` where there are no scales.
@@ -181,6 +225,30 @@ impl PackedLayout {
         Some(self.codes_bytes() + ((tile * 8 + g) * self.slab_groups() + group) * 2 + upper)
     }
 }
+
+/// Magnitude and sign of an E2M1 code in its half, for each pair: `(bit of the code, count, bit of the half)`.
+const E2M1_RUNS: [[(u32, u32, u32); 3]; 4] = [
+    [(0, 3, 6), (3, 1, 15), NO_RUN],
+    [(0, 3, 3), (3, 1, 12), NO_RUN],
+    [(0, 3, 0), (3, 1, 14), NO_RUN],
+    [(0, 3, 9), (3, 1, 13), NO_RUN],
+];
+
+/// Bits of an E4M3 code in its half, for rows g and g + 8.
+const E4M3_RUNS: [[(u32, u32, u32); 3]; 2] = [[(0, 7, 4), (7, 1, 15), NO_RUN], [(0, 4, 0), (4, 3, 12), (7, 1, 11)]];
+
+/// The same for FP8 tensor cores: whole nibbles, which `prmt` takes as selectors.
+const E2M1_RUNS_A8: [[(u32, u32, u32); 3]; 4] = [
+    [(0, 4, 12), NO_RUN, NO_RUN],
+    [(0, 4, 8), NO_RUN, NO_RUN],
+    [(0, 4, 4), NO_RUN, NO_RUN],
+    [(0, 4, 0), NO_RUN, NO_RUN],
+];
+
+/// Whole bytes, rows g and g + 8 in the high and the low one of a half.
+const E4M3_RUNS_A8: [[(u32, u32, u32); 3]; 2] = [[(0, 8, 8), NO_RUN, NO_RUN], [(0, 8, 0), NO_RUN, NO_RUN]];
+
+const NO_RUN: (u32, u32, u32) = (0, 0, 0);
 
 impl std::fmt::Display for PackedLayout {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -220,12 +288,19 @@ mod tests {
         PackedLayout::of(WeightFormat::Bf16, Activations::A16),
     ];
 
+    /// Of both widths of activations.
+    fn all() -> impl Iterator<Item = PackedLayout> {
+        LAYOUTS.into_iter().flat_map(|layout| {
+            [Activations::A16, Activations::A8].map(|activations| PackedLayout::of(layout.format(), activations))
+        })
+    }
+
     #[test]
     fn sizes_are_those_of_the_formats() {
         let sizes = LAYOUTS.map(|layout| (layout.id(), layout.slab_k(), layout.codes_bytes(), layout.scales_bytes()));
         assert_eq!(
             sizes,
-            [("nvfp4@1", 64, 2048, 256), ("mxfp4@1", 64, 2048, 128), ("fp8@1", 128, 8192, 64), ("bf16@1", 64, 8192, 0)]
+            [("nvfp4@2", 64, 2048, 256), ("mxfp4@2", 64, 2048, 128), ("fp8@2", 128, 8192, 64), ("bf16@1", 64, 8192, 0)]
         );
         let nvfp4 = LAYOUTS[0];
         assert_eq!((nvfp4.padded_rows(65), nvfp4.padded_k(65), nvfp4.slabs(65)), (128, 128, 2));
@@ -233,7 +308,7 @@ mod tests {
         let offsets = [(63, 63), (63, 64), (64, 63), (64, 64)].map(|(row, k)| nvfp4.slab_offset(row, k, 2));
         assert_eq!(offsets, [0, 2304, 2 * 2304, 3 * 2304]);
         assert_eq!(nvfp4.packed_bytes(0, 64), 0);
-        assert_eq!(nvfp4.to_string(), "nvfp4@1");
+        assert_eq!(nvfp4.to_string(), "nvfp4@2");
         let of_a8 = LAYOUTS.map(|layout| PackedLayout::of(layout.format(), Activations::A8).id());
         assert_eq!(of_a8, ["nvfp4-a8@1", "mxfp4-a8@1", "fp8-a8@1", "bf16-a8@1"]);
     }
@@ -241,7 +316,7 @@ mod tests {
     /// Walks the slab as a kernel does: lane by lane, word by word, fragment register by fragment register.
     #[test]
     fn positions_are_those_of_the_mma_fragments() {
-        for layout in LAYOUTS {
+        for layout in all() {
             let bits = layout.code_bits();
             let chunks = layout.slab_k() / layout.chunk_k();
             for (tile, chunk, lane) in (0..4 * chunks * 32).map(|idx| (idx / 32 / chunks, idx / 32 % chunks, idx % 32))
@@ -252,14 +327,15 @@ mod tests {
                     // a0 to a3 as PTX draws them.
                     let row = tile * 16 + g + [0, 8, 0, 8][register];
                     let k = chunk * layout.chunk_k() + step * 16 + 2 * c + [0, 0, 8, 8][register] + odd;
-                    let (word, bit) = match bits {
-                        4 => (step, [12, 8, 4, 0][register] + 16 * odd),
-                        8 => (2 * step + [0, 0, 1, 1][register], [8, 0, 8, 0][register] + 16 * odd),
-                        _ => (register, 16 * odd),
+                    let word = match bits {
+                        4 => step,
+                        8 => 2 * step + [0, 0, 1, 1][register],
+                        _ => register,
                     };
                     let position = layout.code_position(row, k);
-                    assert_eq!(position.byte, lane_byte + 4 * word + bit / 8, "{layout} row {row} k {k}");
-                    assert_eq!(position.shift as usize, bit % 8, "{layout} row {row} k {k}");
+                    assert_eq!(position.byte, lane_byte + 4 * word, "{layout} row {row} k {k}");
+                    let half = if odd == 0 { 0xFFFF } else { 0xFFFF_0000 };
+                    assert_eq!(position.word_of(u16::MAX) & !half, 0, "{layout} row {row} k {k}");
                 }
             }
         }
@@ -267,15 +343,19 @@ mod tests {
 
     #[test]
     fn codes_and_scales_fill_a_slab_once() {
-        for layout in LAYOUTS {
+        for layout in all() {
             let mut bits_used = vec![0u8; layout.slab_bytes()];
             for (row, k) in (0..64 * layout.slab_k()).map(|idx| (idx / layout.slab_k(), idx % layout.slab_k())) {
-                let CodePosition { byte, shift } = layout.code_position(row, k);
-                let bytes = layout.code_bits().div_ceil(8);
-                let mask = if layout.code_bits() == 4 { 0xF << shift } else { 0xFF };
-                for used in &mut bits_used[byte..byte + bytes] {
-                    assert_eq!(*used & mask, 0);
-                    *used |= mask;
+                let position = layout.code_position(row, k);
+                let all = (1u32 << layout.code_bits()) - 1;
+                let mask = position.word_of(all as u16);
+                assert_eq!(mask.count_ones(), layout.code_bits() as u32, "{layout} row {row} k {k}");
+                let word = &mut bits_used[position.byte..position.byte + 4];
+                let used = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+                assert_eq!(used & mask, 0, "{layout} row {row} k {k}");
+                word.copy_from_slice(&(used | mask).to_le_bytes());
+                for code in [0x5u16, 0xA, 0x5A, 0xA5, 0x1234].map(|code| code & all as u16) {
+                    assert_eq!(position.code_of(position.word_of(code) | !mask), code, "{layout} row {row} k {k}");
                 }
                 let scale = layout.scale_position(row, k);
                 assert_eq!(scale.is_some(), layout.format() != WeightFormat::Bf16);

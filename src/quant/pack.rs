@@ -191,11 +191,7 @@ impl PackedWeights {
     pub fn code(&self, row: usize, k: usize) -> u16 {
         let position = self.layout.code_position(row, k);
         let byte = self.slab_offset(row, k) + position.byte;
-        match self.layout.code_bits() {
-            4 => u16::from(self.bytes[byte] >> position.shift & 0xF),
-            8 => u16::from(self.bytes[byte]),
-            _ => u16::from_le_bytes([self.bytes[byte], self.bytes[byte + 1]]),
-        }
+        position.code_of(word_at(&self.bytes, byte))
     }
 
     /// The scale byte of packed row `row` at `k`, padding included; `None` for BF16.
@@ -313,12 +309,15 @@ impl SourceMatrix<'_> {
             };
             let position = layout.code_position(row, k);
             let byte = layout.slab_offset(row, k, layout.slabs(row_k)) + position.byte;
-            bytes[byte] |= (code as u8) << position.shift;
-            if layout.code_bits() == 16 {
-                bytes[byte + 1] = (code >> 8) as u8;
-            }
+            let word = word_at(bytes, byte) | position.word_of(code);
+            bytes[byte..byte + 4].copy_from_slice(&word.to_le_bytes());
         }
     }
+}
+
+/// The little-endian word that begins at `byte`.
+fn word_at(bytes: &[u8], byte: usize) -> u32 {
+    u32::from_le_bytes([bytes[byte], bytes[byte + 1], bytes[byte + 2], bytes[byte + 3]])
 }
 
 /// The UE8M0 scales of the blocks in use; `None` if there are none.

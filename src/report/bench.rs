@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::problem::Problem;
+use crate::problem::{Activations, Problem, Routing};
 use crate::quant::WeightFormat;
 
 /// Measured rows and where they come from.
@@ -10,8 +10,11 @@ use crate::quant::WeightFormat;
 pub struct BenchReport {
     /// Where, when and with what.
     pub meta: BenchMeta,
-    /// One for each problem.
+    /// One for each problem and routing.
     pub rows: Vec<BenchRow>,
+    /// Launches of a layer, one after the other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chains: Vec<ChainRow>,
 }
 
 /// Provenance of a report.
@@ -38,6 +41,15 @@ pub struct BenchMeta {
 pub struct BenchRow {
     /// The problem.
     pub problem: Problem,
+    /// Who went to which expert; of a row of one kind of routing it may be left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing: Option<Routing>,
+    /// Bytes of the weights that a launch reads, codes and scales, where they differ from the problem's own mean.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_bytes: Option<u64>,
+    /// Commit of tilekiln, where it may differ from the report's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub commit: String,
     /// The winner that was measured.
     pub tile: String,
     /// Chained launches with programmatic dependent launch: median, microseconds.
@@ -60,6 +72,30 @@ pub struct BenchRow {
     pub sm_clock_mhz: u32,
     /// Times of other engines on the same problem.
     pub peers: Vec<PeerTime>,
+    /// cuBLAS on the same shape with BF16 weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cublas_bf16: Option<PeerTime>,
+}
+
+/// The projections of a layer as one chain: each reads what an earlier one wrote, layer after layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChainRow {
+    /// Whose layer, and for how many tokens.
+    pub name: String,
+    /// The launches of a layer, in order.
+    pub problems: Vec<Problem>,
+    /// The tile of each.
+    pub tiles: Vec<String>,
+    /// A layer with programmatic dependent launch: median, microseconds.
+    pub chained_us: f64,
+    /// A layer without overlap: median, microseconds.
+    pub unchained_us: f64,
+    /// Sum of the chained times of its launches, each in a chain of its own.
+    pub sum_us: f64,
+    /// Weights of a layer, codes and scales.
+    pub weight_bytes: u64,
+    /// A pure read of as many bytes in a chain.
+    pub ceiling_us: f64,
 }
 
 /// Another engine's time.
@@ -69,9 +105,17 @@ pub struct PeerTime {
     pub peer: String,
     /// Microseconds, unchained.
     pub us: f64,
+    /// Whether it was measured on the same machine in the same run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_same_run: bool,
 }
 
 impl PeerTime {
+    /// A time that was measured apart from our run.
+    pub fn apart(peer: &str, us: f64) -> Self {
+        Self { peer: peer.to_string(), us, is_same_run: false }
+    }
+
     /// Whether it reads activations of 8 bits, as its name says; ours have 16.
     pub fn is_eight_bit(&self) -> bool {
         self.peer.contains("-a8") || self.peer.starts_with("cublas-fp8")
@@ -79,11 +123,42 @@ impl PeerTime {
 }
 
 impl BenchRow {
-    /// The fastest peer with BF16 activations, as ours are; of FP8 weights the fastest of all, since cuBLAS multiplies
-    /// them with FP8 activations only.
+    /// The fastest peer with activations as wide as ours; of FP8 weights the fastest of all, since cuBLAS multiplies
+    /// them with FP8 activations only. A time of the same run stands in for the same peer's of another.
     pub fn best_peer(&self) -> Option<&PeerTime> {
         let is_fp8 = self.weights() == Some(WeightFormat::Fp8);
-        self.fastest(|peer| is_fp8 || !peer.is_eight_bit())
+        let is_a16 = self.is_a16();
+        self.fastest(|peer| is_fp8 || peer.is_eight_bit() != is_a16)
+    }
+
+    /// The fastest peer whose name begins with `engine` and whose activations are as wide as ours.
+    pub fn best_of(&self, engine: &str) -> Option<&PeerTime> {
+        let is_a16 = self.is_a16();
+        self.fastest(|peer| peer.peer.starts_with(engine) && peer.is_eight_bit() != is_a16)
+    }
+
+    /// Whether activations reach the tensor cores as BF16.
+    pub fn is_a16(&self) -> bool {
+        let activations = match &self.problem {
+            Problem::Dense(dense) => dense.activations,
+            Problem::MoeBlock(block) => block.activations,
+            Problem::Convert(_) => Activations::A16,
+        };
+        activations == Activations::A16
+    }
+
+    /// Whether experts were dealt out unevenly: no peer was measured so.
+    pub fn is_skewed(&self) -> bool {
+        self.routing.is_some_and(|routing| routing != Routing::Uniform)
+    }
+
+    /// Bytes of the weights that a launch reads, codes and scales.
+    pub fn weight_bytes(&self) -> u64 {
+        self.read_bytes.unwrap_or_else(|| match &self.problem {
+            Problem::Dense(dense) => dense.weight_bytes(),
+            Problem::MoeBlock(block) => block.touched_weight_bytes(),
+            Problem::Convert(convert) => convert.bytes(),
+        })
     }
 
     /// The fastest peer with 8-bit activations.
@@ -163,7 +238,11 @@ mod tests {
             relative_l2: 0.0,
             is_warm: false,
             sm_clock_mhz: 0,
-            peers: peers.iter().map(|(peer, us)| PeerTime { peer: peer.to_string(), us: *us }).collect(),
+            peers: peers.iter().map(|&(peer, us)| PeerTime::apart(peer, us)).collect(),
+            routing: None,
+            read_bytes: None,
+            commit: String::new(),
+            cublas_bf16: None,
         }
     }
 
@@ -188,7 +267,7 @@ mod tests {
             method: String::new(),
             peers: String::new(),
         };
-        let report = BenchReport { meta, rows };
+        let report = BenchReport { meta, rows, chains: Vec::new() };
         let named = |report: &BenchReport| {
             let named = report.slowest_by_format().into_iter().map(|(row, ratio)| (row.problem.to_string(), ratio));
             named.collect::<Vec<_>>()

@@ -1,7 +1,7 @@
 //! The README's results: written by a tool between two markers, so that nothing in them is typed.
 
-use super::markdown::{BEST_PEER, HEAD, line, provenance};
-use super::{BenchReport, BenchRow, MOST_RATIO};
+use super::markdown::{BEST_PEER, HEAD, chains, line, provenance};
+use super::{BenchReport, BenchRow, MOST_RATIO, regime_table};
 use crate::problem::Problem;
 
 /// Why a README cannot be rewritten.
@@ -15,22 +15,24 @@ pub enum ReadmeError {
     },
 }
 
-/// The block for a README: provenance, what is shown of the file called `name`, how all of its rows stand beside their
-/// peers, and the rows that say most.
+/// The block for a README: provenance, how the goals stand, what is shown of the file called `name`, how all of its
+/// rows stand beside their peers, and the rows that say most.
 pub fn readme_block(report: &BenchReport, name: &str) -> String {
     let telling: Vec<&BenchRow> = report.rows.iter().filter(|row| is_telling(row)).collect();
     let [shapes, tokens] =
         [SHAPES.map(|(n, k)| format!("{n}x{k}")).join(" and "), TOKENS.map(|m| m.to_string()).join(", ")];
     let mut text = format!(
-        "{}\n\nShown are {} of the {} rows of `{name}`: the shapes {shapes} at {tokens} tokens, and every block of \
-         experts. {BEST_PEER}\n\n{}\n",
+        "{}\n\n{}\nShown below are {} of the {} rows of `{name}`: the shapes {shapes} at {tokens} tokens, and every \
+         block of experts. {BEST_PEER}\n\n{}\n",
         provenance(report),
+        regime_table(report),
         telling.len(),
         report.rows.len(),
         summary(report)
     );
     text.push_str(HEAD);
     telling.into_iter().for_each(|row| text.push_str(&line(row)));
+    text.push_str(&chains(report));
     text
 }
 

@@ -17,7 +17,7 @@ pub const SCHEMA: u16 = 1;
 /// What one winner is kept under. Its [`Display`](std::fmt::Display) is the canonical text that is hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WinnerKey<'a> {
-    /// The packed weight layout that the winner reads, such as `nvfp4@1`.
+    /// The packed weight layout that the winner reads, such as `nvfp4@2`.
     pub layout: &'a str,
     /// What was asked.
     pub problem: &'a Problem,
@@ -37,7 +37,7 @@ impl<'a> WinnerKey<'a> {
     }
 }
 
-/// `1|nvfp4@1|nvfp4 4096x8192 m64|NVIDIA H100 80GB HBM3/132sm/50MiB/5120b/700W`.
+/// `1|nvfp4@2|nvfp4 4096x8192 m64|NVIDIA H100 80GB HBM3/132sm/50MiB/5120b/700W`.
 impl std::fmt::Display for WinnerKey<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { layout, problem, gpu } = self;
@@ -102,13 +102,13 @@ mod tests {
     fn a_key_names_schema_layout_problem_and_gpu() {
         let problem = "nvfp4 4096x8192 m64".parse().unwrap();
         let gpu = &GpuSpec::named("h100").unwrap().identity;
-        let key = WinnerKey { layout: "nvfp4@1", problem: &problem, gpu };
+        let key = WinnerKey { layout: "nvfp4@2", problem: &problem, gpu };
         assert_eq!(
             key.to_string(),
-            "1|nvfp4@1|nvfp4 4096x8192 m64|NVIDIA H100 80GB HBM3/132sm/50MiB/5120b/700W",
+            "1|nvfp4@2|nvfp4 4096x8192 m64|NVIDIA H100 80GB HBM3/132sm/50MiB/5120b/700W",
             "winners are found by this text: a change needs a new SCHEMA"
         );
-        assert_eq!(key.hash().to_string(), "f632030906ae607a29d3c7f52f49dc80");
+        assert_eq!(key.hash().to_string(), "11ed62b57749fdc13995653611d25955");
     }
 
     #[test]
@@ -116,9 +116,9 @@ mod tests {
         let h100 = &GpuSpec::named("h100").unwrap().identity;
         let h200 = &GpuSpec::named("h200-sxm").unwrap().identity;
         let [a, b] = ["nvfp4 64x64 m1", "nvfp4 64x64 m2"].map(|text| text.parse::<Problem>().unwrap());
-        let key = WinnerKey { layout: "nvfp4@1", problem: &a, gpu: h100 };
+        let key = WinnerKey { layout: "nvfp4@2", problem: &a, gpu: h100 };
         let others =
-            [WinnerKey { layout: "nvfp4@2", ..key }, WinnerKey { problem: &b, ..key }, WinnerKey { gpu: h200, ..key }];
+            [WinnerKey { layout: "nvfp4@1", ..key }, WinnerKey { problem: &b, ..key }, WinnerKey { gpu: h200, ..key }];
         assert!(others.iter().all(|other| other.hash() != key.hash()));
     }
 }

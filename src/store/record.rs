@@ -122,7 +122,7 @@ pub struct Record {
     pub problem: Problem,
     /// Where it won.
     pub gpu: GpuIdentity,
-    /// The packed weight layout that it reads, such as `nvfp4@1`.
+    /// The packed weight layout that it reads, such as `nvfp4@2`.
     pub layout: String,
     /// The winner.
     pub tile: Tile,

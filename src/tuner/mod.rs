@@ -13,7 +13,7 @@ mod worker;
 pub use ahead::{CompileAhead, Urgency};
 pub use bench::{Bench, Miss, Predicted, Replay};
 pub use calibration::{Calibration, Correlation, calibration};
-pub use live::{Live, LiveError, Mode, Sample};
+pub use live::{ChainLink, Live, LiveError, Mode, Sample, touched_experts};
 pub use predict::{Bound, bound, predict, predict_compiled, rank_correlation, ranked};
 pub use race::median_and_half_width;
 pub use search::{Contender, Effort, Found, OnTrial, Search, SearchError, sentence};

@@ -1,6 +1,6 @@
 //! A run over many problems: what is still to do, what was found, everything saved as it happens.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -321,19 +321,44 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Tiles that failed with the very kernels and compiler that they have now. `--force` gives each another chance: a
-    /// failure may have been the machine's.
+    /// Tiles that failed with the very kernels and compiler that they have now, and of an exhaustive search those that
+    /// were timed with them. `--force` gives each another chance: a failure may have been the machine's.
     fn known_bad(&self, problem: &Problem) -> Result<HashSet<Tile>, SessionError> {
         if self.settings.is_forced {
             return Ok(HashSet::new());
         }
-        let trials = self.database.trials_of(&self.settings.gpu.identity, problem)?;
-        let still_fails = |trial: &Trial| {
-            !matches!(trial.outcome, Outcome::Measured(_))
-                && trial.toolchain.nvrtc == self.settings.toolchain.nvrtc
+        let mut trials = self.database.trials_of(&self.settings.gpu.identity, problem)?;
+        trials.retain(|trial| {
+            trial.toolchain.nvrtc == self.settings.toolchain.nvrtc
                 && kernels_hash(problem, &trial.tile, &self.settings.gpu).as_deref() == Some(&trial.toolchain.kernels)
+        });
+        let fails = |trial: &&Trial| !matches!(trial.outcome, Outcome::Measured(_));
+        let mut known: HashSet<Tile> = trials.iter().filter(fails).map(|trial| trial.tile.clone()).collect();
+        if self.settings.effort == Effort::EXHAUSTIVE {
+            known.extend(self.measured_and_behind(problem, &trials));
+        }
+        Ok(known)
+    }
+
+    /// Tiles that a search of every tile has timed before it was cut short, but for the default and the fastest: those
+    /// race again with what is left to try. So a sweep goes on where it stopped.
+    fn measured_and_behind(&self, problem: &Problem, trials: &[Trial]) -> Vec<Tile> {
+        let mut times: BTreeMap<&Tile, Vec<f64>> = BTreeMap::new();
+        for trial in trials {
+            if let Outcome::Measured(timing) = &trial.outcome {
+                times.entry(&trial.tile).or_default().push(timing.chained_us);
+            }
+        }
+        let wanted = match problem {
+            Problem::MoeBlock(_) => self.settings.routings.len(),
+            _ => 1,
         };
-        Ok(trials.into_iter().filter(still_fails).map(|trial| trial.tile).collect())
+        let default = kernels::default_tile(problem, &self.settings.gpu);
+        times.retain(|tile, times| times.len() >= wanted && Some(*tile) != default.as_ref());
+        let mut times: Vec<(&Tile, f64)> =
+            times.into_iter().map(|(tile, times)| (tile, times.iter().map(|us| us.ln()).sum())).collect();
+        times.sort_by(|a, b| a.1.total_cmp(&b.1));
+        times.into_iter().skip(RACE_AGAIN).map(|(tile, _)| tile.clone()).collect()
     }
 
     fn keep(&mut self, problem: &Problem, found: Found, routings: &[Routing]) -> Result<Tile, SessionError> {
@@ -527,6 +552,9 @@ pub fn failure(tile: &Tile, outcome: &Outcome) -> Option<String> {
 pub const INCUMBENT_BAND: f64 = 0.02;
 
 const RUNNERS_UP: usize = 3;
+
+/// As many as a race has at most.
+const RACE_AGAIN: usize = 6;
 
 /// Best predicted tiles whose neighbours are compiled when there is nothing else to compile: one of them often leads.
 const GUESSES: usize = 2;

@@ -3,27 +3,32 @@ $#-
 -#$
 // Generated from templates/attend for ${ arch.name }$. Do not edit.
 //
-// attend: O[t, h, :] = rotated back(sum_j p_j * K_j) with p = softmax_j(q[t, h] . K_j / sqrt(head_dim)) and a sink in
-// its denominator; K are the keys of token t: its window, then its compressed entries. A key is its own value.
+// attend: O[t, h, :] = rotated back(sum_j p_j * K_j) with p = softmax_j(Q . K_j / sqrt(head_dim)) and a sink in its
+// denominator; Q is q[t, h] over its root mean square, its end rotated, in BF16; K are the keys of token t: its window,
+// then its compressed entries. A key is its own value.
 //
 //   operand     shape                        in memory                         written / read
-//   q           [m, heads, head_dim]         BF16                              read once
+//   q           [m, heads, head_dim]         BF16, before norm and rotation    read once by each split
 //   kv_step     [m, head_dim]                BF16, keys of this step           gathered by rows
 //   kv_ring     [slots, window, head_dim]    BF16, position p in p % window    gathered by rows
 //   pool        [pages, 64, head_dim]        BF16, compressed entries          gathered by rows
 //   table       [slots, max_pages]           int32, pages of entry w / 64      read for each key
 //   picks       [m, top_k]                   int32, entries of a list          read for each key
 //   sinks       [heads]                      f32                               read at the end
-//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read at the end
+//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read with Q and at the end
 //   positions, sequences    [m]              int32, of each token              read first
 //   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written (one split)
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     written (several splits)
+//   mix         [m, 20]                      f32, post[4] C[4][4]              C balanced in place (kBalances)
 //
 //   block = 8 warps, one token, kHeadTile heads, a range of key tiles; grid = (tokens, head tiles, splits)
 //
+// With kBalances one more layer of blocks finishes the mixing matrices that templates/hc_pre has left: they are used
+// behind the sublayer, and a short step has SMs to spare here.
+//
 //   keys    | gather tile i + 1 (cp.async) ......................................... |
-//   block   | S = Q K'         | maxima | P = 2^(S - max), sums | rescale, O += P K   |
+//   block   | first Q from q | S = Q K' | maxima | P = 2^(S - max), sums | rescale, O += P K |
 //
 //   shared memory   Q, two tiles of K, P, for each head the maxima and sums of parts of a tile, a factor, a maximum
 //   barriers        tile has arrived; maxima written; P and factors written
@@ -38,6 +43,13 @@ $#-
 #include "arch/matrix.cuh"
 #include "arch/matrix_transposed.cuh"
 #include "lib/math.cuh"
+#include "lib/elementary.cuh"
+#include "arch/reciprocal.cuh"
+#include "lib/reciprocal.cuh"
+#include "lib/sinkhorn.cuh"
+#include "lib/elements.cuh"
+#include "lib/lanes.cuh"
+#include "lib/rotary.cuh"
 #include "lib/bucket.cuh"
 #include "lib/pieces.cuh"
 #include "lib/attended.cuh"
@@ -48,6 +60,7 @@ struct Config {
   static constexpr int kHeads = ${ op.heads }$;
   static constexpr int kHeadDim = ${ op.head_dim }$;
   static constexpr int kRopeDim = ${ op.rope_dim }$;          // last columns, rotated
+  static constexpr float kNormEpsilon = ${ op.norm_epsilon }$;
   static constexpr int kWindow = ${ op.window }$;
   static constexpr int kRatio = ${ op.ratio }$;               // tokens of an entry
   static constexpr int kTopK = ${ op.top_k }$;                // length of a list
@@ -55,6 +68,9 @@ struct Config {
   static constexpr int kHeadTile = ${ op.head_tile }$;        // heads of a block
   static constexpr int kKeyTile = ${ op.key_tile }$;          // keys fetched together
   static constexpr bool kIsPartial = ${ op.is_partial }$;     // several splits
+  static constexpr bool kBalances = ${ op.balances }$;
+  static constexpr int kRounds = ${ op.rounds }$;             // of the balance
+  static constexpr float kHcEpsilon = ${ op.hc_epsilon }$;
   static constexpr int kSmemBytes = ${ op.smem_bytes }$;
 };
 
@@ -72,12 +88,17 @@ struct Place {
   }
 };
 
-// S of 16 heads and a warp's keys of a tile.
+// S of 16 heads and a warp's keys of a tile. Every other 16 columns have sums of their own: with few keys a warp has
+// one chain of products, and each would wait for the one before.
 __device__ __forceinline__ void multiply(Scores<Config>& scores, uint32_t queries, uint32_t keys, int head_warp,
                                          int key_warp, int lane) {
   float(&s)[Shape::kKeyTiles][4] = scores.s;
+  float odd[Shape::kKeyTiles][4];
 #pragma unroll
-  for (int t = 0; t < Shape::kKeyTiles; ++t) s[t][0] = s[t][1] = s[t][2] = s[t][3] = 0.0f;
+  for (int t = 0; t < Shape::kKeyTiles; ++t) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) s[t][i] = odd[t][i] = 0.0f;
+  }
 #pragma unroll 4
   for (int piece = 0; piece < kPieces; piece += 4) {
     // 32 columns at a time: one load brings the keys' operands of two products.
@@ -91,8 +112,13 @@ __device__ __forceinline__ void multiply(Scores<Config>& scores, uint32_t querie
       const int key = (key_warp * Shape::kKeyTiles + t) * 8 + lane % 8;
       load_matrix_x4(k, piece_address<kPieces>(keys, key, piece + lane / 8));
       multiply_add(s[t], q[0], k[0], k[1]);
-      multiply_add(s[t], q[1], k[2], k[3]);
+      multiply_add(odd[t], q[1], k[2], k[3]);
     }
+  }
+#pragma unroll
+  for (int t = 0; t < Shape::kKeyTiles; ++t) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) s[t][i] += odd[t][i];
   }
 }
 
@@ -181,19 +207,24 @@ struct Block {
   Values values = {};
   Scores<Config> scores;
   float sum = 0.0f;  // of probabilities, in thread h for head h
+  const float2* turns;  // of the token's position
 
   __device__ __forceinline__ void run(uint8_t* shared, const Keys<Config>& keys, TileRange range, int warp, int lane) {
     const uint32_t smem = smem_address(shared);
     const int head_warp = warp % kHeadWarps;
     const int key_warp = warp / kHeadWarps;
     scores.running[0] = scores.running[1] = -__int_as_float(0x7F800000);
+    // Of a short range nothing is looked up beyond its end: it would be one more wait.
     const auto key_of = [&](int tile) {
-      return keys.at(tile * Config::kKeyTile + warp * Shape::kFetched + lane % Shape::kFetched);
+      const int key = tile * Config::kKeyTile + warp * Shape::kFetched + lane % Shape::kFetched;
+      return tile < range.end ? keys.at(key) : nullptr;
     };
     fetch_keys<Config, Place>(smem + Shape::kKeysAt, key_of(range.begin), warp, lane);
     commit_copies();
     // Addresses take two dependent loads: they are looked up a tile ahead of their copies.
     const bf16* next = key_of(range.begin + 1);
+    wait_copies<1>();  // the queries have arrived, the keys may be on their way
+    normalise_queries<Config, Place>(shared, turns, warp, lane);
     for (int tile = range.begin; tile < range.end; ++tile) {
       const int buffer = (tile - range.begin) & 1;
       const uint32_t tile_keys = smem + Shape::kKeysAt + buffer * Shape::kTileBytes;
@@ -231,18 +262,25 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
     attend(const bf16* q, const bf16* kv_step, const bf16* kv_ring, const bf16* pool, const int* table,
            const int* picks, const float* sinks, const float2* rope, const int* positions, const int* sequences,
            const int* step_start, const int* first_row, bf16* o, float* workspace, const int* m_on_device, int m,
-           int max_pages) {
+           int max_pages, float* mix) {
   extern __shared__ __align__(128) uint8_t shared[];
   launch_dependents();
   wait_for_dependency();
   const int token = blockIdx.x;
+  const int position = positions[token];  // asked for together with the number of tokens
+  const int slot = sequences[token];
   if (token >= actual_tokens(m_on_device, m)) return;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int position = positions[token];
-  const int slot = sequences[token];
+  const int splits = gridDim.z - (Config::kBalances ? 1 : 0);
+  if constexpr (Config::kBalances) {
+    if (blockIdx.z == splits) {
+      if (blockIdx.y == 0 && warp == 0) balance_mix<Config>(mix + int64_t{token} * 20);
+      return;
+    }
+  }
   const Attended<Config> attended(position);
-  const TileRange range = attended.range(blockIdx.z, gridDim.z);
+  const TileRange range = attended.range(blockIdx.z, splits);
   if (range.begin == range.end) return;  // attend_combine knows
   const Keys<Config> keys{attended,
                   kv_step + int64_t{first_row[slot]} * Config::kHeadDim,
@@ -254,8 +292,10 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   const int first_head = blockIdx.y * Config::kHeadTile;
   const int n_heads = smaller(Config::kHeadTile, Config::kHeads - first_head);
   const int64_t row = int64_t{token} * Config::kHeads + first_head;
-  fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head);
+  fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head, warp, lane);
+  commit_copies();
   Block block;
+  block.turns = rope + int64_t{position} * (Config::kRopeDim / 2);
   block.run(shared, keys, range, warp, lane);
   const float* running = reinterpret_cast<const float*>(shared + Shape::kRunningAt);
   if constexpr (Config::kIsPartial) {
@@ -263,7 +303,7 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
     const int64_t of_split = blockIdx.z * rows + row;
     block.values.store_partial(workspace + of_split * Config::kHeadDim, n_heads, warp, lane);
     if (threadIdx.x < n_heads) {
-      float2* statistics = reinterpret_cast<float2*>(workspace + gridDim.z * rows * Config::kHeadDim);
+      float2* statistics = reinterpret_cast<float2*>(workspace + splits * rows * Config::kHeadDim);
       statistics[of_split + threadIdx.x] = make_float2(running[threadIdx.x], block.sum);
     }
   } else {
@@ -272,7 +312,6 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
       inverses[threadIdx.x] = inverse_of(block.sum, sinks[first_head + threadIdx.x], running[threadIdx.x]);
     }
     __syncthreads();
-    const float2* turns = rope + int64_t{position} * (Config::kRopeDim / 2);
-    block.values.store(o + row * Config::kHeadDim, inverses, turns, n_heads, warp, lane);
+    block.values.store(o + row * Config::kHeadDim, inverses, block.turns, n_heads, warp, lane);
   }
 }

@@ -9,9 +9,12 @@ $#-
 //   operand     shape                        in memory                         written / read
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     read once
 //   o           [m, heads, head_dim]         BF16                              written
+//   kv_step .. index_state                   as in templates/store_step        with kStores
 //
-//   block = whole warps, one token and head, four columns a thread; grid = (tokens, heads); no shared memory
+//   block = whole warps, one token and head, four columns a thread; no shared memory
+//   grid = (tokens, heads); with kStores one more row of blocks, which does what templates/store_step does
 //
+// Storing needs only that attention has read the rings, and here a step does not wait for one more launch.
 // What a short step waits for is memory, so the parts of up to kBatch splits are asked for at once, before it is known
 // whether they have keys and whether the row is a token.
 // Exactness: f32 sums in the order of the splits, one rounding to BF16.
@@ -22,6 +25,7 @@ $#-
 #include "lib/bucket.cuh"
 #include "lib/lanes.cuh"
 #include "lib/attended.cuh"
+#include "lib/step_rows.cuh"
 
 struct Config {
   static constexpr Compressed kCompressed = ${ op.compressed }$;
@@ -32,6 +36,13 @@ struct Config {
   static constexpr int kRatio = ${ op.ratio }$;        // tokens of an entry
   static constexpr int kTopK = ${ op.top_k }$;         // length of a list
   static constexpr int kKeyTile = ${ op.key_tile }$;   // splits end on such tiles
+  static constexpr bool kStores = ${ op.stores }$;
+  static constexpr int kStateWidth = ${ op.state_width }$;  // what is stored, as in templates/store_step
+  static constexpr int kStateRows = ${ op.state_rows }$;
+  static constexpr int kStateRatio = ${ op.state_ratio }$;
+  static constexpr int kIndexWidth = ${ op.index_width }$;
+  static constexpr int kIndexRows = ${ op.index_rows }$;
+  static constexpr int kIndexRatio = ${ op.index_ratio }$;
 };
 static_assert(Config::kRopeDim % 4 == 0, "a thread's columns are rotated, or they are not");
 
@@ -92,11 +103,25 @@ __device__ __forceinline__ void add_batch(float4& values, float& sum, const Part
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
     attend_combine(const float* workspace, const float* sinks, const float2* rope, const int* positions, bf16* o,
-                   const int* m_on_device, int m, int splits) {
+                   const int* m_on_device, int m, int splits, const bf16* kv_step, bf16* kv_ring, const float* cg,
+                   const float* ape, float* state, const float* index_cg, const float* index_ape, float* index_state,
+                   const int* sequences, int64_t ld_cg, int64_t ld_index_cg) {
   launch_dependents();
-  const float sink = sinks[blockIdx.y] * kLog2E;
+  const bool is_storing = Config::kStores && blockIdx.y == Config::kHeads;
+  const float sink = is_storing ? 0.0f : sinks[blockIdx.y] * kLog2E;
   wait_for_dependency();
   const int token = blockIdx.x;
+  if constexpr (Config::kStores) {
+    if (is_storing) {
+      const int position = positions[token];  // asked for together with the number of tokens
+      const int slot = sequences[token];
+      const int n_tokens = actual_tokens(m_on_device, m);
+      if (token >= n_tokens) return;
+      const StepRows rows{kv_step, kv_ring, cg, ape, state, index_cg, index_ape, index_state, ld_cg, ld_index_cg};
+      rows.store<Config, kThreads>(sequences, token, n_tokens, slot, position);
+      return;
+    }
+  }
   const int64_t rows = int64_t{m} * Config::kHeads;
   const int64_t row = int64_t{token} * Config::kHeads + blockIdx.y;
   const float2* statistics = reinterpret_cast<const float2*>(workspace + splits * rows * Config::kHeadDim) + row;

@@ -30,12 +30,14 @@ $#-
 #include "arch/bf16.cuh"
 #include "arch/bits.cuh"
 #include "arch/dependent.cuh"
+#include "arch/load.cuh"
 #include "arch/matrix.cuh"
 #include "lib/format.cuh"
 #include "lib/math.cuh"
 #include "lib/bucket.cuh"
 #include "lib/epilogue.cuh"
 #include "lib/warp_stream.cuh"
+#include "lib/warp_registers.cuh"
 #include "lib/last_arrival.cuh"
 #include "lib/block_sum.cuh"
 
@@ -46,8 +48,8 @@ struct Config {
   static constexpr int kRowTiles = ${ tile.row_tiles }$;    // 16-row tiles of a block
   static constexpr int kTokens = ${ tile.tokens }$;         // tokens of a block
   static constexpr int kWarps = ${ tile.warps }$;           // warps of a block: ranges of k
-  static constexpr int kSlabs = ${ tile.slabs }$;           // slabs in a stage
-  static constexpr int kStages = ${ tile.stages }$;         // stages in a warp's ring
+  static constexpr int kSlabs = ${ tile.slabs }$;           // slabs in a stage, or in registers
+  static constexpr int kStages = ${ tile.stages }$;         // stages in a warp's ring; 1: registers, no ring
   static constexpr int kSplitK = ${ tile.split }$;          // blocks that share a tile's k
   static constexpr int kSignal = ${ tile.signal }$;         // when the next grid is let go
   static constexpr int kBlocksPerSm = ${ launch.blocks_per_sm }$;

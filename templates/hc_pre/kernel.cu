@@ -27,9 +27,8 @@ $#-
 //   0        all threads, once                             the parts, or mixing values, are in shared memory
 //   1        the column threads, once a token              the squares of each warp are
 //
-// Sinkhorn keeps C as K[j][k] / (U[j] * V[k]) and changes U and V in turn: U'[j] = sum_k K[j][k] / V[k] + eps * U[j].
-// Its 2 * kRounds steps depend on each other and are what a short step waits for: in each four sums and four
-// reciprocals run side by side without a branch, in every lane, since shuffles would take as long as reciprocals.
+// Without kBalances C is stored as softmax and eps leave it, and a later launch, which has time, does the Sinkhorn of
+// lib/sinkhorn.cuh: what a short step waits for here is x, and the matrix is not used before the sublayer has ended.
 // Everything of the first token is asked for before anything is awaited, even its streams if it is no token.
 // Exactness: f32, parts in ascending order within and over runs of them, one rounding of x at the end.
 #include "lib/words.cuh"
@@ -43,6 +42,7 @@ $#-
 #include "lib/elements.cuh"
 #include "lib/lanes.cuh"
 #include "lib/reciprocal.cuh"
+#include "lib/sinkhorn.cuh"
 
 using Element = ${ op.element }$;
 
@@ -52,6 +52,7 @@ struct Config {
   static constexpr int kSplits = ${ op.splits }$;
   static constexpr int kTokens = ${ op.tokens }$;  // of a block
   static constexpr int kRounds = ${ op.rounds }$;
+  static constexpr bool kBalances = ${ op.balances }$;
   static constexpr float kNormEpsilon = ${ op.norm_epsilon }$;
   static constexpr float kHcEpsilon = ${ op.hc_epsilon }$;
 };
@@ -81,13 +82,6 @@ struct Operands {
   const float* norm_weight;
   bf16* x;
 };
-
-__device__ __forceinline__ void unpack(float (&to)[4], float4 from) {
-  to[0] = from.x;
-  to[1] = from.y;
-  to[2] = from.z;
-  to[3] = from.w;
-}
 
 // Eight parts of a sum of one token from split `begin` on, zeros beyond `end`; lane i has those of value i.
 __device__ __forceinline__ void load_parts(float (&parts)[8], const float* partials, int begin, int end, int token,
@@ -119,42 +113,6 @@ __device__ __forceinline__ float squashed(float sum, float scale, float base, in
   return lane < 4 ? weight + Config::kHcEpsilon : lane < 8 ? 2.0f * weight : share;
 }
 
-// epsilon * before + sum over i of k[i] * other[i].
-__device__ __forceinline__ float half_step(float before, float k0, float k1, float k2, float k3,
-                                           const float (&other)[4]) {
-  const float even = __fmaf_rn(k2, other[2], __fmaf_rn(k0, other[0], Config::kHcEpsilon * before));
-  const float odd = __fmaf_rn(k3, other[3], k1 * other[1]);
-  return even + odd;
-}
-
-// K after Sinkhorn, in place.
-__device__ __forceinline__ void balance(float (&k)[4][4]) {
-  float row_sum[4] = {1.0f, 1.0f, 1.0f, 1.0f}, column_sum[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-  float row_factor[4] = {1.0f, 1.0f, 1.0f, 1.0f}, column_factor[4];
-  const auto divide_columns = [&] {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      column_sum[i] = half_step(column_sum[i], k[0][i], k[1][i], k[2][i], k[3][i], row_factor);
-      column_factor[i] = reciprocal_in_range(column_sum[i]);
-    }
-  };
-  divide_columns();
-#pragma unroll 1
-  for (int round = 1; round < Config::kRounds; ++round) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      row_sum[j] = half_step(row_sum[j], k[j][0], k[j][1], k[j][2], k[j][3], column_factor);
-      row_factor[j] = reciprocal_in_range(row_sum[j]);
-    }
-    divide_columns();
-  }
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) k[j][i] = row_factor[j] * k[j][i] * column_factor[i];
-  }
-}
-
 // Writes post and the mixing matrix of the tokens of the block: a lane to each, or all lanes to the only one.
 __device__ __forceinline__ void store_mixes(float* mix_out, const Shared& shared, float value, int first, int n_tokens,
                                             int lane) {
@@ -170,7 +128,7 @@ __device__ __forceinline__ void store_mixes(float* mix_out, const Shared& shared
 #pragma unroll
     for (int j = 0; j < 4; ++j) unpack(k[j], values[1 + j]);
   }
-  balance(k);
+  if constexpr (Config::kBalances) balance<Config>(k);
   if (lane >= n_tokens) return;
   float4* mix = reinterpret_cast<float4*>(mix_out + int64_t{first + lane} * 20);
   mix[0] = make_float4(post[0], post[1], post[2], post[3]);

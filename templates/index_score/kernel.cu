@@ -14,7 +14,7 @@ $#-
 //   positions, sequences   [m]            int32, of each token           read first
 //   scores    [m, capacity]               f32                            written where an entry is visible
 //
-//   block = 8 warps, kTokens tokens, 128 entries; grid = (token tiles, entry tiles)
+//   block = 4 warps, kTokens tokens, 128 entries; grid = (token tiles, entry tiles)
 //
 //   keys    | gather, to registers; again only when the sequence changes                     |
 //   block   | fetch queries of token i + 1 (cp.async), heads x keys of token i, sum over heads | ...
@@ -22,7 +22,8 @@ $#-
 //   shared memory   keys of the tile, queries of two tokens
 //   barriers        queries (and keys) have arrived; keys are in registers
 //
-// A warp has 16 entries and all heads. Exactness: f32 sums over heads in a fixed order: a lane's own heads ascending,
+// A warp has 32 entries and all heads: every warp reads all queries from shared memory, which with 16 entries each took
+// longer than the products. Exactness: f32 sums over heads in a fixed order: a lane's own heads ascending,
 // then across lanes; NaN passes through the relu.
 #include "lib/words.cuh"
 #include "arch/async_copy.cuh"
@@ -41,14 +42,18 @@ struct Config {
   static constexpr int kSmemBytes = ${ op.smem_bytes }$;
 };
 
-constexpr int kThreads = 256;
 constexpr int kEntryTile = 128;
+constexpr int kEntryTiles = 4;  // 8-entry tiles of a warp
+constexpr int kWarpEntries = kEntryTiles * 8;
+constexpr int kThreads = kEntryTile / kWarpEntries * 32;
+constexpr int kTilePages = kEntryTile / Config::kPageEntries;
 constexpr int kPieces = Config::kHeadDim / 8;  // 16-byte pieces of a key or a query
 constexpr int kHeadTiles = Config::kHeads / 16;
 constexpr int kKeyBytes = kEntryTile * Config::kHeadDim * 2;
 constexpr int kQueryBytes = Config::kHeads * Config::kHeadDim * 2;
 static_assert(kKeyBytes + 2 * kQueryBytes == Config::kSmemBytes, "host and device disagree on shared memory");
 static_assert(Config::kHeadDim % 32 == 0 && Config::kHeads % 16 == 0, "whole tiles");
+static_assert(kEntryTile % Config::kPageEntries == 0, "a tile of entries has whole pages");
 
 // The tokens of one block that need scores in its tile of entries.
 struct Tokens {
@@ -75,14 +80,23 @@ struct Tokens {
 
 // Starts the copies of the tile's keys of a sequence; entries that nobody sees are zeros.
 __device__ __forceinline__ void fetch_keys(uint32_t smem, const bf16* pool, const int* pages, int first, int visible) {
+  // Pages are looked up once and not for every key: the copies then wait for nothing.
+  const bf16* page_keys[kTilePages];
+#pragma unroll
+  for (int page = 0; page < kTilePages; ++page) {
+    const int entry = first + page * Config::kPageEntries;
+    const int64_t number = entry < visible ? pages[entry / Config::kPageEntries] : 0;
+    page_keys[page] = pool + number * (Config::kPageEntries * Config::kHeadDim);
+  }
+#pragma unroll
+  for (int page = 0; page < kTilePages; ++page) {
 #pragma unroll 4
-  for (int i = threadIdx.x; i < kEntryTile * kPieces; i += kThreads) {
-    const int entry = first + i / kPieces;
-    const bool is_there = entry < visible;
-    const int64_t page = is_there ? pages[entry / Config::kPageEntries] : 0;
-    const bf16* from = pool + (page * Config::kPageEntries + entry % Config::kPageEntries) * Config::kHeadDim;
-    copy_async_16_or_zeros(piece_address<kPieces>(smem, i / kPieces, i % kPieces), from + i % kPieces * 8,
-                           is_there ? 16 : 0);
+    for (int i = threadIdx.x; i < Config::kPageEntries * kPieces; i += kThreads) {
+      const int of_page = i / kPieces, of_tile = page * Config::kPageEntries + of_page;
+      const bool is_there = first + of_tile < visible;
+      const bf16* from = page_keys[page] + of_page * Config::kHeadDim + i % kPieces * 8;
+      copy_async_16_or_zeros(piece_address<kPieces>(smem, of_tile, i % kPieces), from, is_there ? 16 : 0);
+    }
   }
 }
 
@@ -93,16 +107,17 @@ __device__ __forceinline__ void fetch_queries(uint32_t smem, const bf16* qi) {
   }
 }
 
-// A warp's 16 keys as right operands.
+// A warp's 32 keys as right operands.
 struct Keys {
-  uint32_t k[2][kPieces / 4][4];
+  uint32_t k[kEntryTiles][kPieces / 4][4];
 
   __device__ __forceinline__ void load(uint32_t smem, int warp, int lane) {
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
+    for (int n = 0; n < kEntryTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < kPieces / 4; ++i) {
-        load_matrix_x4(k[n][i], piece_address<kPieces>(smem, warp * 16 + n * 8 + lane % 8, i * 4 + lane / 8));
+        const int entry = warp * kWarpEntries + n * 8 + lane % 8;
+        load_matrix_x4(k[n][i], piece_address<kPieces>(smem, entry, i * 4 + lane / 8));
       }
     }
   }
@@ -121,27 +136,28 @@ struct Weights {
   }
 };
 
-// Scores of a warp's 16 entries for one token; every lane holds those of its columns.
-__device__ __forceinline__ void score(float (&sums)[2][2], uint32_t queries, const Keys& keys, const Weights& weights,
-                                      int lane) {
+// Scores of a warp's entries for one token; every lane holds those of its columns.
+__device__ __forceinline__ void score(float (&sums)[kEntryTiles][2], uint32_t queries, const Keys& keys,
+                                      const Weights& weights, int lane) {
   const float factor = 1.0f / sqrtf(static_cast<float>(Config::kHeads * Config::kHeadDim));
-  sums[0][0] = sums[0][1] = sums[1][0] = sums[1][1] = 0.0f;
+#pragma unroll
+  for (int n = 0; n < kEntryTiles; ++n) sums[n][0] = sums[n][1] = 0.0f;
 #pragma unroll
   for (int h = 0; h < kHeadTiles; ++h) {
-    float s[2][4] = {};
+    float s[kEntryTiles][4] = {};
 #pragma unroll
     for (int i = 0; i < kPieces / 4; ++i) {
       uint32_t q[2][4];
       load_matrix_x4(q[0], piece_address<kPieces>(queries, h * 16 + lane % 16, i * 4 + lane / 16));
       load_matrix_x4(q[1], piece_address<kPieces>(queries, h * 16 + lane % 16, i * 4 + 2 + lane / 16));
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
+      for (int n = 0; n < kEntryTiles; ++n) {
         multiply_add(s[n], q[0], keys.k[n][i][0], keys.k[n][i][1]);
         multiply_add(s[n], q[1], keys.k[n][i][2], keys.k[n][i][3]);
       }
     }
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
+    for (int n = 0; n < kEntryTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float positive = s[n][i] < 0.0f ? 0.0f : s[n][i];
@@ -152,11 +168,31 @@ __device__ __forceinline__ void score(float (&sums)[2][2], uint32_t queries, con
 #pragma unroll
   for (int distance = 4; distance < 32; distance *= 2) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[i / 2][i % 2] += __shfl_xor_sync(0xFFFFFFFFu, sums[i / 2][i % 2], distance);
+    for (int i = 0; i < 2 * kEntryTiles; ++i) {
+      sums[i / 2][i % 2] += __shfl_xor_sync(0xFFFFFFFFu, sums[i / 2][i % 2], distance);
+    }
   }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1)
+// Writes a warp's scores of one token, those of them that are visible. All groups of four lanes have the same sums: the
+// first four groups write a tile of entries each, two neighbours a lane.
+__device__ __forceinline__ void store_scores(float* row, const float (&sums)[kEntryTiles][2], int first_entry,
+                                             int visible, int lane) {
+  static_assert(kEntryTiles == 4, "a tile to each of the first four groups");
+  float pair[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    // Chosen by conditions: a place that depends on the lane would send the sums to memory.
+    const float low = lane < 4 ? sums[0][i] : sums[1][i];
+    const float high = lane < 12 ? sums[2][i] : sums[3][i];
+    pair[i] = lane < 8 ? low : high;
+  }
+  const int entry = first_entry + lane * 2;
+  if (lane < 16 && entry < visible) row[entry] = pair[0];
+  if (lane < 16 && entry + 1 < visible) row[entry + 1] = pair[1];
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 3)
     index_score(const bf16* qi, const float* wt, const bf16* pool, const int* table, const int* positions,
                 const int* sequences, float* scores, const int* m_on_device, int64_t ld_wt, int m, int max_pages,
                 int capacity) {
@@ -200,14 +236,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       next_weights.load(wt + next * ld_wt, lane);
     }
     commit_copies();
-    float sums[2][2];
+    float sums[kEntryTiles][2];
     score(sums, smem + kKeyBytes + buffer * kQueryBytes, keys, weights, lane);
-    const int visible = smaller(tokens.visible(token), capacity);
-    const int tile = lane / 4 % 2;  // two groups of four lanes write what all have
-    const int entry = tokens.first_entry + warp * 16 + tile * 8 + lane % 4 * 2;
-    float* to = scores + int64_t{token} * capacity + entry;
-    if (lane < 8 && entry < visible) to[0] = tile == 0 ? sums[0][0] : sums[1][0];
-    if (lane < 8 && entry + 1 < visible) to[1] = tile == 0 ? sums[0][1] : sums[1][1];
+    store_scores(scores + int64_t{token} * capacity, sums, tokens.first_entry + warp * kWarpEntries,
+                 smaller(tokens.visible(token), capacity), lane);
     token = next;
   }
 }

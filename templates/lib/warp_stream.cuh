@@ -10,6 +10,8 @@
 //   tokens     ^ |0|1|2|3|4|    fetched after it
 //   multiply       |0|1|2|3|    one commit group a stage: wait for the oldest, refill its predecessor, multiply
 //
+// With kStages = 1 there is no ring: lib/warp_registers.cuh holds the codes in registers, and this memory only tokens.
+//
 // Config gives: Weights (the format), kRowTiles, kTokens, kSlabs (slabs in a stage), kStages.
 
 template <class Config>
@@ -21,7 +23,7 @@ struct WarpRing {
   static constexpr int kTokenStride = Format::kSlabK * 2 + 16;  // 16 more: ldmatrix then meets no bank twice
   static constexpr int kTokenBytes = Config::kTokens * kTokenStride;
   static constexpr int kScaleOffset = Config::kSlabs * kCodeBytes;
-  static constexpr int kTokenOffset = kScaleOffset + Config::kSlabs * kScaleBytes;
+  static constexpr int kTokenOffset = Config::kStages == 1 ? 0 : kScaleOffset + Config::kSlabs * kScaleBytes;
   static constexpr int kStageBytes = round_up(kTokenOffset + Config::kSlabs * kTokenBytes, 128);
   static constexpr int kBytes = Config::kStages * kStageBytes;
 };
@@ -67,38 +69,31 @@ __device__ __forceinline__ void fetch_tokens(uint32_t stage, int slab_in_stage, 
   }
 }
 
-// Multiplies one slab that has landed.
-template <class Config>
-__device__ __forceinline__ void multiply_slab(WarpSums<Config>& sums, const uint8_t* stage, int slab_in_stage,
-                                              int lane) {
+// Multiplies one slab. `tokens` is the address of its tokens in shared memory; words_of(tile, chunk) and scales_of(tile)
+// give a lane's codes and scales of a row tile.
+template <class Config, class WordsOf, class ScalesOf>
+__device__ __forceinline__ void multiply_slab(WarpSums<Config>& sums, uint32_t tokens, int lane, WordsOf words_of,
+                                              ScalesOf scales_of) {
   using Format = typename Config::Weights;
   using Ring = WarpRing<Config>;
-  const uint8_t* codes = stage + slab_in_stage * Ring::kCodeBytes + lane * 16;
-  const uint8_t* scales = stage + Ring::kScaleOffset + slab_in_stage * Ring::kScaleBytes;
   const int token = smaller(lane % 8, Config::kTokens - 1);  // below 8 tokens the last one stands in for the rest
-  const uint32_t tokens = smem_address(stage) + Ring::kTokenOffset + slab_in_stage * Ring::kTokenBytes +
-                          token * Ring::kTokenStride + lane / 8 * 16;
+  const uint32_t own_tokens = tokens + token * Ring::kTokenStride + lane / 8 * 16;
   typename Format::Scales row_scales[Config::kRowTiles];
   uint4 words[Config::kRowTiles];
 #pragma unroll
-  for (int tile = 0; tile < Config::kRowTiles; ++tile) {
-    row_scales[tile] = Format::load_scales(scales + tile * Slab<Format>::kTileScaleBytes, lane / 4);
-  }
+  for (int tile = 0; tile < Config::kRowTiles; ++tile) row_scales[tile] = scales_of(tile);
   uint32_t b[Ring::kTokenTiles][4];  // of this step of 16 k and the next
 #pragma unroll
   for (int step = 0; step < Format::kSlabK / 16; ++step) {
     if (step % 2 == 0) {
 #pragma unroll
       for (int t = 0; t < Ring::kTokenTiles; ++t) {
-        load_matrix_x4(b[t], tokens + t * 8 * Ring::kTokenStride + step * 32);
+        load_matrix_x4(b[t], own_tokens + t * 8 * Ring::kTokenStride + step * 32);
       }
     }
 #pragma unroll
     for (int tile = 0; tile < Config::kRowTiles; ++tile) {
-      if (step % Format::kSteps == 0) {
-        const int chunk = step / Format::kSteps;
-        words[tile] = *reinterpret_cast<const uint4*>(codes + tile * Slab<Format>::kTileCodeBytes + chunk * 512);
-      }
+      if (step % Format::kSteps == 0) words[tile] = words_of(tile, step / Format::kSteps);
       uint32_t a[4];
       Format::decode(a, words[tile], row_scales[tile], step % Format::kSteps);
 #pragma unroll
@@ -109,13 +104,32 @@ __device__ __forceinline__ void multiply_slab(WarpSums<Config>& sums, const uint
   }
 }
 
+// Multiplies one slab that has landed in the ring.
+template <class Config>
+__device__ __forceinline__ void multiply_landed(WarpSums<Config>& sums, const uint8_t* stage, int slab_in_stage,
+                                                int lane) {
+  using Format = typename Config::Weights;
+  using Ring = WarpRing<Config>;
+  const uint8_t* codes = stage + slab_in_stage * Ring::kCodeBytes + lane * 16;
+  const uint8_t* scales = stage + Ring::kScaleOffset + slab_in_stage * Ring::kScaleBytes;
+  const uint32_t tokens = smem_address(stage) + Ring::kTokenOffset + slab_in_stage * Ring::kTokenBytes;
+  multiply_slab<Config>(
+      sums, tokens, lane,
+      [codes](int tile, int chunk) {
+        return *reinterpret_cast<const uint4*>(codes + tile * Slab<Format>::kTileCodeBytes + chunk * 512);
+      },
+      [scales, lane](int tile) {
+        return Format::load_scales(scales + tile * Slab<Format>::kTileScaleBytes, lane / 4);
+      });
+}
+
 // Streams slabs `begin` to `end` of `source` through the ring. Source gives slab(i) and tokens(i), k(i), k_end(), the
 // first row tile, and ended(i): whether what follows slab i belongs to another sum (then `fold` is called).
 // Template arguments: kSignal tells where the next grid is let go (0 at entry, by the caller; 1 before the wait for the
 // dependency, 2 after it, 3 when all has been multiplied).
 template <class Config, class Source, class Fold>
-__device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& source, int begin, int end, uint8_t* ring,
-                                             int lane, Fold fold) {
+__device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Source& source, int begin, int end,
+                                                    uint8_t* ring, int lane, Fold fold) {
   using Ring = WarpRing<Config>;
   const uint32_t address = smem_address(ring);
   const int n_stages = ceil_divide(end - begin, Config::kSlabs);
@@ -165,7 +179,7 @@ __device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& sou
     for (int s = 0; s < Config::kSlabs; ++s) {
       const int i = begin + stage * Config::kSlabs + s;
       if (i < end) {
-        multiply_slab<Config>(sums, ring + slot * Ring::kStageBytes, s, lane);
+        multiply_landed<Config>(sums, ring + slot * Ring::kStageBytes, s, lane);
         fold(i);
       }
     }

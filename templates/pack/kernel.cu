@@ -24,6 +24,7 @@ $#-
 #include "lib/raw.cuh"
 
 using Format = ${ problem.weights }$;
+constexpr bool kIsA8 = ${ problem.is_a8 }$;  // codes stay whole, for FP8 tensor cores
 
 // The matrix and where its rows come from.
 struct Source {
@@ -79,6 +80,21 @@ struct Source {
   }
 };
 
+// A code in its half of a word: sign and magnitude of pair 0 to 3 (src/quant/layout.rs).
+__device__ __forceinline__ uint32_t placed_e2m1(uint32_t code, int pair) {
+  if (kIsA8) return code << (12 - 4 * pair);
+  const int magnitude = pair == 0 ? 6 : pair == 1 ? 3 : pair == 2 ? 0 : 9;
+  const int sign = pair == 0 ? 15 : pair == 1 ? 12 : pair == 2 ? 14 : 13;
+  return (code & 7) << magnitude | (code >> 3) << sign;
+}
+
+// The codes of rows g and g + 8 in their half of a word.
+__device__ __forceinline__ uint32_t placed_e4m3(uint32_t upper, uint32_t lower) {
+  if (kIsA8) return upper << 8 | lower;
+  const uint32_t first = (upper & 0x7F) << 4 | (upper >> 7) << 15;
+  return first | (lower & 0xF) | (lower >> 4 & 7) << 12 | (lower >> 7) << 11;
+}
+
 // The 16 bytes of one lane: rows g and g + 8 of its tile, kChunkK values of k.
 __device__ __forceinline__ uint4 lane_bytes(const Source& source, int first_row, int first_k, int lane) {
   const int row = first_row + lane / 4;
@@ -87,15 +103,16 @@ __device__ __forceinline__ uint4 lane_bytes(const Source& source, int first_row,
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if constexpr (Format::kCodeBits == 4) {
+#pragma unroll
       for (int pair = 0; pair < 4; ++pair) {
         const int k = first_k + 16 * i + 2 * c + 8 * (pair >> 1);
-        words[i] |= source.code(row + 8 * (pair & 1), k) << (12 - 4 * pair);
-        words[i] |= source.code(row + 8 * (pair & 1), k + 1) << (28 - 4 * pair);
+        words[i] |= placed_e2m1(source.code(row + 8 * (pair & 1), k), pair);
+        words[i] |= placed_e2m1(source.code(row + 8 * (pair & 1), k + 1), pair) << 16;
       }
     } else if constexpr (Format::kCodeBits == 8) {
       const int k = first_k + i / 2 * 16 + 2 * c + i % 2 * 8;
-      words[i] = source.code(row + 8, k) | source.code(row, k) << 8 | source.code(row + 8, k + 1) << 16 |
-                 source.code(row, k + 1) << 24;
+      words[i] = placed_e4m3(source.code(row, k), source.code(row + 8, k)) |
+                 placed_e4m3(source.code(row, k + 1), source.code(row + 8, k + 1)) << 16;
     } else {
       const int k = first_k + 2 * c + 8 * (i >> 1);
       words[i] = source.code(row + 8 * (i & 1), k) | source.code(row + 8 * (i & 1), k + 1) << 16;

@@ -13,7 +13,6 @@ $#-
 //   block = kWarps warps, one head each; grid = (head blocks, tokens); no shared memory, no barriers
 //   lane: kVector neighbouring elements of each chunk of 32 * kVector
 //
-//   kHasNorm       first the head is divided by its root mean square
 //   kHasHadamard   at the end the head is multiplied by the Hadamard matrix / sqrt(dim) and rounded to MXFP4: E2M1 in
 //                  groups of 32 with the scale 2^ceil(log2(max(amax, 6 * 2^-126) / 6)), which BF16 holds exactly;
 //                  what is not finite stays as it is
@@ -34,9 +33,7 @@ struct Config {
   static constexpr int kHeads = ${ op.heads }$;
   static constexpr int kDim = ${ op.dim }$;
   static constexpr int kRopeDim = ${ op.rope_dim }$;
-  static constexpr bool kHasNorm = ${ op.has_norm }$;
   static constexpr bool kHasHadamard = ${ op.has_hadamard }$;
-  static constexpr float kNormEpsilon = ${ op.norm_epsilon }$;
   static constexpr int kWarps = ${ op.warps }$;
 };
 
@@ -117,21 +114,10 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32)
   if (token >= actual_tokens(m_on_device, m) || head >= Config::kHeads) return;
   bf16* row = q + (int64_t{token} * Config::kHeads + head) * Config::kDim;
   Vector values[kChunks] = {};
-  float squares = 0.0f;
 #pragma unroll
   for (int chunk = 0; chunk < kChunks; ++chunk) {
     const int element = (chunk * 32 + lane) * kVector;
     if (element < Config::kDim) load_vector(values[chunk], row + element);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) squares = __fmaf_rn(values[chunk][i], values[chunk][i], squares);
-  }
-  if constexpr (Config::kHasNorm) {
-    const float factor = reciprocal_root(lane_sum(squares) / Config::kDim + Config::kNormEpsilon);
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) values[chunk][i] *= factor;
-    }
   }
   const float2* turns = rope + int64_t{positions[token]} * (Config::kRopeDim / 2);
 #pragma unroll

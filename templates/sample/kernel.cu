@@ -38,6 +38,7 @@ constexpr int kWarps = Config::kThreads / 32;
 constexpr int kDigitBits = 10;
 constexpr int kBins = 1 << kDigitBits;
 static_assert(kWarps > 1, "a range is divided among warps until one token is left");
+static_assert(Config::kVocabulary % 4 == 0, "logits are read four at a time");
 
 struct Settings {
   float temperature;
@@ -85,19 +86,31 @@ __device__ __forceinline__ uint64_t lane_prefix(uint64_t value, int lane) {
   return value;
 }
 
-// The largest logit's id, or -1 where a logit is not finite. As integers, keys are ordered by logit, then by lower id.
+// The largest logit's id, or -1 where a logit is not finite. One SM reads the whole row, so loads of four logits are
+// eight deep and each logit costs few instructions: a quad is compared as a whole, and searched once at the end.
 __device__ __forceinline__ int largest_id(const float* logits, Shared& shared) {
-  uint64_t best = 0;
-  bool is_bad = false;
-  for (int id = threadIdx.x; id < Config::kVocabulary; id += Config::kThreads) {
-    // Adding zero turns -0 into 0, which it ties with.
-    const float logit = logits[id] + 0.0f;
-    is_bad |= !is_finite(logit);
-    const uint32_t bits = __float_as_uint(logit);
-    const uint32_t ordered = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-    const uint64_t key = uint64_t{ordered} << 32 | ~static_cast<uint32_t>(id);
-    best = key > best ? key : best;
+  const float4* quads = reinterpret_cast<const float4*>(logits);
+  float most = __int_as_float(0xFF800000);
+  int most_quad = 0;
+  float zero = 0.0f;  // times zero, what is not finite becomes NaN
+#pragma unroll 8
+  for (int quad = threadIdx.x; quad < Config::kVocabulary / 4; quad += Config::kThreads) {
+    const float4 four = quads[quad];
+    zero = __fmaf_rn(four.w, 0.0f, __fmaf_rn(four.z, 0.0f, __fmaf_rn(four.y, 0.0f, __fmaf_rn(four.x, 0.0f, zero))));
+    const float largest = fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w));
+    // Of equals the lower id stays.
+    if (largest > most) {
+      most = largest;
+      most_quad = quad;
+    }
   }
+  const float4 four = quads[most_quad];
+  const int id = most_quad * 4 + (four.x == most ? 0 : four.y == most ? 1 : four.z == most ? 2 : 3);
+  // As integers, keys are ordered by logit, then by lower id. Adding zero turns -0 into 0, which it ties with.
+  const uint32_t bits = __float_as_uint(most + 0.0f);
+  const uint32_t ordered = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+  uint64_t best = uint64_t{ordered} << 32 | ~static_cast<uint32_t>(id);
+  bool is_bad = zero != zero;
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) {
     const uint64_t other = __shfl_xor_sync(~0u, best, step);

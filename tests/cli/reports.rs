@@ -54,3 +54,54 @@ fn files_that_cannot_be_read_or_written_have_a_hint() {
     fs::write(machine.path("other.json"), "{}").unwrap();
     machine.run(&["report", "other.json"]).refuses(2, "expected a report of `autotune bench`", "benches/results/");
 }
+
+#[test]
+fn goals_are_held_against_peers_of_the_same_run() {
+    let machine = Machine::new();
+    let script = r#"{"device": "NVIDIA H100 80GB HBM3", "torch": "2.11", "rows": [
+        {"peer": "humming-nvfp4-a16", "m": 1, "n": 8192, "k": 8192, "us": 1.0, "mode": "graph"}]}"#;
+    let same_run = machine.path("humming.json");
+    fs::write(&same_run, script).unwrap();
+    let same_run = same_run.to_str().unwrap();
+    let table = report(&machine, &["--peers", PEERS, "--peers", same_run]);
+    assert!(table.contains("but for those marked `same run`"), "{table}");
+    assert!(table.contains("humming-nvfp4-a16 1.00 (same run)"), "{table}");
+    let goals = report(&machine, &["--peers", PEERS, "--peers", same_run, "--regimes"]);
+    let not_slower = "| dense 4-bit, 1 to 16 tokens | no problem slower than the best peer |";
+    let line = goals.lines().find(|line| line.starts_with(not_slower)).unwrap();
+    assert!(line.contains("nvfp4 8192x8192 m1: 0.07x") && line.ends_with("| no |"), "{line}");
+}
+
+#[test]
+fn a_whole_model_has_goals_of_its_own() {
+    let machine = Machine::new();
+    let goals = report(&machine, &["--regimes", "--runner", "benches/results/h100/dsv4_flash.json"]);
+    let of_cell = |line: &&str| line.starts_with("| context 8192, batch 1 | ") && line.contains(" % | ");
+    assert_eq!(goals.lines().filter(of_cell).count(), 2, "{goals}");
+    let results = Path::new(env!("CARGO_MANIFEST_DIR")).join(RESULTS);
+    let results = results.to_str().unwrap();
+    let hint = "benches/results/";
+    machine.run(&["report", results, "--regimes", "--runner", results]).refuses(2, "of `dsv4 bench`, found", hint);
+}
+
+#[test]
+fn a_suite_is_listed_without_a_gpu() {
+    let machine = Machine::new();
+    let list = |words: &[&str]| {
+        let problems = machine.json(&[&["bench", "--list"], words].concat());
+        problems.as_array().unwrap().iter().map(|problem| problem.as_str().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    let all = list(&["--suite", "hopper"]);
+    for problem in ["nvfp4 1536x4096 m1", "nvfp4 8192x8192 m8192", "moe nvfp4 384/384 top6 7168x3072 m8192"] {
+        assert!(all.iter().any(|listed| listed == problem), "{problem}");
+    }
+    let some = list(&["--suite", "hopper", "--only", "moe nvfp4,head", "--m", "1,4096"]);
+    let heads = ["bf16 129280x4096 f32 m1", "bf16 129280x7168 f32 m1"].map(str::to_string);
+    assert!(some.len() == 6 && heads.iter().all(|head| some.contains(head)), "{some:?}");
+    let chain = list(&["--chain", "attention", "--m", "16"]);
+    assert!(chain.contains(&"fp8 8x1024x4096 m16".to_string()), "{chain:?}");
+    let hint = "--suite hopper --list";
+    machine.run(&["bench", "--suite", "ampere", "--list"]).refuses(2, "expected the name of a suite (hopper)", hint);
+    machine.run(&["bench", "--suite", "hopper", "--only", "none", "--list"]).refuses(2, "found `none`", hint);
+    machine.run(&["bench", "--suite", "hopper", "--chain", "attention"]).refuses(2, "", "--help");
+}

@@ -1,7 +1,9 @@
 //! The runner's attention kernels against plain computations in f64: steps with several sequences of different lengths,
 //! some in the middle, so that rings and step buffers are both read; rows beyond the count on the device are poison.
 
-use tilekiln::kernels::runner::{AttendShape, Compressed, attend, attend_combine, attend_workspace_bytes};
+use tilekiln::kernels::runner::{
+    AttendShape, Compressed, Connection, Element, attend, attend_combine, attend_workspace_bytes,
+};
 use tilekiln::quant::bf16;
 
 use crate::context::{Case, Context, Failure, Run};
@@ -33,7 +35,7 @@ fn attend_shapes() -> Vec<(String, AttendShape, usize)> {
             (Compressed::All { ratio: 128 }, 9000),
         ];
         for (compressed, last) in kinds {
-            let shape = AttendShape { heads, head_dim, rope_dim, window, compressed };
+            let shape = AttendShape { heads, head_dim, rope_dim, norm_epsilon: 1e-6, window, compressed };
             shapes.push((format!("{heads}x{head_dim} {compressed:?}"), shape, last));
         }
     }
@@ -115,8 +117,7 @@ fn compare(shape: &AttendShape, step: &Step, sinks: &[f32], o: &[u16]) -> Result
         let keys = keys_of(shape, slot, position);
         for head in (0..heads).step_by(heads.div_ceil(8)) {
             let sink = f64::from(sinks[head]);
-            let query: Vec<f64> =
-                (0..head_dim).map(|d| value(QUERY, place(slot, position), head * head_dim + d).into()).collect();
+            let query = query_of(shape, (slot, position), head);
             let expected = attention(&query, &keys, sink, (shape.rope_dim, position));
             for (column, (expected, size)) in expected.into_iter().enumerate() {
                 let found = bf16::decode(o[(row * heads + head) * head_dim + column]).into();
@@ -128,6 +129,21 @@ fn compare(shape: &AttendShape, step: &Step, sinks: &[f32], o: &[u16]) -> Result
         }
     }
     Ok(())
+}
+
+/// A query as it meets the keys: over its root mean square, its end rotated, rounded to BF16 once.
+fn query_of(shape: &AttendShape, (slot, position): (usize, usize), head: usize) -> Vec<f64> {
+    let head_dim = shape.head_dim as usize;
+    let mut query: Vec<f64> =
+        (0..head_dim).map(|d| value(QUERY, place(slot, position), head * head_dim + d).into()).collect();
+    let root = (query.iter().map(|x| x * x).sum::<f64>() / head_dim as f64 + f64::from(shape.norm_epsilon)).sqrt();
+    query.iter_mut().for_each(|x| *x /= root);
+    let first = head_dim - shape.rope_dim as usize;
+    for (i, pair) in query[first..].chunks_exact_mut(2).enumerate() {
+        let (cos, sin) = turn(shape.rope_dim, position, i);
+        (pair[0], pair[1]) = (pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos);
+    }
+    query.into_iter().map(|x| bf16::decode(bf16::encode(x as f32)).into()).collect()
 }
 
 /// Capacity and splits of a launch.
@@ -151,14 +167,18 @@ fn attended(
     let mut results = Vec::new();
     for _ in 0..2 {
         let (o, workspace) = (bench.put(&vec![UNTOUCHED; count])?, bench.put(&poison)?);
+        let mix = bench.put(&MIX.repeat(m as usize))?;
         let mut values = arrays.to_vec();
         values.extend([positions, sequences, starts, first_rows, o, workspace, m_on_device]);
-        values.extend([u64::from(m), max_pages as u64]);
-        bench.run(&attend(shape, arch, m, splits), &values)?;
+        values.extend([u64::from(m), max_pages as u64, mix]);
+        bench.run(&attend(shape, arch, m, splits, (splits > 1).then_some(&CONNECTION)), &values)?;
+        let [n_rows] = bench.get::<i32>(m_on_device, 1)?[..] else { return Err("a count".to_string().into()) };
+        check_mix(&bench.get(mix, m as usize * 20)?, if splits > 1 { n_rows as usize } else { 0 })?;
         if splits > 1 {
             let [.., sinks, rope] = arrays;
             let values = [workspace, sinks, rope, positions, o, m_on_device, m.into(), splits.into()];
-            bench.run(&attend_combine(shape, arch, m), &values)?;
+            // The case `store step` has what it stores beside.
+            bench.run(&attend_combine(shape, arch, m, None), &[&values[..], &[0; 11]].concat())?;
         }
         results.push(bench.get::<u16>(o, count)?);
     }
@@ -168,6 +188,40 @@ fn attended(
     }
     Ok(results.remove(0))
 }
+
+/// Matrices of the first `n_rows` tokens are balanced, the others as they were.
+fn check_mix(found: &[f32], n_rows: usize) -> Result<(), Failure> {
+    let mut c: Vec<f64> = MIX[4..].iter().map(|&value| value.into()).collect();
+    for round in 0..2 * CONNECTION.sinkhorn_rounds as usize - 1 {
+        // Columns first: places that share a line are 4 apart, then 1.
+        let (line, apart) = if round % 2 == 0 { (1, 4) } else { (4, 1) };
+        for first in (0..4).map(|idx| idx * line) {
+            let sum: f64 = (0..4).map(|idx| c[first + idx * apart]).sum();
+            (0..4).for_each(|idx| c[first + idx * apart] /= sum + f64::from(CONNECTION.hc_epsilon));
+        }
+    }
+    for (row, mix) in found.chunks_exact(20).enumerate() {
+        same("post", &MIX[..4], &mix[..4])?;
+        for (idx, (&found, &before)) in mix[4..].iter().zip(&MIX[4..]).enumerate() {
+            let expected = if row < n_rows { c[idx] } else { before.into() };
+            outside("mix", &format!("row {row} place {idx}"), [expected, found.into(), 2e-5 * expected])?;
+        }
+    }
+    Ok(())
+}
+
+/// post, and C before its Sinkhorn.
+const MIX: [f32; 20] =
+    [0.5, 1.5, 0.25, 1.0, 0.7, 0.1, 0.1, 0.1, 0.05, 0.85, 0.05, 0.05, 0.25, 0.25, 0.25, 0.25, 0.4, 0.3, 0.2, 0.1];
+
+const CONNECTION: Connection = Connection {
+    hidden: 64,
+    element: Element::F32,
+    is_head: false,
+    norm_epsilon: 1e-6,
+    hc_epsilon: 1e-6,
+    sinkhorn_rounds: 20,
+};
 
 fn keys_of(shape: &AttendShape, slot: usize, position: usize) -> Vec<Vec<f64>> {
     let row = |kind, idx| (0..shape.head_dim as usize).map(|d| value(kind, place(slot, idx), d).into()).collect();

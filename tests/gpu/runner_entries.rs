@@ -1,7 +1,8 @@
 //! The runner's compressors, rings and indexer against plain computations in f64; the steps are those of runner_step.
 
 use tilekiln::kernels::runner::{
-    CompressShape, EntryRounding, IndexShape, StoreShape, compress, index_score, store_step, top_k,
+    AttendShape, CompressShape, Compressed, EntryRounding, IndexShape, StoreShape, attend_combine,
+    attend_workspace_bytes, compress, index_score, store_step, top_k,
 };
 use tilekiln::quant::{bf16, e2m1, e4m3};
 
@@ -23,7 +24,10 @@ pub fn cases() -> Vec<Case> {
             Box::new(move |context| check_compress(context, &shape)),
         );
     }
-    add("store step".to_string(), Box::new(check_store));
+    for is_beside in [false, true] {
+        let name = if is_beside { "store step beside combine" } else { "store step" };
+        add(name.to_string(), Box::new(move |context| check_store(context, is_beside)));
+    }
     for (head_dim, most) in [(32, 8), (128, 8), (128, 512)] {
         let shape = IndexShape { heads: 64, head_dim, ratio: 4, top_k: most };
         for copies in [1, 8, 40] {
@@ -177,7 +181,7 @@ fn check_entry(shape: &CompressShape, exact: &[f64], found: &[u16]) -> Result<()
     Ok(())
 }
 
-fn check_store(context: &mut Context) -> Result<usize, Failure> {
+fn check_store(context: &mut Context, is_beside: bool) -> Result<usize, Failure> {
     let entries = |head_dim, ratio, series| {
         let (rope_dim, rounding) = (16, EntryRounding::Bf16);
         CompressShape { head_dim, rope_dim, ratio, series, rounding }
@@ -213,9 +217,14 @@ fn check_store(context: &mut Context) -> Result<usize, Failure> {
             strides.push(2 * width as u64);
             rings.push((kept, size, width, ratio));
         }
-        let [positions, sequences, _, _, count] = bench.put_step(&step)?;
-        values.extend([positions, sequences, count, strides[0], strides[1], step.m() as u64]);
-        bench.run(&store_step(&shapes, step.m() as u32), &values)?;
+        let described = bench.put_step(&step)?;
+        if is_beside {
+            store_beside(&mut bench, &shapes, (&step, described), (&values, &strides))?;
+        } else {
+            let [positions, sequences, _, _, count] = described;
+            values.extend([positions, sequences, count, strides[0], strides[1], step.m() as u64]);
+            bench.run(&store_step(&shapes, step.m() as u32), &values)?;
+        }
         // What the next step finds: the same rings, further on.
         let later = Step { starts: later_starts(&step), ..Step::new(700, [140, 131, 1, 12]) };
         let found: Vec<u16> = bench.get(ring, SLOTS * window * head_dim)?;
@@ -228,6 +237,34 @@ fn check_store(context: &mut Context) -> Result<usize, Failure> {
     }
     context.checks += checked;
     Ok(checked)
+}
+
+/// Stores by the launch that merges attention's splits; what it merges are zeros.
+fn store_beside(
+    bench: &mut Bench,
+    shapes: &StoreShape,
+    (step, [positions, sequences, _, _, count]): (&Step, [u64; 5]),
+    (arrays, strides): (&[u64], &[u64]),
+) -> Result<(), Failure> {
+    let &StoreShape { head_dim, window, .. } = shapes;
+    let (heads, rope_dim, splits, m) = (2, 16, 2, step.m() as u32);
+    let attend = AttendShape { heads, head_dim, rope_dim, norm_epsilon: 1e-6, window, compressed: Compressed::None };
+    let workspace = vec![0.0f32; attend_workspace_bytes(&attend, m, splits) as usize / 4];
+    let o = bench.put(&vec![UNTOUCHED; (m * heads * head_dim) as usize])?;
+    let mut values = vec![bench.put(&workspace)?, bench.put(&vec![0.0f32; heads as usize])?];
+    values.extend([
+        bench.put(&rope_table(rope_dim, step.furthest() + 1))?,
+        positions,
+        o,
+        count,
+        m.into(),
+        splits.into(),
+    ]);
+    values.extend_from_slice(arrays);
+    values.push(sequences);
+    values.extend_from_slice(strides);
+    let arch = bench.context.gpu.spec().arch;
+    bench.run(&attend_combine(&attend, arch, m, Some(shapes)), &values)
 }
 
 fn later_starts(step: &Step) -> Vec<i32> {
@@ -290,7 +327,8 @@ fn check_index(context: &mut Context, shape: &IndexShape, copies: usize) -> Resu
 fn check_top_k(context: &mut Context, shape: &IndexShape) -> Result<usize, Failure> {
     let (most, ratio) = (shape.top_k as usize, shape.ratio as usize);
     let mut checked = 0;
-    for (m, capacity) in [(20, 20_000), (300, 1500)] {
+    // Rows in registers and longer ones, with many threads and with few.
+    for (m, capacity) in [(20, 20_000), (300, 1500), (300, 6000)] {
         let count = m - POISON_ROWS;
         // From fewer than are picked to all; random, rounded so that many are equal, zeros of both signs, some NaN.
         let positions: Vec<i32> = (0..m).map(|row| (capacity * ratio * (row + 1) / m) as i32 - 1).collect();

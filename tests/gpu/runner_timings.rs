@@ -48,7 +48,8 @@ impl Size {
 }
 
 fn attend_times(context: &mut Context) -> Result<usize, Failure> {
-    let of = |compressed| AttendShape { heads: 64, head_dim: 512, rope_dim: 64, window: 128, compressed };
+    let (heads, head_dim, rope_dim, norm_epsilon, window) = (64, 512, 64, 1e-6, 128);
+    let of = |compressed| AttendShape { heads, head_dim, rope_dim, norm_epsilon, window, compressed };
     let csa = of(Compressed::Listed { ratio: 4, top_k: 512 });
     let hca = of(Compressed::All { ratio: 128 });
     let swa = of(Compressed::None);
@@ -100,13 +101,15 @@ fn time_attend(context: &mut Context, name: &str, shape: &AttendShape, size: Siz
     }
     let o = bf16(&mut bench, m * shape.heads as usize * row)?;
     let workspace = Buffer::new(&context.gpu, attend_workspace_bytes(shape, m as u32, splits) as usize)?;
-    values.extend([o, workspace.pointer(), 0, m as u64, pages as u64]);
+    values.extend([o, workspace.pointer(), 0, m as u64, pages as u64, 0]);
     let arch = context.gpu.spec().arch;
-    let op = attend(shape, arch, m as u32, splits);
+    let op = attend(shape, arch, m as u32, splits, None);
     let combine = [workspace.pointer(), sinks, rope, positions, o, 0, m as u64, splits.into()];
+    // What is stored beside it is not asked for.
+    let combine = [&combine[..], &[0; 11]].concat();
     let mut launches = vec![(op, values)];
     if splits > 1 {
-        launches.push((attend_combine(shape, arch, m as u32), combine.to_vec()));
+        launches.push((attend_combine(shape, arch, m as u32, None), combine));
     }
     let entries = |row| if top_k > 0 { visible(row).min(top_k) } else { visible(row) };
     let keys: usize = (0..m).map(|row| (size.position(row) + 1).min(shape.window as usize) + entries(row)).sum();

@@ -63,7 +63,7 @@ pub fn record(problem_text: &str, gpu_name: &str, idx: u64, chained_us: f64) -> 
     Record {
         problem: problem(problem_text),
         gpu: gpu(gpu_name),
-        layout: "nvfp4@1".to_string(),
+        layout: "nvfp4@2".to_string(),
         tile: tile(idx),
         numerics: "k-ascending/split2/f32".to_string(),
         origin: Origin::Measured,

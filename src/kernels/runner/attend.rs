@@ -1,17 +1,21 @@
 //! Attention over a sliding window and compressed entries, with sinks: the key is also the value.
 
-use super::{Op, PAGE_ENTRIES, request};
+use super::store::ring_values;
+use super::streams::balance_values;
+use super::{Connection, Op, PAGE_ENTRIES, StoreShape, float_word, request};
 use crate::arch::ArchSpec;
 
 /// Sizes of one layer's attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttendShape {
     /// Query heads; they share one key.
     pub heads: u32,
     /// Numbers of a key: a multiple of 64.
     pub head_dim: u32,
-    /// The last of them that are rotated.
+    /// The last of them that are rotated, a multiple of 8.
     pub rope_dim: u32,
+    /// Added to the mean square of a query.
+    pub norm_epsilon: f32,
     /// Positions of the sliding window, the token's own among them.
     pub window: u32,
     /// What is attended beyond the window.
@@ -70,11 +74,12 @@ impl AttendShape {
 }
 
 /// Attention of up to `m` tokens, each over its own keys, rotated back (spec 2.7 and 2.8): `(q, kv_step, kv_ring, pool,
-/// table, picks, sinks, rope, positions, sequences, step_start, first_row, o, workspace, m_on_device, m, max_pages)`.
+/// table, picks, sinks, rope, positions, sequences, step_start, first_row, o, workspace, m_on_device, m, max_pages,
+/// mix)`.
 ///
 /// | parameter | shape | element |
 /// |---|---|---|
-/// | q | [m, heads * head_dim], rotated | bf16 |
+/// | q | [m, heads * head_dim], before norm and rotation | bf16 |
 /// | kv_step | [m, head_dim] | bf16 |
 /// | kv_ring | [slots, window, head_dim] | bf16 |
 /// | pool, table | [pages, 64, head_dim], [slots, max_pages]; null without entries | bf16, i32 |
@@ -87,11 +92,14 @@ impl AttendShape {
 /// | workspace | [`attend_workspace_bytes`], written if `splits` > 1, else null | f32 |
 /// | m_on_device | one, or null for m | i32 |
 /// | m, max_pages | by value | i32 |
+/// | mix | [m, 20], or null | f32 |
 ///
 /// With `splits` > 1 [`attend_combine`] follows. One split of keys of 512 numbers runs on warpgroup MMA where the chip
 /// has it (`templates/attend_wgmma`), all else on `mma.sync` (`templates/attend`). The bits of a row depend on its
 /// position and on `splits`, on nothing else in the batch.
-pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32) -> Op {
+///
+/// Several splits also balance the mixing matrices in `mix`, if `connection` says how.
+pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32, connection: Option<&Connection>) -> Op {
     if splits == 1 && shape.head_dim == 512 && arch.capabilities.wgmma {
         return attend_wgmma(shape, m);
     }
@@ -105,6 +113,7 @@ pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32) -> Op {
         ("heads", shape.heads.into()),
         ("is_partial", (splits > 1).into()),
         ("key_tile", key_tile.into()),
+        ("norm_epsilon", float_word(shape.norm_epsilon)),
         ("page_entries", PAGE_ENTRIES.into()),
         ("ratio", ratio.into()),
         ("rope_dim", shape.rope_dim.into()),
@@ -112,21 +121,25 @@ pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32) -> Op {
         ("top_k", top_k.into()),
         ("window", shape.window.into()),
     ];
-    let grid = [m, shape.heads.div_ceil(head_tile), splits];
-    Op { kernel: request("attend", values), grid, threads: 256, smem_bytes }
+    let mut kernel = request("attend", values);
+    kernel.values.entry("op").or_default().extend(balance_values(connection));
+    let grid = [m, shape.heads.div_ceil(head_tile), splits + u32::from(connection.is_some())];
+    Op { kernel, grid, threads: 256, smem_bytes }
 }
 
 /// The same for one split on warpgroup MMA, whatever `m`: the choice of a kernel must not follow the batch.
 fn attend_wgmma(shape: &AttendShape, m: u32) -> Op {
     let (head_tile, key_tile) = (64, 64);
     let (compressed, ratio, top_k) = shape.compressed_numbers();
-    let smem_bytes = shape.smem_bytes(head_tile, key_tile);
+    // Queries and two tiles of keys; scores and probabilities stay in registers.
+    let smem_bytes = 2 * shape.head_dim * (head_tile + 2 * key_tile);
     let values = [
         ("compressed", compressed.into()),
         ("head_dim", shape.head_dim.into()),
         ("head_tile", head_tile.into()),
         ("heads", shape.heads.into()),
         ("key_tile", key_tile.into()),
+        ("norm_epsilon", float_word(shape.norm_epsilon)),
         ("page_entries", PAGE_ENTRIES.into()),
         ("ratio", ratio.into()),
         ("rope_dim", shape.rope_dim.into()),
@@ -138,10 +151,12 @@ fn attend_wgmma(shape: &AttendShape, m: u32) -> Op {
     Op { kernel: request("attend_wgmma", values), grid, threads: 256, smem_bytes }
 }
 
-/// Merges the splits of [`attend`] in ascending order: `(workspace, sinks, rope, positions, o, m_on_device, m,
-/// splits)`, the arrays as there, m and splits i32.
-pub fn attend_combine(shape: &AttendShape, arch: &ArchSpec, m: u32) -> Op {
+/// Merges the splits of [`attend`] in ascending order: `(workspace, sinks, rope, positions, o, m_on_device, m, splits,
+/// kv_step, kv_ring, cg, ape, state, index_cg, index_ape, index_state, sequences, ld_cg, ld_index_cg)`, the arrays as
+/// there and in [`super::store_step`], whose work it does beside its own if `store` says what; m and splits are i32.
+pub fn attend_combine(shape: &AttendShape, arch: &ArchSpec, m: u32, store: Option<&StoreShape>) -> Op {
     let (compressed, ratio, top_k) = shape.compressed_numbers();
+    let nothing = StoreShape { head_dim: shape.head_dim, window: shape.window, state: None, index_state: None };
     let values = [
         ("compressed", compressed.into()),
         ("head_dim", shape.head_dim.into()),
@@ -149,11 +164,15 @@ pub fn attend_combine(shape: &AttendShape, arch: &ArchSpec, m: u32) -> Op {
         ("key_tile", shape.key_tile(arch).into()),
         ("ratio", ratio.into()),
         ("rope_dim", shape.rope_dim.into()),
+        ("stores", store.is_some().into()),
         ("top_k", top_k.into()),
         ("window", shape.window.into()),
     ];
+    let mut kernel = request("attend_combine", values);
+    kernel.values.entry("op").or_default().extend(ring_values(store.unwrap_or(&nothing)));
     let threads = (shape.head_dim / 4).next_multiple_of(32);
-    Op { kernel: request("attend_combine", values), grid: [m, shape.heads, 1], threads, smem_bytes: 0 }
+    let rows = shape.heads + u32::from(store.is_some());
+    Op { kernel, grid: [m, rows, 1], threads, smem_bytes: 0 }
 }
 
 /// Bytes of the workspace of [`attend`]: for each split, token and head an f32 sum of values, a maximum and a sum.

@@ -51,7 +51,7 @@ pub fn index_score(shape: &IndexShape, m: u32, capacity: u32) -> Op {
         ("top_k", shape.top_k.into()),
     ];
     let grid = [m.div_ceil(tokens), capacity.div_ceil(INDEX_TILE), 1];
-    Op { kernel: request("index_score", values), grid, threads: 256, smem_bytes }
+    Op { kernel: request("index_score", values), grid, threads: 128, smem_bytes }
 }
 
 /// The `top_k` best visible entries of up to `m` tokens, in ascending order of the entries, then -1: `(scores,

@@ -17,19 +17,17 @@ pub struct QkvNorm {
     pub has_fake_fp8: bool,
 }
 
-/// What happens to each head before it is rotated, or after.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What happens to each head after it is rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RotateKind {
     /// Nothing.
     Plain,
-    /// Before: divided by its root mean square; the number is added to the mean square.
-    Norm(f32),
-    /// After: an orthonormal Hadamard transform of the whole head, then MXFP4 values in groups of 32.
+    /// An orthonormal Hadamard transform of the whole head, then MXFP4 values in groups of 32.
     HadamardMxfp4,
 }
 
 /// Heads that are rotated in place.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rotate {
     /// Heads of a token.
     pub heads: u32,
@@ -61,14 +59,11 @@ pub fn qkv_norm(m: u32, shape: &QkvNorm) -> Op {
 /// positions [m], m_on_device, m)`.
 pub fn rotate(m: u32, shape: &Rotate) -> Op {
     let warps = shape.heads.min(8);
-    let epsilon = if let RotateKind::Norm(epsilon) = shape.kind { epsilon } else { 0.0 };
     let fields = [
         ("heads", shape.heads.into()),
         ("dim", shape.dim.into()),
         ("rope_dim", shape.rope_dim.into()),
-        ("has_norm", matches!(shape.kind, RotateKind::Norm(_)).into()),
         ("has_hadamard", (shape.kind == RotateKind::HadamardMxfp4).into()),
-        ("norm_epsilon", float_word(epsilon)),
         ("warps", warps.into()),
     ];
     Op::new("rotate", fields, [shape.heads.div_ceil(warps), m, 1], warps * 32)

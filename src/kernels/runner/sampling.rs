@@ -3,7 +3,8 @@
 use super::{Op, threads_for};
 
 /// Chooses a token from each row of logits: `(logits f32 [m, vocabulary], settings, rows [m] or null, positions,
-/// sequences, tokens [m] out, m_on_device, m)`, where `m` counts rows of logits.
+/// sequences, tokens [m] out, m_on_device, m)`, where `m` counts rows of logits and `vocabulary` is
+/// a multiple of 4.
 ///
 /// Row `i` of the logits is that of row `rows[i]` of the step, as for [`super::gather_rows`], or `i` without `rows`;
 /// `positions` and `sequences` are the step's.

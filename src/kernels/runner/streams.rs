@@ -1,6 +1,7 @@
 //! Residual streams: where they start, how hyper-connections mix them around a sublayer, what leaves them.
 
 use super::{Element, Op, float_word, threads_for};
+use crate::codegen::Value;
 
 /// The four residual streams of a model and how they are kept: `[m, STREAMS, hidden]` of `element`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,6 +25,15 @@ impl Connection {
     pub fn rows(&self) -> u32 {
         if self.is_head { STREAMS } else { STREAMS * (STREAMS + 2) }
     }
+}
+
+/// Where the mixing matrix of a connection gets its Sinkhorn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// In [`hc_pre`], which makes it.
+    Here,
+    /// In a launch behind it: [`super::attend()`] or [`super::route`].
+    Later,
 }
 
 /// Embedding of each token, copied to all streams: `(table bf16 [vocabulary, hidden], token_ids [m], streams
@@ -76,7 +86,8 @@ pub fn hc_splits(m: u32, hidden: u32) -> u32 {
 ///
 /// `x = rms(sum over j of pre[j] * streams[j]) * norm_weight`, f32 with one rounding at the end; `mix_out` is what the
 /// closing [`hc_mix`] takes, post and C after Sinkhorn. The head's connection writes no `mix_out`.
-pub fn hc_pre(m: u32, connection: &Connection) -> Op {
+/// With [`Balance::Later`] C is stored as it is before Sinkhorn.
+pub fn hc_pre(m: u32, connection: &Connection, balance: Balance) -> Op {
     // One warp more than the columns need: it makes the mixing matrices while the others make x.
     let threads = threads_for(connection.hidden / 8, 992) + 32;
     // As many tokens in a block as leave every SM of a large chip one, for they share the wait for their matrices; but
@@ -90,6 +101,7 @@ pub fn hc_pre(m: u32, connection: &Connection) -> Op {
         ("splits", hc_splits(m, connection.hidden).into()),
         ("tokens", tokens.into()),
         ("rounds", connection.sinkhorn_rounds.into()),
+        ("balances", (balance == Balance::Here).into()),
         ("norm_epsilon", float_word(connection.norm_epsilon)),
         ("hc_epsilon", float_word(connection.hc_epsilon)),
     ];
@@ -103,6 +115,12 @@ pub fn hc_pre(m: u32, connection: &Connection) -> Op {
 pub fn gather_rows(count: u32, hidden: u32) -> Op {
     let threads = threads_for(hidden / 8, 256);
     Op::new("gather_rows", [("hidden", hidden.into())], [(hidden / 8).div_ceil(threads), count, 1], threads)
+}
+
+/// What a template takes that balances the matrices of `connection`, or none.
+pub(super) fn balance_values(connection: Option<&Connection>) -> [(&'static str, Value); 3] {
+    let (rounds, epsilon) = connection.map_or((1, 0.0), |of| (of.sinkhorn_rounds, of.hc_epsilon));
+    [("balances", connection.is_some().into()), ("hc_epsilon", float_word(epsilon)), ("rounds", rounds.into())]
 }
 
 /// How [`hc_mix`] is cut.

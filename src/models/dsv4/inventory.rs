@@ -95,23 +95,27 @@ impl Rank<'_> {
     }
 
     /// Compressors of both kinds, and the indexer that chooses among CSA's entries: all replicated.
-    fn compressors(&self) -> [Op; 5] {
+    fn compressors(&self) -> [Op; 3] {
         let &Config { hidden, head_dim, q_rank, index_heads, index_head_dim, .. } = self.config;
         let [csa, hca] = [LayerKind::Csa, LayerKind::Hca];
         let [csa_count, hca_count] = [csa, hca].map(|kind| self.config.layers_of(kind));
-        let compressor = |wkv, wgate, rows| Matrix::new(&[(wkv, rows), (wgate, rows)], hidden);
-        let csa_rows = compressor("attn.compressor.wkv", "attn.compressor.wgate", csa.series() * head_dim);
-        let hca_rows = compressor("attn.compressor.wkv", "attn.compressor.wgate", hca.series() * head_dim);
-        let index_rows =
-            compressor("attn.indexer.compressor.wkv", "attn.indexer.compressor.wgate", csa.series() * index_head_dim);
+        let own = |kind: LayerKind| {
+            let rows = kind.series() * head_dim;
+            [("attn.compressor.wkv", rows), ("attn.compressor.wgate", rows)]
+        };
+        let index_rows = csa.series() * index_head_dim;
+        let of_index = [
+            ("attn.indexer.compressor.wkv", index_rows),
+            ("attn.indexer.compressor.wgate", index_rows),
+            ("attn.indexer.weights_proj", index_heads),
+        ];
+        let csa_rows = Matrix::new(&[&own(csa)[..], &of_index].concat(), hidden);
+        let hca_rows = Matrix::new(&own(hca), hidden);
         let wq_b = Matrix::new(&[("attn.indexer.wq_b", index_heads * index_head_dim)], q_rank);
-        let weights_proj = Matrix::new(&[("attn.indexer.weights_proj", index_heads)], hidden);
         [
-            gemm_f32("attn.compressor.csa.fused_wkv_wgate", csa_count, csa_rows),
+            gemm_f32("attn.compressor.csa.fused_indexer", csa_count, csa_rows),
             gemm_f32("attn.compressor.hca.fused_wkv_wgate", hca_count, hca_rows),
             gemm("attn.indexer.wq_b", csa_count, self.formats.index_q, wq_b),
-            gemm_f32("attn.indexer.compressor.fused_wkv_wgate", csa_count, index_rows),
-            gemm_f32("attn.indexer.weights_proj", csa_count, weights_proj),
         ]
     }
 

@@ -6,6 +6,7 @@
 //! each reads what that one wrote), and *unchained*, independent and without overlap.
 
 mod ceiling;
+mod chain;
 mod convert;
 mod dense;
 mod moe;
@@ -25,9 +26,12 @@ use crate::jit::{Jit, JitError};
 use crate::kernels::{self, Rejection};
 use crate::problem::{Output, Problem, Routing, Tile};
 pub(in crate::tuner) use ceiling::{Ceiling, run_sabotage};
+pub(in crate::tuner) use chain::Chain;
+pub use chain::ChainLink;
 use convert::ConvertSubject;
 use dense::DenseSubject;
 use moe::MoeSubject;
+pub use routing::touched_experts;
 use tools::Toolbox;
 
 /// Why a candidate, or the data for it, is not there.
@@ -154,7 +158,7 @@ impl Live {
     /// [`LiveError`]: what became of the candidate.
     pub fn prepare(&mut self, id: u32, problem: &Problem, tile: &Tile) -> Result<f64, LiveError> {
         let started = Instant::now();
-        let bound = self.bind(problem, tile)?;
+        let bound = bind(&self.tools.gpu, &self.jit, problem, tile)?;
         self.last_loading = started.elapsed();
         let needed = bound.workspace_bytes() as usize;
         let lent = self.subject.lent_workspace_bytes();
@@ -229,18 +233,6 @@ impl Live {
         let checksum = self.subject.sequence_checksum(&mut self.tools, &candidate, launches, overlaps);
         self.candidates.insert(id, candidate);
         checksum
-    }
-
-    fn bind(&mut self, problem: &Problem, tile: &Tile) -> Result<Bound, LiveError> {
-        let gpu = self.tools.gpu.clone();
-        let plan = kernels::plan(problem, tile, gpu.spec())?;
-        let kernels = plan.launches.iter().map(|launch| -> Result<Arc<Kernel>, LiveError> {
-            let source = codegen::render(&launch.kernel, gpu.spec().arch, &gpu.spec().target)?;
-            let (cubin, _) = self.jit.compile(&source)?;
-            Ok(Arc::new(Kernel::load(&gpu, &cubin, launch.smem_bytes)?))
-        });
-        let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
-        Ok(Bound::new(problem.clone(), plan, kernels, gpu.spec()))
     }
 
     /// Every element of the result against the reference.
@@ -379,6 +371,18 @@ impl Subject {
             Self::Moe(_) | Self::Convert(_) => Ok(()),
         }
     }
+}
+
+/// Compiles and loads the kernels of `tile` for `problem`.
+fn bind(gpu: &Arc<Gpu>, jit: &Jit, problem: &Problem, tile: &Tile) -> Result<Bound, LiveError> {
+    let plan = kernels::plan(problem, tile, gpu.spec())?;
+    let kernels = plan.launches.iter().map(|launch| -> Result<Arc<Kernel>, LiveError> {
+        let source = codegen::render(&launch.kernel, gpu.spec().arch, &gpu.spec().target)?;
+        let (cubin, _) = jit.compile(&source)?;
+        Ok(Arc::new(Kernel::load(gpu, &cubin, launch.smem_bytes)?))
+    });
+    let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
+    Ok(Bound::new(problem.clone(), plan, kernels, gpu.spec()))
 }
 
 /// Launches a candidate with the subject's arguments and its own workspace, if it has one.

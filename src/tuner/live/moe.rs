@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::dense::{LIMIT, POISON, WARM_L2S};
-use super::routing::{RoutingTable, SortedSlots};
+use super::routing::{RoutingTable, SortedSlots, TABLES, table_seed};
 use super::tools::{Toolbox, Value};
 use super::weights::RawWeights;
 use super::{Candidate, LiveError, Mode, launch_with};
@@ -69,7 +69,7 @@ impl MoeSubject {
             // With few tokens a second launch would find the first one's experts in L2.
             let mut used = BTreeSet::new();
             for turn in 0..TABLES {
-                let table = RoutingTable::new(block, routing, seed ^ (routing_idx as u64) << 32 ^ turn << 40);
+                let table = RoutingTable::new(block, routing, table_seed(seed, routing_idx, turn));
                 if turn == 0 {
                     let reference = subject.make_reference(tools, &raw, &table)?;
                     subject.references.push((subject.tables.len(), reference));
@@ -249,6 +249,3 @@ fn most_workspace_bytes(block: &MoeBlock) -> usize {
     let rows = slots * (2 * block.intermediate as usize + 4 * block.hidden as usize);
     rows + slots * 64 + block.local_experts as usize * 64 + (1 << 16)
 }
-
-/// Tables that take turns, for each routing.
-const TABLES: u64 = 8;

@@ -50,6 +50,33 @@ impl RoutingTable {
     }
 }
 
+/// Seed of one of the tables that take turns under a routing.
+pub(super) fn table_seed(seed: u64, routing_idx: usize, turn: u64) -> u64 {
+    seed ^ (routing_idx as u64) << 32 ^ turn << 40
+}
+
+/// Local experts that a launch reads for each of `tokens`, the mean over the tables that measurements with `seed` take
+/// turns with; `routing` comes with its place among the routings that are measured.
+pub fn touched_experts(block: &MoeBlock, routing: (usize, Routing), seed: u64, tokens: &[u32]) -> Vec<f64> {
+    let (routing_idx, routing) = routing;
+    let most = tokens.iter().copied().max().unwrap_or(1);
+    let block = MoeBlock { m: most, ..block.clone() };
+    let mut touched = vec![0.0; tokens.len()];
+    for turn in 0..TABLES {
+        // A table of fewer tokens is the beginning of this one.
+        let table = RoutingTable::new(&block, routing, table_seed(seed, routing_idx, turn));
+        for (sum, &m) in touched.iter_mut().zip(tokens) {
+            let slots = &table.experts[..m as usize * block.top_k as usize];
+            let local = slots.iter().filter(|&&expert| (expert as u32) < block.local_experts);
+            *sum += local.collect::<std::collections::BTreeSet<_>>().len() as f64 / TABLES as f64;
+        }
+    }
+    touched
+}
+
+/// Tables that take turns, for each routing.
+pub(super) const TABLES: u64 = 8;
+
 /// Slots in the order of their experts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SortedSlots {
@@ -124,6 +151,18 @@ mod tests {
     fn block(m: u32) -> MoeBlock {
         let Ok(Problem::MoeBlock(block)) = format!("moe nvfp4 256 top6 4096x2048 m{m}").parse() else { panic!() };
         block
+    }
+
+    #[test]
+    fn touched_experts_are_near_the_mean_and_fewer_when_skewed() {
+        let (block, tokens) = (block(1), [1, 16, 256]);
+        let uniform = touched_experts(&block, (0, Routing::Uniform), 1, &tokens);
+        for (touched, &m) in uniform.iter().zip(&tokens) {
+            let expected = MoeBlock { m, ..block.clone() }.touched_experts();
+            assert!((touched / expected - 1.0).abs() < 0.05, "m {m}: {touched}, {expected} expected");
+        }
+        let zipf = touched_experts(&block, (1, Routing::Zipf(1.0)), 1, &tokens);
+        assert!(zipf[0] == 6.0 && zipf[1] < uniform[1] && zipf[2] < uniform[2], "{zipf:?}, {uniform:?}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::protocol::{GpuReport, Reply, Request, Sabotage, receive, send};
 use crate::problem::{Problem, Routing, Tile};
 use crate::store::Outcome;
-use crate::tuner::{Bench, Miss, Mode, Sample};
+use crate::tuner::{Bench, ChainLink, Miss, Mode, Sample};
 
 /// How the child is started: `program arguments... --socket PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,8 +115,20 @@ impl Worker {
     /// # Errors
     /// [`WorkerError`].
     pub fn ceiling(&mut self, bytes: u64) -> Result<(f64, f64), WorkerError> {
-        match self.ask(&Request::Ceiling { bytes }, OPEN_LIMIT)? {
-            Reply::Ceiling { chained_us, unchained_us } => Ok((chained_us, unchained_us)),
+        self.timed(&Request::Ceiling { bytes })
+    }
+
+    /// Times a layer of launches: chained, and unchained.
+    ///
+    /// # Errors
+    /// [`WorkerError`].
+    pub fn chain(&mut self, links: &[ChainLink], seed: u64) -> Result<(f64, f64), WorkerError> {
+        self.timed(&Request::Chain { links: links.to_vec(), seed })
+    }
+
+    fn timed(&mut self, request: &Request) -> Result<(f64, f64), WorkerError> {
+        match self.ask(request, OPEN_LIMIT)? {
+            Reply::Timed { chained_us, unchained_us } => Ok((chained_us, unchained_us)),
             other => Err(unexpected(other)),
         }
     }
@@ -286,15 +298,35 @@ impl WorkerBench {
         self.spent
     }
 
+    /// Routings of the data that is opened next; what is open is forgotten.
+    pub fn set_routings(&mut self, routings: Vec<Routing>) {
+        self.routings = routings;
+        self.opened = None;
+        self.ids.clear();
+    }
+
     /// Times a pure read of `bytes`: chained, and unchained. The data of the last op is gone afterwards.
     ///
     /// # Errors
     /// [`WorkerError`].
     pub fn ceiling(&mut self, bytes: u64) -> Result<(f64, f64), WorkerError> {
+        self.without_data(|worker| worker.ceiling(bytes))
+    }
+
+    /// Times a layer of launches: chained, and unchained. The data of the last op is gone afterwards.
+    ///
+    /// # Errors
+    /// [`WorkerError`].
+    pub fn chain(&mut self, links: &[ChainLink]) -> Result<(f64, f64), WorkerError> {
+        let seed = self.seed;
+        self.without_data(|worker| worker.chain(links, seed))
+    }
+
+    fn without_data<T>(&mut self, ask: impl FnOnce(&mut Worker) -> Result<T, WorkerError>) -> Result<T, WorkerError> {
         self.opened = None;
         self.ids.clear();
         match self.worker() {
-            Ok(worker) => worker.ceiling(bytes),
+            Ok(worker) => ask(worker),
             Err(Miss::Fatal(reason)) => Err(WorkerError::Start { reason, hint: None }),
             Err(Miss::Candidate(outcome)) => Err(WorkerError::Failed { outcome, is_lost: true }),
         }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::arch::GpuIdentity;
 use crate::problem::{Problem, Routing, Tile};
 use crate::store::Outcome;
-use crate::tuner::{Mode, Sample};
+use crate::tuner::{ChainLink, Mode, Sample};
 
 /// What the parent asks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub(super) enum Request {
     Release { id: u32 },
     /// Time a pure read of this many bytes in a chain of dependent launches, and without overlap.
     Ceiling { bytes: u64 },
+    /// Time a layer of launches that read what others of them wrote.
+    Chain { links: Vec<ChainLink>, seed: u64 },
     /// Run a kernel that misbehaves.
     Sabotage(Sabotage),
 }
@@ -52,8 +54,8 @@ pub(super) enum Reply {
     Prepared { relative_l2: f64, loading: Duration },
     /// One replay.
     Sampled(Sample),
-    /// Times of a pure read, microseconds: chained and not.
-    Ceiling { chained_us: f64, unchained_us: f64 },
+    /// Times of a pure read or of a layer, microseconds: chained and not.
+    Timed { chained_us: f64, unchained_us: f64 },
     /// Done.
     Done,
     /// The request failed. After a lost context the process is of no more use.
@@ -103,7 +105,7 @@ pub(super) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T
 }
 
 /// Changes with any change to the messages: parent and child are the same binary, or should be.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 /// No message of ours comes near.
 const LONGEST: u32 = 1 << 20;
@@ -138,9 +140,9 @@ mod tests {
         send(&mut bytes, &Reply::Done).unwrap();
         bytes[4] = 9;
         let error = receive::<Reply>(&mut &bytes[..]).unwrap_err().to_string();
-        assert_eq!(error, "expected frames of version 2, found 9");
+        assert_eq!(error, "expected frames of version 3, found 9");
         bytes[3] = 0xFF;
-        bytes[4] = 2;
+        bytes[4] = 3;
         assert!(receive::<Reply>(&mut &bytes[..]).unwrap_err().to_string().starts_with("expected a frame of at most"));
     }
 }

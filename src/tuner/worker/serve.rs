@@ -12,7 +12,7 @@ use crate::device::{DeviceError, Gpu};
 use crate::dispatch::LaunchError;
 use crate::jit::{Jit, JitError};
 use crate::store::Outcome;
-use crate::tuner::live::{Ceiling, Live, LiveError, run_sabotage};
+use crate::tuner::live::{Ceiling, Chain, Live, LiveError, run_sabotage};
 
 /// What the child is started with.
 pub struct ServeOptions {
@@ -123,7 +123,12 @@ impl Server {
             Request::Ceiling { bytes } => {
                 self.live = None;
                 let ceiling = Ceiling::measure(self.gpu.clone(), self.jit.clone(), bytes)?;
-                Ok(Reply::Ceiling { chained_us: ceiling.chained_us, unchained_us: ceiling.unchained_us })
+                Ok(Reply::Timed { chained_us: ceiling.chained_us, unchained_us: ceiling.unchained_us })
+            }
+            Request::Chain { links, seed } => {
+                self.live = None;
+                let (chained_us, unchained_us) = Chain::measure(self.gpu.clone(), &self.jit, &links, seed)?;
+                Ok(Reply::Timed { chained_us, unchained_us })
             }
             Request::Sabotage(Sabotage::Crash) => std::process::abort(),
             Request::Sabotage(sabotage) => {

@@ -4,3 +4,8 @@
 __device__ __forceinline__ void join_threads(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
+
+// bar.arrive: counts towards what bar.sync of other threads waits for, and goes on.
+__device__ __forceinline__ void arrive_at(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}

@@ -1,27 +1,32 @@
 #line 4 "templates/attend/kernel.cu"
 // Generated from templates/attend for sm90a. Do not edit.
 //
-// attend: O[t, h, :] = rotated back(sum_j p_j * K_j) with p = softmax_j(q[t, h] . K_j / sqrt(head_dim)) and a sink in
-// its denominator; K are the keys of token t: its window, then its compressed entries. A key is its own value.
+// attend: O[t, h, :] = rotated back(sum_j p_j * K_j) with p = softmax_j(Q . K_j / sqrt(head_dim)) and a sink in its
+// denominator; Q is q[t, h] over its root mean square, its end rotated, in BF16; K are the keys of token t: its window,
+// then its compressed entries. A key is its own value.
 //
 //   operand     shape                        in memory                         written / read
-//   q           [m, heads, head_dim]         BF16                              read once
+//   q           [m, heads, head_dim]         BF16, before norm and rotation    read once by each split
 //   kv_step     [m, head_dim]                BF16, keys of this step           gathered by rows
 //   kv_ring     [slots, window, head_dim]    BF16, position p in p % window    gathered by rows
 //   pool        [pages, 64, head_dim]        BF16, compressed entries          gathered by rows
 //   table       [slots, max_pages]           int32, pages of entry w / 64      read for each key
 //   picks       [m, top_k]                   int32, entries of a list          read for each key
 //   sinks       [heads]                      f32                               read at the end
-//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read at the end
+//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read with Q and at the end
 //   positions, sequences    [m]              int32, of each token              read first
 //   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written (one split)
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     written (several splits)
+//   mix         [m, 20]                      f32, post[4] C[4][4]              C balanced in place (kBalances)
 //
 //   block = 8 warps, one token, kHeadTile heads, a range of key tiles; grid = (tokens, head tiles, splits)
 //
+// With kBalances one more layer of blocks finishes the mixing matrices that templates/hc_pre has left: they are used
+// behind the sublayer, and a short step has SMs to spare here.
+//
 //   keys    | gather tile i + 1 (cp.async) ......................................... |
-//   block   | S = Q K'         | maxima | P = 2^(S - max), sums | rescale, O += P K   |
+//   block   | first Q from q | S = Q K' | maxima | P = 2^(S - max), sums | rescale, O += P K |
 //
 //   shared memory   Q, two tiles of K, P, for each head the maxima and sums of parts of a tile, a factor, a maximum
 //   barriers        tile has arrived; maxima written; P and factors written
@@ -53,7 +58,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 35 "templates/attend/kernel.cu"
+#line 40 "templates/attend/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -75,7 +80,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 36 "templates/attend/kernel.cu"
+#line 41 "templates/attend/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -99,7 +104,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 37 "templates/attend/kernel.cu"
+#line 42 "templates/attend/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -111,7 +116,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 38 "templates/attend/kernel.cu"
+#line 43 "templates/attend/kernel.cu"
 #line 1 "templates/arch/sm80/matrix.cuh"
 // Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
 
@@ -131,7 +136,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#line 39 "templates/attend/kernel.cu"
+#line 44 "templates/attend/kernel.cu"
 #line 1 "templates/arch/sm80/matrix_transposed.cuh"
 // ldmatrix with a transposition on the way: columns of what is stored by rows.
 
@@ -143,7 +148,7 @@ __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&to)[4], uin
                : "r"(smem_from)
                : "memory");
 }
-#line 40 "templates/attend/kernel.cu"
+#line 45 "templates/attend/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -182,7 +187,289 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 41 "templates/attend/kernel.cu"
+#line 46 "templates/attend/kernel.cu"
+#line 1 "templates/lib/elementary.cuh"
+// More elementary functions from FMA and IEEE operations, beside those of lib/math.cuh: the same bits on every chip.
+// NaN in is NaN out.
+
+// e^x within 2e-7: what is lost in rounding x * log2(e) is put back, since it would cost |x| * 6e-8. Beyond 88 it is
+// e^88, so that the correction never meets an infinity.
+__device__ __forceinline__ float exp_defined(float x) {
+  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
+  constexpr float kLog2ERest = 1.92596299e-8f;          // log2(e) - kLog2E
+  constexpr float kLn2 = 0.693147182464599609375f;
+  x = x < -104.0f ? -104.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  const float product = x * kLog2E;
+  const float rest = __fmaf_rn(x, kLog2ERest, __fmaf_rn(x, kLog2E, -product));
+  const float power = exp2_defined(product);
+  return __fmaf_rn(power, rest * kLn2, power);
+}
+
+// log(1 + x) for 0 <= x <= 1: 2 atanh(z), z = x / (2 + x) <= 1/3, by its series to z^17.
+__device__ __forceinline__ float log1p_of_fraction(float x) {
+  const float z = x / (2.0f + x);
+  const float square = z * z;
+  float p = 1.0f / 17.0f;
+  p = __fmaf_rn(p, square, 1.0f / 15.0f);
+  p = __fmaf_rn(p, square, 1.0f / 13.0f);
+  p = __fmaf_rn(p, square, 1.0f / 11.0f);
+  p = __fmaf_rn(p, square, 1.0f / 9.0f);
+  p = __fmaf_rn(p, square, 1.0f / 7.0f);
+  p = __fmaf_rn(p, square, 1.0f / 5.0f);
+  p = __fmaf_rn(p, square, 1.0f / 3.0f);
+  p = __fmaf_rn(p * square, 2.0f * z, 2.0f * z);
+  return p;
+}
+
+// log(1 + e^x), without overflow and without losing a small result.
+__device__ __forceinline__ float softplus(float x) {
+  return (x > 0.0f ? x : 0.0f) + log1p_of_fraction(exp_defined(-fabsf(x)));
+}
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_defined(-x)); }
+
+// 1 / sqrt(x), two IEEE operations.
+__device__ __forceinline__ float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
+#line 47 "templates/attend/kernel.cu"
+#line 1 "templates/arch/sm80/reciprocal.cuh"
+// The chip's estimate of a reciprocal.
+
+// rcp.approx.ftz.f32: 1 / x within one unit in the last place. A start for an exact result, never a result.
+__device__ __forceinline__ float reciprocal_estimate(float x) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+#line 48 "templates/attend/kernel.cu"
+#line 1 "templates/lib/reciprocal.cuh"
+// A reciprocal for long chains of them.
+
+// 1 / x rounded to nearest for a magnitude of x from 2^-125 to 2^125; NaN for NaN and infinity. An estimate and one
+// step of Newton's, which is how __frcp_rn treats such x, but without its test for other ones: a branch for each
+// reciprocal keeps independent ones from running side by side.
+__device__ __forceinline__ float reciprocal_in_range(float x) {
+  const float estimate = reciprocal_estimate(x);
+  return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
+}
+#line 49 "templates/attend/kernel.cu"
+#line 1 "templates/lib/sinkhorn.cuh"
+// Mixing matrices: rows and columns brought to a sum of 1 in turn.
+//
+// Sinkhorn keeps C as K[j][k] / (U[j] * V[k]) and changes U and V in turn: U'[j] = sum_k K[j][k] / V[k] + eps * U[j].
+// Its 2 * kRounds steps depend on each other and are what a short step waits for: in each four sums and four
+// reciprocals run side by side without a branch, in every lane, since shuffles would take as long as reciprocals.
+
+__device__ __forceinline__ void unpack(float (&to)[4], float4 from) {
+  to[0] = from.x;
+  to[1] = from.y;
+  to[2] = from.z;
+  to[3] = from.w;
+}
+
+// epsilon * before + sum over i of k[i] * other[i].
+template <class Config>
+__device__ __forceinline__ float half_step(float before, float k0, float k1, float k2, float k3,
+                                           const float (&other)[4]) {
+  const float even = __fmaf_rn(k2, other[2], __fmaf_rn(k0, other[0], Config::kHcEpsilon * before));
+  const float odd = __fmaf_rn(k3, other[3], k1 * other[1]);
+  return even + odd;
+}
+
+// K after Sinkhorn, in place.
+template <class Config>
+__device__ __forceinline__ void balance(float (&k)[4][4]) {
+  float row_sum[4] = {1.0f, 1.0f, 1.0f, 1.0f}, column_sum[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+  float row_factor[4] = {1.0f, 1.0f, 1.0f, 1.0f}, column_factor[4];
+  const auto divide_columns = [&] {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      column_sum[i] = half_step<Config>(column_sum[i], k[0][i], k[1][i], k[2][i], k[3][i], row_factor);
+      column_factor[i] = reciprocal_in_range(column_sum[i]);
+    }
+  };
+  divide_columns();
+#pragma unroll 1
+  for (int round = 1; round < Config::kRounds; ++round) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      row_sum[j] = half_step<Config>(row_sum[j], k[j][0], k[j][1], k[j][2], k[j][3], column_factor);
+      row_factor[j] = reciprocal_in_range(row_sum[j]);
+    }
+    divide_columns();
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) k[j][i] = row_factor[j] * k[j][i] * column_factor[i];
+  }
+}
+
+// What hc_pre has left to others: the matrix of one token behind its post[4], in place. Called by whole warps, all of
+// which do the same; thread 0 writes.
+template <class Config>
+__device__ __forceinline__ void balance_mix(float* mix) {
+  float4* rows = reinterpret_cast<float4*>(mix) + 1;
+  float k[4][4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) unpack(k[j], rows[j]);
+  balance<Config>(k);
+  if (threadIdx.x != 0) return;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) rows[j] = make_float4(k[j][0], k[j][1], k[j][2], k[j][3]);
+}
+#line 50 "templates/attend/kernel.cu"
+#line 1 "templates/lib/elements.cuh"
+// Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
+
+__device__ __forceinline__ float low_float(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_float(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+
+__device__ __forceinline__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u; }
+
+// Magnitude for an amax, in which what is not finite takes no part.
+__device__ __forceinline__ float finite_magnitude(float x) { return is_finite(x) ? fabsf(x) : 0.0f; }
+
+// A quiet NaN: what stands where there is no value to give.
+__device__ __forceinline__ float no_value() { return __int_as_float(0x7FC00000); }
+
+// Eight elements, 16-byte aligned.
+__device__ __forceinline__ void load_eight(float (&to)[8], const bf16* from) {
+  const uint4 words = *reinterpret_cast<const uint4*>(from);
+  to[0] = low_float(words.x);
+  to[1] = high_float(words.x);
+  to[2] = low_float(words.y);
+  to[3] = high_float(words.y);
+  to[4] = low_float(words.z);
+  to[5] = high_float(words.z);
+  to[6] = low_float(words.w);
+  to[7] = high_float(words.w);
+}
+
+__device__ __forceinline__ void load_eight(float (&to)[8], const float* from) {
+  const float4 first = reinterpret_cast<const float4*>(from)[0];
+  const float4 second = reinterpret_cast<const float4*>(from)[1];
+  to[0] = first.x;
+  to[1] = first.y;
+  to[2] = first.z;
+  to[3] = first.w;
+  to[4] = second.x;
+  to[5] = second.y;
+  to[6] = second.z;
+  to[7] = second.w;
+}
+
+__device__ __forceinline__ void store_eight(bf16* to, const float (&from)[8]) {
+  *reinterpret_cast<uint4*>(to) = make_uint4(pair_from_floats(from[0], from[1]), pair_from_floats(from[2], from[3]),
+                                             pair_from_floats(from[4], from[5]), pair_from_floats(from[6], from[7]));
+}
+
+__device__ __forceinline__ void store_eight(float* to, const float (&from)[8]) {
+  reinterpret_cast<float4*>(to)[0] = make_float4(from[0], from[1], from[2], from[3]);
+  reinterpret_cast<float4*>(to)[1] = make_float4(from[4], from[5], from[6], from[7]);
+}
+
+// One or two elements, aligned to their size together.
+__device__ __forceinline__ void load_few(float (&to)[1], const bf16* from) { to[0] = float_of(*from); }
+__device__ __forceinline__ void load_few(float (&to)[1], const float* from) { to[0] = *from; }
+
+__device__ __forceinline__ void load_few(float (&to)[2], const bf16* from) {
+  const uint32_t pair = *reinterpret_cast<const uint32_t*>(from);
+  to[0] = low_float(pair);
+  to[1] = high_float(pair);
+}
+
+__device__ __forceinline__ void load_few(float (&to)[2], const float* from) {
+  const float2 pair = *reinterpret_cast<const float2*>(from);
+  to[0] = pair.x;
+  to[1] = pair.y;
+}
+
+// Stores elements and leaves in `values` what was stored.
+__device__ __forceinline__ void store_few(bf16* to, float (&values)[1]) {
+  *to = bf16_from_float(values[0]);
+  values[0] = float_of(bf16_from_float(values[0]));
+}
+
+__device__ __forceinline__ void store_few(float* to, float (&values)[1]) { *to = values[0]; }
+
+__device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
+  const uint32_t pair = pair_from_floats(values[0], values[1]);
+  *reinterpret_cast<uint32_t*>(to) = pair;
+  values[0] = low_float(pair);
+  values[1] = high_float(pair);
+}
+
+__device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
+  *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
+}
+#line 51 "templates/attend/kernel.cu"
+#line 1 "templates/lib/lanes.cuh"
+// Sums over the lanes of a warp and the warps of a block, in an order that never changes.
+
+// The sum over all lanes, the same bits in each: a butterfly adds the same pairs on both sides.
+__device__ __forceinline__ float lane_sum(float value) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
+
+// The largest over `width` neighbouring lanes, a power of two. A NaN takes no part.
+__device__ __forceinline__ float lane_maximum(float value, int width) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    if (step < width) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
+  }
+  return value;
+}
+
+// One step of spread_sums and those after it: as a template, for only constant places of `values` stay in registers.
+template <int kWidth>
+__device__ __forceinline__ void spread_step(float (&values)[32], int lane) {
+  const bool is_upper = (lane & kWidth) != 0;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    const float kept = is_upper ? values[i + kWidth] : values[i];
+    const float given = is_upper ? values[i] : values[i + kWidth];
+    values[i] = kept + __shfl_xor_sync(~0u, given, kWidth);
+  }
+  if constexpr (kWidth > 1) spread_step<kWidth / 2>(values, lane);
+}
+
+// Sums 32 values over the lanes at once; lane i gets the sum of value i. In each step a lane gives away the half of its
+// values that the other one keeps: 31 shuffles in place of 160.
+__device__ __forceinline__ float spread_sums(float (&values)[32], int lane) {
+  spread_step<16>(values, lane);
+  return values[0];
+}
+
+// The sum over the threads of `n_warps` warps, warp by warp in ascending order; `sync` joins them. `shared` has a float
+// for each of them.
+template <class Sync>
+__device__ __forceinline__ float thread_sum(float value, float* shared, int n_warps, Sync sync) {
+  value = lane_sum(value);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  sync();
+  float sum = 0.0f;
+  for (int warp = 0; warp < n_warps; ++warp) sum += shared[warp];
+  return sum;
+}
+#line 52 "templates/attend/kernel.cu"
+#line 1 "templates/lib/rotary.cuh"
+// Rotation of neighbouring elements by an angle of their position: (a, b) -> (a cos - b sin, a sin + b cos).
+
+// Rotates `count` elements, pairs of a head from pair `first_pair` on; `table` is the (cos, sin) row of the position.
+template <int kCount>
+__device__ __forceinline__ void rotate_pairs(float (&values)[kCount], const float2* table, int first_pair) {
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i) {
+    const float2 turn = table[first_pair + i];
+    const float a = values[2 * i], b = values[2 * i + 1];
+    values[2 * i] = a * turn.x - b * turn.y;
+    values[2 * i + 1] = a * turn.y + b * turn.x;
+  }
+}
+#line 53 "templates/attend/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -190,7 +477,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 42 "templates/attend/kernel.cu"
+#line 54 "templates/attend/kernel.cu"
 #line 1 "templates/lib/pieces.cuh"
 // Rows of BF16 in shared memory as 16-byte pieces, placed so that ldmatrix meets no bank conflict.
 
@@ -202,7 +489,7 @@ __device__ __forceinline__ uint32_t piece_address(uint32_t base, int row, int pi
   const int pattern = kPieces == 4 ? row >> 1 & 3 : row & 7;
   return base + (row * kPieces + (piece ^ pattern)) * 16;
 }
-#line 43 "templates/attend/kernel.cu"
+#line 55 "templates/attend/kernel.cu"
 #line 1 "templates/lib/attended.cuh"
 // The keys of a token in the order in which they are summed: its window from the oldest position on, then its entries.
 
@@ -246,10 +533,10 @@ constexpr float kLog2E = 1.44269502162933349609375f;
 __device__ __forceinline__ float2 rotated_back(float2 pair, float2 turn) {
   return make_float2(__fmaf_rn(pair.y, turn.y, pair.x * turn.x), __fmaf_rn(-pair.x, turn.y, pair.y * turn.x));
 }
-#line 44 "templates/attend/kernel.cu"
+#line 56 "templates/attend/kernel.cu"
 #line 1 "templates/lib/attention_block.cuh"
 // What the blocks of templates/attend and templates/attend_wgmma have in common: how warps share scores, where a
-// token's keys lie, and the softmax between the two products.
+// token's keys lie, what becomes of its queries, and the softmax between the two products.
 
 // Warps across heads and keys while scores are computed, and byte offsets in shared memory.
 template <class Config>
@@ -298,17 +585,51 @@ struct Keys {
   }
 };
 
-// Starts the copies of the queries of the heads from `first_head` on; heads that are not there are zeros. `Place` says
-// where a piece of a row lies.
+// Starts the copies of a warp's heads, every eighth from `first_head` on; heads that are not there are zeros. `Place`
+// says where a piece of a row lies. A lane copies what it will normalise: no barrier has to stand between.
 template <class Config, class Place>
-__device__ __forceinline__ void fetch_queries(uint32_t smem, const bf16* q, int first_head) {
+__device__ __forceinline__ void fetch_queries(uint32_t smem, const bf16* q, int first_head, int warp, int lane) {
   using Block = AttentionBlock<Config>;
-  for (int i = threadIdx.x; i < Config::kHeadTile * Block::kPieces; i += Block::kWarps * 32) {
-    const int head = i / Block::kPieces;
-    const int piece = i % Block::kPieces;
+#pragma unroll
+  for (int head = warp; head < Config::kHeadTile; head += Block::kWarps) {
     const bool is_there = first_head + head < Config::kHeads;
-    const bf16* from = q + (is_there ? int64_t{head} * Config::kHeadDim + piece * 8 : 0);
-    copy_async_16_or_zeros(Place::address(smem, head, piece), from, is_there ? 16 : 0);
+    for (int piece = lane; piece < Block::kPieces; piece += 32) {
+      const bf16* from = q + (is_there ? int64_t{head} * Config::kHeadDim + piece * 8 : 0);
+      copy_async_16_or_zeros(Place::address(smem, head, piece), from, is_there ? 16 : 0);
+    }
+  }
+}
+
+// Divides a warp's heads by their root mean squares and rotates their ends by `turns`, in place and rounded to BF16
+// once. The copies that this thread has started have arrived.
+template <class Config, class Place>
+__device__ __forceinline__ void normalise_queries(uint8_t* shared, const float2* turns, int warp, int lane) {
+  using Block = AttentionBlock<Config>;
+  constexpr int kChunks = ceil_divide(Block::kPieces, 32);
+  static_assert(Config::kRopeDim % 8 == 0, "a piece is rotated, or it is not");
+#pragma unroll 2
+  for (int head = warp; head < Config::kHeadTile; head += Block::kWarps) {
+    float values[kChunks][8] = {};
+    float squares = 0.0f;
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int piece = chunk * 32 + lane;
+      const uint8_t* from = shared + Place::address(0, head, piece);
+      if (piece < Block::kPieces) load_eight(values[chunk], reinterpret_cast<const bf16*>(from));
+#pragma unroll
+      for (int i = 0; i < 8; ++i) squares = __fmaf_rn(values[chunk][i], values[chunk][i], squares);
+    }
+    const float factor = reciprocal_root(lane_sum(squares) / Config::kHeadDim + Config::kNormEpsilon);
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int piece = chunk * 32 + lane;
+      if (piece >= Block::kPieces) continue;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[chunk][i] *= factor;
+      const int rotated = piece * 8 - (Config::kHeadDim - Config::kRopeDim);
+      if (rotated >= 0) rotate_pairs(values[chunk], turns, rotated / 2);
+      store_eight(reinterpret_cast<bf16*>(shared + Place::address(0, head, piece)), values[chunk]);
+    }
   }
 }
 
@@ -402,13 +723,14 @@ __device__ __forceinline__ float with_tile(float sum, const uint8_t* shared, int
 __device__ __forceinline__ float inverse_of(float sum, float sink, float running) {
   return 1.0f / (sum + exp2_defined(sink * kLog2E - running));
 }
-#line 45 "templates/attend/kernel.cu"
+#line 57 "templates/attend/kernel.cu"
 
 struct Config {
   static constexpr Compressed kCompressed = Compressed::kListed;
   static constexpr int kHeads = 64;
   static constexpr int kHeadDim = 512;
   static constexpr int kRopeDim = 64;          // last columns, rotated
+  static constexpr float kNormEpsilon = 1e-6f;
   static constexpr int kWindow = 128;
   static constexpr int kRatio = 4;               // tokens of an entry
   static constexpr int kTopK = 512;                // length of a list
@@ -416,6 +738,9 @@ struct Config {
   static constexpr int kHeadTile = 16;        // heads of a block
   static constexpr int kKeyTile = 64;          // keys fetched together
   static constexpr bool kIsPartial = true;     // several splits
+  static constexpr bool kBalances = false;
+  static constexpr int kRounds = 1;             // of the balance
+  static constexpr float kHcEpsilon = 0.0f;
   static constexpr int kSmemBytes = 150720;
 };
 
@@ -433,12 +758,17 @@ struct Place {
   }
 };
 
-// S of 16 heads and a warp's keys of a tile.
+// S of 16 heads and a warp's keys of a tile. Every other 16 columns have sums of their own: with few keys a warp has
+// one chain of products, and each would wait for the one before.
 __device__ __forceinline__ void multiply(Scores<Config>& scores, uint32_t queries, uint32_t keys, int head_warp,
                                          int key_warp, int lane) {
   float(&s)[Shape::kKeyTiles][4] = scores.s;
+  float odd[Shape::kKeyTiles][4];
 #pragma unroll
-  for (int t = 0; t < Shape::kKeyTiles; ++t) s[t][0] = s[t][1] = s[t][2] = s[t][3] = 0.0f;
+  for (int t = 0; t < Shape::kKeyTiles; ++t) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) s[t][i] = odd[t][i] = 0.0f;
+  }
 #pragma unroll 4
   for (int piece = 0; piece < kPieces; piece += 4) {
     // 32 columns at a time: one load brings the keys' operands of two products.
@@ -452,8 +782,13 @@ __device__ __forceinline__ void multiply(Scores<Config>& scores, uint32_t querie
       const int key = (key_warp * Shape::kKeyTiles + t) * 8 + lane % 8;
       load_matrix_x4(k, piece_address<kPieces>(keys, key, piece + lane / 8));
       multiply_add(s[t], q[0], k[0], k[1]);
-      multiply_add(s[t], q[1], k[2], k[3]);
+      multiply_add(odd[t], q[1], k[2], k[3]);
     }
+  }
+#pragma unroll
+  for (int t = 0; t < Shape::kKeyTiles; ++t) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) s[t][i] += odd[t][i];
   }
 }
 
@@ -542,19 +877,24 @@ struct Block {
   Values values = {};
   Scores<Config> scores;
   float sum = 0.0f;  // of probabilities, in thread h for head h
+  const float2* turns;  // of the token's position
 
   __device__ __forceinline__ void run(uint8_t* shared, const Keys<Config>& keys, TileRange range, int warp, int lane) {
     const uint32_t smem = smem_address(shared);
     const int head_warp = warp % kHeadWarps;
     const int key_warp = warp / kHeadWarps;
     scores.running[0] = scores.running[1] = -__int_as_float(0x7F800000);
+    // Of a short range nothing is looked up beyond its end: it would be one more wait.
     const auto key_of = [&](int tile) {
-      return keys.at(tile * Config::kKeyTile + warp * Shape::kFetched + lane % Shape::kFetched);
+      const int key = tile * Config::kKeyTile + warp * Shape::kFetched + lane % Shape::kFetched;
+      return tile < range.end ? keys.at(key) : nullptr;
     };
     fetch_keys<Config, Place>(smem + Shape::kKeysAt, key_of(range.begin), warp, lane);
     commit_copies();
     // Addresses take two dependent loads: they are looked up a tile ahead of their copies.
     const bf16* next = key_of(range.begin + 1);
+    wait_copies<1>();  // the queries have arrived, the keys may be on their way
+    normalise_queries<Config, Place>(shared, turns, warp, lane);
     for (int tile = range.begin; tile < range.end; ++tile) {
       const int buffer = (tile - range.begin) & 1;
       const uint32_t tile_keys = smem + Shape::kKeysAt + buffer * Shape::kTileBytes;
@@ -592,18 +932,25 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
     attend(const bf16* q, const bf16* kv_step, const bf16* kv_ring, const bf16* pool, const int* table,
            const int* picks, const float* sinks, const float2* rope, const int* positions, const int* sequences,
            const int* step_start, const int* first_row, bf16* o, float* workspace, const int* m_on_device, int m,
-           int max_pages) {
+           int max_pages, float* mix) {
   extern __shared__ __align__(128) uint8_t shared[];
   launch_dependents();
   wait_for_dependency();
   const int token = blockIdx.x;
+  const int position = positions[token];  // asked for together with the number of tokens
+  const int slot = sequences[token];
   if (token >= actual_tokens(m_on_device, m)) return;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int position = positions[token];
-  const int slot = sequences[token];
+  const int splits = gridDim.z - (Config::kBalances ? 1 : 0);
+  if constexpr (Config::kBalances) {
+    if (blockIdx.z == splits) {
+      if (blockIdx.y == 0 && warp == 0) balance_mix<Config>(mix + int64_t{token} * 20);
+      return;
+    }
+  }
   const Attended<Config> attended(position);
-  const TileRange range = attended.range(blockIdx.z, gridDim.z);
+  const TileRange range = attended.range(blockIdx.z, splits);
   if (range.begin == range.end) return;  // attend_combine knows
   const Keys<Config> keys{attended,
                   kv_step + int64_t{first_row[slot]} * Config::kHeadDim,
@@ -615,8 +962,10 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   const int first_head = blockIdx.y * Config::kHeadTile;
   const int n_heads = smaller(Config::kHeadTile, Config::kHeads - first_head);
   const int64_t row = int64_t{token} * Config::kHeads + first_head;
-  fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head);
+  fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head, warp, lane);
+  commit_copies();
   Block block;
+  block.turns = rope + int64_t{position} * (Config::kRopeDim / 2);
   block.run(shared, keys, range, warp, lane);
   const float* running = reinterpret_cast<const float*>(shared + Shape::kRunningAt);
   if constexpr (Config::kIsPartial) {
@@ -624,7 +973,7 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
     const int64_t of_split = blockIdx.z * rows + row;
     block.values.store_partial(workspace + of_split * Config::kHeadDim, n_heads, warp, lane);
     if (threadIdx.x < n_heads) {
-      float2* statistics = reinterpret_cast<float2*>(workspace + gridDim.z * rows * Config::kHeadDim);
+      float2* statistics = reinterpret_cast<float2*>(workspace + splits * rows * Config::kHeadDim);
       statistics[of_split + threadIdx.x] = make_float2(running[threadIdx.x], block.sum);
     }
   } else {
@@ -633,7 +982,6 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
       inverses[threadIdx.x] = inverse_of(block.sum, sinks[first_head + threadIdx.x], running[threadIdx.x]);
     }
     __syncthreads();
-    const float2* turns = rope + int64_t{position} * (Config::kRopeDim / 2);
-    block.values.store(o + row * Config::kHeadDim, inverses, turns, n_heads, warp, lane);
+    block.values.store(o + row * Config::kHeadDim, inverses, block.turns, n_heads, warp, lane);
   }
 }

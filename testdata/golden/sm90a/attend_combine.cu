@@ -7,9 +7,12 @@
 //   operand     shape                        in memory                         written / read
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     read once
 //   o           [m, heads, head_dim]         BF16                              written
+//   kv_step .. index_state                   as in templates/store_step        with kStores
 //
-//   block = whole warps, one token and head, four columns a thread; grid = (tokens, heads); no shared memory
+//   block = whole warps, one token and head, four columns a thread; no shared memory
+//   grid = (tokens, heads); with kStores one more row of blocks, which does what templates/store_step does
 //
+// Storing needs only that attention has read the rings, and here a step does not wait for one more launch.
 // What a short step waits for is memory, so the parts of up to kBatch splits are asked for at once, before it is known
 // whether they have keys and whether the row is a token.
 // Exactness: f32 sums in the order of the splits, one rounding to BF16.
@@ -37,7 +40,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 19 "templates/attend_combine/kernel.cu"
+#line 22 "templates/attend_combine/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -61,7 +64,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 20 "templates/attend_combine/kernel.cu"
+#line 23 "templates/attend_combine/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -73,7 +76,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 21 "templates/attend_combine/kernel.cu"
+#line 24 "templates/attend_combine/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -112,7 +115,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 22 "templates/attend_combine/kernel.cu"
+#line 25 "templates/attend_combine/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -120,7 +123,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 23 "templates/attend_combine/kernel.cu"
+#line 26 "templates/attend_combine/kernel.cu"
 #line 1 "templates/lib/lanes.cuh"
 // Sums over the lanes of a warp and the warps of a block, in an order that never changes.
 
@@ -171,7 +174,7 @@ __device__ __forceinline__ float thread_sum(float value, float* shared, int n_wa
   for (int warp = 0; warp < n_warps; ++warp) sum += shared[warp];
   return sum;
 }
-#line 24 "templates/attend_combine/kernel.cu"
+#line 27 "templates/attend_combine/kernel.cu"
 #line 1 "templates/lib/attended.cuh"
 // The keys of a token in the order in which they are summed: its window from the oldest position on, then its entries.
 
@@ -215,7 +218,69 @@ constexpr float kLog2E = 1.44269502162933349609375f;
 __device__ __forceinline__ float2 rotated_back(float2 pair, float2 turn) {
   return make_float2(__fmaf_rn(pair.y, turn.y, pair.x * turn.x), __fmaf_rn(-pair.x, turn.y, pair.y * turn.x));
 }
-#line 25 "templates/attend_combine/kernel.cu"
+#line 28 "templates/attend_combine/kernel.cu"
+#line 1 "templates/lib/step_rows.cuh"
+// What later steps need of a step, one token by one block: its key to the window ring of its sequence, c and g + ape to
+// the state rings of the compressors. It happens after everything that reads the rings.
+//
+// Of two positions that share a row of a ring only the later is written, so the order of blocks does not matter.
+
+// A row of c and g to its place in a state ring; a thread moves four columns at a time.
+template <int kWidth, int kRows, int kRatio, int kThreads>
+__device__ __forceinline__ void store_state(float* state, const float* from, const float* ape, int slot, int position) {
+  static_assert(kWidth % 4 == 0, "whole vectors");
+  float4* to = reinterpret_cast<float4*>(state + (int64_t{slot} * kRows + position % kRows) * (2 * kWidth));
+  const float4* inputs = reinterpret_cast<const float4*>(from);
+  const float4* biases = reinterpret_cast<const float4*>(ape + position % kRatio * kWidth);
+#pragma unroll 4
+  for (int i = threadIdx.x; i < kWidth / 4; i += kThreads) {
+    const float4 c = inputs[i];
+    const float4 g = inputs[kWidth / 4 + i];
+    const float4 bias = biases[i];
+    to[i] = c;
+    to[kWidth / 4 + i] = make_float4(g.x + bias.x, g.y + bias.y, g.z + bias.z, g.w + bias.w);
+  }
+}
+
+// Where the rows of a step lie, and the rings that they go to. `Rings` has the sizes.
+struct StepRows {
+  const bf16* kv_step;
+  bf16* kv_ring;
+  const float* cg;
+  const float* ape;
+  float* state;
+  const float* index_cg;
+  const float* index_ape;
+  float* index_state;
+  int64_t ld_cg;
+  int64_t ld_index_cg;
+
+  // Called by kThreads threads. The slot and position of `token` are its own.
+  template <class Rings, int kThreads>
+  __device__ __forceinline__ void store(const int* sequences, int token, int n_tokens, int slot, int position) const {
+    // Tokens of a sequence are neighbours: the row is overwritten if the one `rows` further is still of the sequence.
+    const auto is_last = [&](int rows) { return token + rows >= n_tokens || sequences[token + rows] != slot; };
+    if (is_last(Rings::kWindow)) {
+      const uint4* from = reinterpret_cast<const uint4*>(kv_step + int64_t{token} * Rings::kHeadDim);
+      const int64_t row = int64_t{slot} * Rings::kWindow + position % Rings::kWindow;
+      uint4* to = reinterpret_cast<uint4*>(kv_ring + row * Rings::kHeadDim);
+      for (int i = threadIdx.x; i < Rings::kHeadDim / 8; i += kThreads) to[i] = from[i];
+    }
+    if constexpr (Rings::kStateWidth > 0) {
+      if (is_last(Rings::kStateRows)) {
+        store_state<Rings::kStateWidth, Rings::kStateRows, Rings::kStateRatio, kThreads>(
+            state, cg + token * ld_cg, ape, slot, position);
+      }
+    }
+    if constexpr (Rings::kIndexWidth > 0) {
+      if (is_last(Rings::kIndexRows)) {
+        store_state<Rings::kIndexWidth, Rings::kIndexRows, Rings::kIndexRatio, kThreads>(
+            index_state, index_cg + token * ld_index_cg, index_ape, slot, position);
+      }
+    }
+  }
+};
+#line 29 "templates/attend_combine/kernel.cu"
 
 struct Config {
   static constexpr Compressed kCompressed = Compressed::kListed;
@@ -226,6 +291,13 @@ struct Config {
   static constexpr int kRatio = 4;        // tokens of an entry
   static constexpr int kTopK = 512;         // length of a list
   static constexpr int kKeyTile = 64;   // splits end on such tiles
+  static constexpr bool kStores = true;
+  static constexpr int kStateWidth = 1024;  // what is stored, as in templates/store_step
+  static constexpr int kStateRows = 8;
+  static constexpr int kStateRatio = 4;
+  static constexpr int kIndexWidth = 256;
+  static constexpr int kIndexRows = 8;
+  static constexpr int kIndexRatio = 4;
 };
 static_assert(Config::kRopeDim % 4 == 0, "a thread's columns are rotated, or they are not");
 
@@ -286,11 +358,25 @@ __device__ __forceinline__ void add_batch(float4& values, float& sum, const Part
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
     attend_combine(const float* workspace, const float* sinks, const float2* rope, const int* positions, bf16* o,
-                   const int* m_on_device, int m, int splits) {
+                   const int* m_on_device, int m, int splits, const bf16* kv_step, bf16* kv_ring, const float* cg,
+                   const float* ape, float* state, const float* index_cg, const float* index_ape, float* index_state,
+                   const int* sequences, int64_t ld_cg, int64_t ld_index_cg) {
   launch_dependents();
-  const float sink = sinks[blockIdx.y] * kLog2E;
+  const bool is_storing = Config::kStores && blockIdx.y == Config::kHeads;
+  const float sink = is_storing ? 0.0f : sinks[blockIdx.y] * kLog2E;
   wait_for_dependency();
   const int token = blockIdx.x;
+  if constexpr (Config::kStores) {
+    if (is_storing) {
+      const int position = positions[token];  // asked for together with the number of tokens
+      const int slot = sequences[token];
+      const int n_tokens = actual_tokens(m_on_device, m);
+      if (token >= n_tokens) return;
+      const StepRows rows{kv_step, kv_ring, cg, ape, state, index_cg, index_ape, index_state, ld_cg, ld_index_cg};
+      rows.store<Config, kThreads>(sequences, token, n_tokens, slot, position);
+      return;
+    }
+  }
   const int64_t rows = int64_t{m} * Config::kHeads;
   const int64_t row = int64_t{token} * Config::kHeads + blockIdx.y;
   const float2* statistics = reinterpret_cast<const float2*>(workspace + splits * rows * Config::kHeadDim) + row;

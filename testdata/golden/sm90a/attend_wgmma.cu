@@ -5,28 +5,34 @@
 // wgmma, which needs half of the shared-memory reads. 64 heads, 64 keys, 512 columns.
 //
 //   operand     shape                        in memory                         written / read
-//   q           [m, heads, head_dim]         BF16                              read once
+//   q           [m, heads, head_dim]         BF16, before norm and rotation    read once
 //   kv_step     [m, head_dim]                BF16, keys of this step           gathered by rows
 //   kv_ring     [slots, window, head_dim]    BF16, position p in p % window    gathered by rows
 //   pool        [pages, 64, head_dim]        BF16, compressed entries          gathered by rows
 //   table       [slots, max_pages]           int32, pages of entry w / 64      read for each key
 //   picks       [m, top_k]                   int32, entries of a list          read for each key
 //   sinks       [heads]                      f32                               read at the end
-//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read at the end
+//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read with Q and at the end
 //   positions, sequences    [m]              int32, of each token              read first
 //   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written
+//   workspace, mix                           as in templates/attend            not used
 //
 //   block = 2 warpgroups, one token, 64 heads; grid = (tokens, head tiles)
 //
-//   keys    | gather tile i + 1 (cp.async) ......................................... |
-//   block   | S = Q K'         | maxima | P = 2^(S - max), sums | rescale, O += P K   |
+//   keys      | gather tile i + 1 (cp.async) ...................................................... |
+//   group 0   | first Q from q | S = Q K' | P = 2^(S - max), sums | rescale, O += P K |             |
+//   group 1   |        "       |          | S = Q K'              | P = .., sums      | O += P K    |
 //
-//   shared memory   Q, two tiles of K, P, for each head the maxima and sums of parts of a tile, a factor, a maximum
-//   barriers        tile has arrived; maxima written; P and factors written
+//   shared memory   Q, two tiles of K
+//   barrier   joins                 announces
+//   0         all, once a tile      the tile has arrived, and nobody reads the other one any more
+//   1         all, once a tile      group 0 has its scores: group 1 then keeps the tensor cores busy during its softmax
 //
-// For S a warpgroup has all heads and half of the keys, for O all heads and half of the columns. Q and K lie in blocks
-// of 64 columns; the values are the same blocks, read transposed.
+// Both warpgroups compute S of all heads and keys, and O of half of the columns each. So S is computed twice, which
+// costs half as many products again; in return a row of S lies in four lanes, its maximum and sum take no shared memory
+// and no barrier, and P is an operand in the registers where it was made. Q and K lie in blocks of 64 columns; the
+// values are the same blocks, read transposed.
 // Exactness: f32 sums, P rounded to BF16, one rounding of O; the order of every sum follows from the position.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
@@ -52,7 +58,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 34 "templates/attend_wgmma/kernel.cu"
+#line 40 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -74,7 +80,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 35 "templates/attend_wgmma/kernel.cu"
+#line 41 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/barrier.cuh"
 // mbarriers in shared memory: arrivals and bytes are counted, phases alternate between parity 0 and 1.
 
@@ -127,7 +133,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 __device__ __forceinline__ void named_barrier_sync(int barrier_idx, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier_idx), "r"(threads) : "memory");
 }
-#line 36 "templates/attend_wgmma/kernel.cu"
+#line 42 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -151,7 +157,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 37 "templates/attend_wgmma/kernel.cu"
+#line 43 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/bulk_copy.cuh"
 // The copy engine: whole runs of bytes and boxes of tensors, counted in at an mbarrier.
 
@@ -185,7 +191,7 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 
 // fence.proxy.async: what threads have written to shared memory is there for the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-#line 38 "templates/attend_wgmma/kernel.cu"
+#line 44 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -197,27 +203,20 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 39 "templates/attend_wgmma/kernel.cu"
-#line 1 "templates/arch/sm80/matrix.cuh"
-// Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
+#line 45 "templates/attend_wgmma/kernel.cu"
+#line 1 "templates/arch/sm80/named_barrier.cuh"
+// Barriers of some of a block's warps.
 
-// ldmatrix.x4: four 8x8 matrices of 16-bit values; lane i gives the address of row i % 8 of matrix i / 8.
-__device__ __forceinline__ void load_matrix_x4(uint32_t (&to)[4], uint32_t smem_from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(smem_from)
-               : "memory");
+// bar.sync: joins the `threads` threads that call it with this `barrier` (1 to 15; __syncthreads is barrier 0).
+__device__ __forceinline__ void join_threads(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// mma.sync m16n8k16: d += a (16 x 16, BF16) * b (16 x 8, BF16), f32 sums.
-__device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+// bar.arrive: counts towards what bar.sync of other threads waits for, and goes on.
+__device__ __forceinline__ void arrive_at(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
-#line 40 "templates/attend_wgmma/kernel.cu"
+#line 46 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma.cuh"
 // Warpgroup MMA: four warps multiply 64 rows held in registers with tokens held in shared memory.
 // The instruction itself comes from generated/wgmma.cuh, for the one width that a kernel uses.
@@ -254,7 +253,7 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem_address) {
   constexpr uint64_t kSwizzle128 = 1;
   return uint64_t{(smem_address & 0x3FFFF) >> 4} | (uint64_t{1} << 16) | (kEightRows << 32) | (kSwizzle128 << 62);
 }
-#line 41 "templates/attend_wgmma/kernel.cu"
+#line 47 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma_attention.cuh"
 // Warpgroup MMA in the two widths of attention. Both operands lie in shared memory in blocks of 64 columns, 128 bytes a
 // row, swizzled by 128 bytes; a block of keys serves as K-major operand of the scores and, transposed, of the values.
@@ -268,15 +267,19 @@ __device__ __forceinline__ uint64_t transposed_descriptor(uint32_t smem_address,
          (kSwizzle128 << 62);
 }
 
-// wgmma.mma_async m64n32k16: d += a (64 x 16) * b (16 x 32), BF16, both in shared memory and K-major.
-__device__ __forceinline__ void wgmma_scores(float (&d)[16], uint64_t a, uint64_t b) {
+// wgmma.mma_async m64n64k16: d += a (64 x 16) * b (16 x 64), BF16, both in shared memory and K-major.
+__device__ __forceinline__ void wgmma_scores(float (&d)[32], uint64_t a, uint64_t b) {
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, "
-      "%8, %9, %10, %11, %12, %13, %14, %15}, "
-      "%16, %17, 1, 1, 1, 0, 0;"
+      "%8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, "
+      "%24, %25, %26, %27, %28, %29, %30, %31}, "
+      "%32, %33, 1, 1, 1, 0, 0;"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
       : "l"(a), "l"(b));
 }
 
@@ -319,7 +322,7 @@ __device__ __forceinline__ void wgmma_values(float (&d)[128], const uint32_t (&a
         "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
-#line 42 "templates/attend_wgmma/kernel.cu"
+#line 48 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -358,7 +361,202 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 43 "templates/attend_wgmma/kernel.cu"
+#line 49 "templates/attend_wgmma/kernel.cu"
+#line 1 "templates/lib/elementary.cuh"
+// More elementary functions from FMA and IEEE operations, beside those of lib/math.cuh: the same bits on every chip.
+// NaN in is NaN out.
+
+// e^x within 2e-7: what is lost in rounding x * log2(e) is put back, since it would cost |x| * 6e-8. Beyond 88 it is
+// e^88, so that the correction never meets an infinity.
+__device__ __forceinline__ float exp_defined(float x) {
+  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
+  constexpr float kLog2ERest = 1.92596299e-8f;          // log2(e) - kLog2E
+  constexpr float kLn2 = 0.693147182464599609375f;
+  x = x < -104.0f ? -104.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  const float product = x * kLog2E;
+  const float rest = __fmaf_rn(x, kLog2ERest, __fmaf_rn(x, kLog2E, -product));
+  const float power = exp2_defined(product);
+  return __fmaf_rn(power, rest * kLn2, power);
+}
+
+// log(1 + x) for 0 <= x <= 1: 2 atanh(z), z = x / (2 + x) <= 1/3, by its series to z^17.
+__device__ __forceinline__ float log1p_of_fraction(float x) {
+  const float z = x / (2.0f + x);
+  const float square = z * z;
+  float p = 1.0f / 17.0f;
+  p = __fmaf_rn(p, square, 1.0f / 15.0f);
+  p = __fmaf_rn(p, square, 1.0f / 13.0f);
+  p = __fmaf_rn(p, square, 1.0f / 11.0f);
+  p = __fmaf_rn(p, square, 1.0f / 9.0f);
+  p = __fmaf_rn(p, square, 1.0f / 7.0f);
+  p = __fmaf_rn(p, square, 1.0f / 5.0f);
+  p = __fmaf_rn(p, square, 1.0f / 3.0f);
+  p = __fmaf_rn(p * square, 2.0f * z, 2.0f * z);
+  return p;
+}
+
+// log(1 + e^x), without overflow and without losing a small result.
+__device__ __forceinline__ float softplus(float x) {
+  return (x > 0.0f ? x : 0.0f) + log1p_of_fraction(exp_defined(-fabsf(x)));
+}
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_defined(-x)); }
+
+// 1 / sqrt(x), two IEEE operations.
+__device__ __forceinline__ float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
+#line 50 "templates/attend_wgmma/kernel.cu"
+#line 1 "templates/lib/elements.cuh"
+// Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
+
+__device__ __forceinline__ float low_float(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_float(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+
+__device__ __forceinline__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u; }
+
+// Magnitude for an amax, in which what is not finite takes no part.
+__device__ __forceinline__ float finite_magnitude(float x) { return is_finite(x) ? fabsf(x) : 0.0f; }
+
+// A quiet NaN: what stands where there is no value to give.
+__device__ __forceinline__ float no_value() { return __int_as_float(0x7FC00000); }
+
+// Eight elements, 16-byte aligned.
+__device__ __forceinline__ void load_eight(float (&to)[8], const bf16* from) {
+  const uint4 words = *reinterpret_cast<const uint4*>(from);
+  to[0] = low_float(words.x);
+  to[1] = high_float(words.x);
+  to[2] = low_float(words.y);
+  to[3] = high_float(words.y);
+  to[4] = low_float(words.z);
+  to[5] = high_float(words.z);
+  to[6] = low_float(words.w);
+  to[7] = high_float(words.w);
+}
+
+__device__ __forceinline__ void load_eight(float (&to)[8], const float* from) {
+  const float4 first = reinterpret_cast<const float4*>(from)[0];
+  const float4 second = reinterpret_cast<const float4*>(from)[1];
+  to[0] = first.x;
+  to[1] = first.y;
+  to[2] = first.z;
+  to[3] = first.w;
+  to[4] = second.x;
+  to[5] = second.y;
+  to[6] = second.z;
+  to[7] = second.w;
+}
+
+__device__ __forceinline__ void store_eight(bf16* to, const float (&from)[8]) {
+  *reinterpret_cast<uint4*>(to) = make_uint4(pair_from_floats(from[0], from[1]), pair_from_floats(from[2], from[3]),
+                                             pair_from_floats(from[4], from[5]), pair_from_floats(from[6], from[7]));
+}
+
+__device__ __forceinline__ void store_eight(float* to, const float (&from)[8]) {
+  reinterpret_cast<float4*>(to)[0] = make_float4(from[0], from[1], from[2], from[3]);
+  reinterpret_cast<float4*>(to)[1] = make_float4(from[4], from[5], from[6], from[7]);
+}
+
+// One or two elements, aligned to their size together.
+__device__ __forceinline__ void load_few(float (&to)[1], const bf16* from) { to[0] = float_of(*from); }
+__device__ __forceinline__ void load_few(float (&to)[1], const float* from) { to[0] = *from; }
+
+__device__ __forceinline__ void load_few(float (&to)[2], const bf16* from) {
+  const uint32_t pair = *reinterpret_cast<const uint32_t*>(from);
+  to[0] = low_float(pair);
+  to[1] = high_float(pair);
+}
+
+__device__ __forceinline__ void load_few(float (&to)[2], const float* from) {
+  const float2 pair = *reinterpret_cast<const float2*>(from);
+  to[0] = pair.x;
+  to[1] = pair.y;
+}
+
+// Stores elements and leaves in `values` what was stored.
+__device__ __forceinline__ void store_few(bf16* to, float (&values)[1]) {
+  *to = bf16_from_float(values[0]);
+  values[0] = float_of(bf16_from_float(values[0]));
+}
+
+__device__ __forceinline__ void store_few(float* to, float (&values)[1]) { *to = values[0]; }
+
+__device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
+  const uint32_t pair = pair_from_floats(values[0], values[1]);
+  *reinterpret_cast<uint32_t*>(to) = pair;
+  values[0] = low_float(pair);
+  values[1] = high_float(pair);
+}
+
+__device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
+  *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
+}
+#line 51 "templates/attend_wgmma/kernel.cu"
+#line 1 "templates/lib/lanes.cuh"
+// Sums over the lanes of a warp and the warps of a block, in an order that never changes.
+
+// The sum over all lanes, the same bits in each: a butterfly adds the same pairs on both sides.
+__device__ __forceinline__ float lane_sum(float value) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
+
+// The largest over `width` neighbouring lanes, a power of two. A NaN takes no part.
+__device__ __forceinline__ float lane_maximum(float value, int width) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    if (step < width) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
+  }
+  return value;
+}
+
+// One step of spread_sums and those after it: as a template, for only constant places of `values` stay in registers.
+template <int kWidth>
+__device__ __forceinline__ void spread_step(float (&values)[32], int lane) {
+  const bool is_upper = (lane & kWidth) != 0;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    const float kept = is_upper ? values[i + kWidth] : values[i];
+    const float given = is_upper ? values[i] : values[i + kWidth];
+    values[i] = kept + __shfl_xor_sync(~0u, given, kWidth);
+  }
+  if constexpr (kWidth > 1) spread_step<kWidth / 2>(values, lane);
+}
+
+// Sums 32 values over the lanes at once; lane i gets the sum of value i. In each step a lane gives away the half of its
+// values that the other one keeps: 31 shuffles in place of 160.
+__device__ __forceinline__ float spread_sums(float (&values)[32], int lane) {
+  spread_step<16>(values, lane);
+  return values[0];
+}
+
+// The sum over the threads of `n_warps` warps, warp by warp in ascending order; `sync` joins them. `shared` has a float
+// for each of them.
+template <class Sync>
+__device__ __forceinline__ float thread_sum(float value, float* shared, int n_warps, Sync sync) {
+  value = lane_sum(value);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  sync();
+  float sum = 0.0f;
+  for (int warp = 0; warp < n_warps; ++warp) sum += shared[warp];
+  return sum;
+}
+#line 52 "templates/attend_wgmma/kernel.cu"
+#line 1 "templates/lib/rotary.cuh"
+// Rotation of neighbouring elements by an angle of their position: (a, b) -> (a cos - b sin, a sin + b cos).
+
+// Rotates `count` elements, pairs of a head from pair `first_pair` on; `table` is the (cos, sin) row of the position.
+template <int kCount>
+__device__ __forceinline__ void rotate_pairs(float (&values)[kCount], const float2* table, int first_pair) {
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i) {
+    const float2 turn = table[first_pair + i];
+    const float a = values[2 * i], b = values[2 * i + 1];
+    values[2 * i] = a * turn.x - b * turn.y;
+    values[2 * i + 1] = a * turn.y + b * turn.x;
+  }
+}
+#line 53 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -366,7 +564,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 44 "templates/attend_wgmma/kernel.cu"
+#line 54 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/lib/pieces.cuh"
 // Rows of BF16 in shared memory as 16-byte pieces, placed so that ldmatrix meets no bank conflict.
 
@@ -378,7 +576,7 @@ __device__ __forceinline__ uint32_t piece_address(uint32_t base, int row, int pi
   const int pattern = kPieces == 4 ? row >> 1 & 3 : row & 7;
   return base + (row * kPieces + (piece ^ pattern)) * 16;
 }
-#line 45 "templates/attend_wgmma/kernel.cu"
+#line 55 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/lib/attended.cuh"
 // The keys of a token in the order in which they are summed: its window from the oldest position on, then its entries.
 
@@ -422,10 +620,10 @@ constexpr float kLog2E = 1.44269502162933349609375f;
 __device__ __forceinline__ float2 rotated_back(float2 pair, float2 turn) {
   return make_float2(__fmaf_rn(pair.y, turn.y, pair.x * turn.x), __fmaf_rn(-pair.x, turn.y, pair.y * turn.x));
 }
-#line 46 "templates/attend_wgmma/kernel.cu"
+#line 56 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/lib/attention_block.cuh"
 // What the blocks of templates/attend and templates/attend_wgmma have in common: how warps share scores, where a
-// token's keys lie, and the softmax between the two products.
+// token's keys lie, what becomes of its queries, and the softmax between the two products.
 
 // Warps across heads and keys while scores are computed, and byte offsets in shared memory.
 template <class Config>
@@ -474,17 +672,51 @@ struct Keys {
   }
 };
 
-// Starts the copies of the queries of the heads from `first_head` on; heads that are not there are zeros. `Place` says
-// where a piece of a row lies.
+// Starts the copies of a warp's heads, every eighth from `first_head` on; heads that are not there are zeros. `Place`
+// says where a piece of a row lies. A lane copies what it will normalise: no barrier has to stand between.
 template <class Config, class Place>
-__device__ __forceinline__ void fetch_queries(uint32_t smem, const bf16* q, int first_head) {
+__device__ __forceinline__ void fetch_queries(uint32_t smem, const bf16* q, int first_head, int warp, int lane) {
   using Block = AttentionBlock<Config>;
-  for (int i = threadIdx.x; i < Config::kHeadTile * Block::kPieces; i += Block::kWarps * 32) {
-    const int head = i / Block::kPieces;
-    const int piece = i % Block::kPieces;
+#pragma unroll
+  for (int head = warp; head < Config::kHeadTile; head += Block::kWarps) {
     const bool is_there = first_head + head < Config::kHeads;
-    const bf16* from = q + (is_there ? int64_t{head} * Config::kHeadDim + piece * 8 : 0);
-    copy_async_16_or_zeros(Place::address(smem, head, piece), from, is_there ? 16 : 0);
+    for (int piece = lane; piece < Block::kPieces; piece += 32) {
+      const bf16* from = q + (is_there ? int64_t{head} * Config::kHeadDim + piece * 8 : 0);
+      copy_async_16_or_zeros(Place::address(smem, head, piece), from, is_there ? 16 : 0);
+    }
+  }
+}
+
+// Divides a warp's heads by their root mean squares and rotates their ends by `turns`, in place and rounded to BF16
+// once. The copies that this thread has started have arrived.
+template <class Config, class Place>
+__device__ __forceinline__ void normalise_queries(uint8_t* shared, const float2* turns, int warp, int lane) {
+  using Block = AttentionBlock<Config>;
+  constexpr int kChunks = ceil_divide(Block::kPieces, 32);
+  static_assert(Config::kRopeDim % 8 == 0, "a piece is rotated, or it is not");
+#pragma unroll 2
+  for (int head = warp; head < Config::kHeadTile; head += Block::kWarps) {
+    float values[kChunks][8] = {};
+    float squares = 0.0f;
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int piece = chunk * 32 + lane;
+      const uint8_t* from = shared + Place::address(0, head, piece);
+      if (piece < Block::kPieces) load_eight(values[chunk], reinterpret_cast<const bf16*>(from));
+#pragma unroll
+      for (int i = 0; i < 8; ++i) squares = __fmaf_rn(values[chunk][i], values[chunk][i], squares);
+    }
+    const float factor = reciprocal_root(lane_sum(squares) / Config::kHeadDim + Config::kNormEpsilon);
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int piece = chunk * 32 + lane;
+      if (piece >= Block::kPieces) continue;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[chunk][i] *= factor;
+      const int rotated = piece * 8 - (Config::kHeadDim - Config::kRopeDim);
+      if (rotated >= 0) rotate_pairs(values[chunk], turns, rotated / 2);
+      store_eight(reinterpret_cast<bf16*>(shared + Place::address(0, head, piece)), values[chunk]);
+    }
   }
 }
 
@@ -578,28 +810,30 @@ __device__ __forceinline__ float with_tile(float sum, const uint8_t* shared, int
 __device__ __forceinline__ float inverse_of(float sum, float sink, float running) {
   return 1.0f / (sum + exp2_defined(sink * kLog2E - running));
 }
-#line 47 "templates/attend_wgmma/kernel.cu"
+#line 57 "templates/attend_wgmma/kernel.cu"
 
 struct Config {
   static constexpr Compressed kCompressed = Compressed::kListed;
   static constexpr int kHeads = 64;
   static constexpr int kHeadDim = 512;
   static constexpr int kRopeDim = 64;          // last columns, rotated
+  static constexpr float kNormEpsilon = 1e-6f;
   static constexpr int kWindow = 128;
   static constexpr int kRatio = 4;               // tokens of an entry
   static constexpr int kTopK = 512;                // length of a list
   static constexpr int kPageEntries = 64;
   static constexpr int kHeadTile = 64;        // heads of a block
   static constexpr int kKeyTile = 64;          // keys fetched together
-  static constexpr int kSmemBytes = 209664;
+  static constexpr int kSmemBytes = 196608;
 };
 
 using Shape = AttentionBlock<Config>;
 constexpr int kColumnBlocks = Config::kHeadDim / 64;
 constexpr int kBlockBytes = 64 * 128;                 // 64 rows of 64 columns
 constexpr int kGroupColumns = Config::kHeadDim / 2;   // of a warpgroup, for O
+constexpr int kKeyTiles = Config::kKeyTile / 8;       // 8-key tiles of S
 static_assert(Config::kHeadDim == 512 && Config::kHeadTile == 64 && Config::kKeyTile == 64, "the widths of wgmma");
-static_assert(Shape::kBytes == Config::kSmemBytes, "host and device disagree on shared memory");
+static_assert(Shape::kProbabilitiesAt == Config::kSmemBytes, "host and device disagree on shared memory");
 
 // Rows of queries and keys in blocks of 64 columns, each swizzled by 128 bytes.
 struct Place {
@@ -608,59 +842,92 @@ struct Place {
   }
 };
 
-// S of all heads and a warpgroup's 32 keys of a tile.
-__device__ __forceinline__ void multiply_queries(Scores<Config>& scores, uint32_t queries, uint32_t keys, int group) {
-  float sums[16];
+// S of all heads and keys of a tile: for each 8 keys (head g, keys 2c and 2c + 1), (head g + 8, the same).
+__device__ __forceinline__ void multiply_queries(float (&s)[4 * kKeyTiles], uint32_t queries, uint32_t keys) {
 #pragma unroll
-  for (int i = 0; i < 16; ++i) sums[i] = 0.0f;
+  for (int i = 0; i < 4 * kKeyTiles; ++i) s[i] = 0.0f;
 #pragma unroll
-  for (int i = 0; i < 16; ++i) pin_register(sums[i]);
+  for (int i = 0; i < 4 * kKeyTiles; ++i) pin_register(s[i]);
   wgmma_fence();
   const uint64_t a = swizzled_descriptor(queries);
-  const uint64_t b = swizzled_descriptor(keys + group * (32 * 128));
+  const uint64_t b = swizzled_descriptor(keys);
 #pragma unroll
   for (int block = 0; block < kColumnBlocks; ++block) {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       const int offset = (block * kBlockBytes + step * 32) / 16;  // 16 k are 32 bytes, and the descriptor counts 16
-      wgmma_scores(sums, a + offset, b + offset);
+      wgmma_scores(s, a + offset, b + offset);
     }
   }
   wgmma_commit();
   wgmma_wait<0>();
 #pragma unroll
-  for (int i = 0; i < 16; ++i) pin_register(sums[i]);
-#pragma unroll
-  for (int i = 0; i < 16; ++i) scores.s[i / 4][i % 4] = sums[i];
+  for (int i = 0; i < 4 * kKeyTiles; ++i) pin_register(s[i]);
 }
 
-// Sums of values of two heads a lane (g and g + 8 of its warp's 16) over a warpgroup's columns: for each 8 columns
-// (head g, columns 2c and 2c + 1), (head g + 8, the same).
+// The softmax of a lane's two heads, g and g + 8 of its warp's 16, over the keys so far.
+struct Softmax {
+  float running[2];  // maxima
+  float sums[2];     // of this lane's probabilities: those of two keys of each eight
+  float factors[2];  // by what older sums shrink
+
+  // P of a tile from its scores, as the left operands of 16 keys each; keys from `n_left` on are not there.
+  __device__ __forceinline__ void exponentiate(uint32_t (&p)[kKeyTiles / 2][4], float (&s)[4 * kKeyTiles], int n_left,
+                                               int lane) {
+    constexpr uint32_t kMinusInfinity = 0xFF800000u;
+    const float factor = kLog2E / sqrtf(static_cast<float>(Config::kHeadDim));
+    float most[2] = {running[0], running[1]};
+#pragma unroll
+    for (int i = 0; i < 4 * kKeyTiles; ++i) {
+      const int key = i / 4 * 8 + lane % 4 * 2 + i % 2;
+      s[i] = key < n_left ? s[i] * factor : __uint_as_float(kMinusInfinity);
+      most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      most[r] = fmaxf(most[r], __shfl_xor_sync(0xFFFFFFFFu, most[r], 1));
+      most[r] = fmaxf(most[r], __shfl_xor_sync(0xFFFFFFFFu, most[r], 2));
+      factors[r] = exp2_defined(running[r] - most[r]);
+      running[r] = most[r];
+      float sum = 0.0f;
+#pragma unroll
+      for (int tile = 0; tile < kKeyTiles; ++tile) {
+        const float low = exp2_defined(s[tile * 4 + r * 2] - most[r]);
+        const float high = exp2_defined(s[tile * 4 + r * 2 + 1] - most[r]);
+        p[tile / 2][tile % 2 * 2 + r] = pair_from_floats(low, high);
+        sum += low + high;
+      }
+      sums[r] = __fmaf_rn(sums[r], factors[r], sum);
+    }
+  }
+
+  // What the sums of values of a head are divided by, inverted.
+  __device__ __forceinline__ float inverse(int r, float sink) const {
+    float sum = sums[r] + __shfl_xor_sync(0xFFFFFFFFu, sums[r], 1);
+    sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
+    return inverse_of(sum, sink, running[r]);
+  }
+};
+
+// Sums of values of a lane's two heads over a warpgroup's columns: for each 8 columns (head g, columns 2c and 2c + 1),
+// (head g + 8, the same).
 struct Values {
   float o[kGroupColumns / 2];
 
-  __device__ __forceinline__ void rescale(const float* factors, int head) {
-    const float upper = factors[head];
-    const float lower = factors[head + 8];
+  __device__ __forceinline__ void rescale(const float (&factors)[2]) {
     // Maxima settle after a few tiles, and a factor of 1 changes nothing.
-    if (!__any_sync(0xFFFFFFFFu, upper != 1.0f || lower != 1.0f)) return;
+    if (!__any_sync(0xFFFFFFFFu, factors[0] != 1.0f || factors[1] != 1.0f)) return;
 #pragma unroll
-    for (int i = 0; i < kGroupColumns / 2; ++i) o[i] *= i % 4 < 2 ? upper : lower;
+    for (int i = 0; i < kGroupColumns / 2; ++i) o[i] *= factors[i / 2 % 2];
   }
 
-  __device__ __forceinline__ void multiply(uint32_t probabilities, uint32_t keys, int group, int head_warp, int lane) {
-    uint32_t p[4][4];
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      const int head = head_warp * 16 + lane % 16;
-      load_matrix_x4(p[step], piece_address<8>(probabilities, head, step * 2 + lane / 16));
-    }
+  __device__ __forceinline__ void multiply(const uint32_t (&p)[kKeyTiles / 2][4], uint32_t keys, int group) {
 #pragma unroll
     for (int i = 0; i < kGroupColumns / 2; ++i) pin_register(o[i]);
     wgmma_fence();
     const uint64_t b = transposed_descriptor(keys + group * (kColumnBlocks / 2 * kBlockBytes), kBlockBytes);
 #pragma unroll
-    for (int step = 0; step < 4; ++step) wgmma_values(o, p[step], b + step * (16 * 128 / 16));
+    for (int step = 0; step < kKeyTiles / 2; ++step) wgmma_values(o, p[step], b + step * (16 * 128 / 16));
     wgmma_commit();
     wgmma_wait<0>();
 #pragma unroll
@@ -668,8 +935,8 @@ struct Values {
   }
 
   // BF16 rows of the lane's heads, divided by the denominators and rotated back. `to` is the row of the first head.
-  __device__ __forceinline__ void store(bf16* to, const float* inverses, const float2* turns, int n_heads, int group,
-                                        int head, int lane) const {
+  __device__ __forceinline__ void store(bf16* to, const float (&inverses)[2], const float2* turns, int n_heads,
+                                        int group, int head, int lane) const {
 #pragma unroll
     for (int n = 0; n < kGroupColumns / 8; ++n) {
       const int column = group * kGroupColumns + n * 8 + lane % 4 * 2;
@@ -679,7 +946,7 @@ struct Values {
       for (int r = 0; r < 2; ++r) {
         const int row = head + r * 8;
         if (row >= n_heads) continue;
-        float2 pair = make_float2(o[n * 4 + r * 2] * inverses[row], o[n * 4 + r * 2 + 1] * inverses[row]);
+        float2 pair = make_float2(o[n * 4 + r * 2] * inverses[r], o[n * 4 + r * 2 + 1] * inverses[r]);
         if (rotated >= 0) pair = rotated_back(pair, turn);
         *reinterpret_cast<uint32_t*>(to + row * Config::kHeadDim + column) = pair_from_floats(pair.x, pair.y);
       }
@@ -687,19 +954,17 @@ struct Values {
   }
 };
 
-// What a block has summed over all tiles.
+// What a warpgroup has summed over all tiles.
 struct Block {
   Values values = {};
-  Scores<Config> scores;
-  float sum = 0.0f;  // of probabilities, in thread h for head h
+  Softmax softmax = {};
+  const float2* turns;  // of the token's position
 
   __device__ __forceinline__ void run(uint8_t* shared, const Keys<Config>& keys, int n_tiles, int warp, int lane) {
+    constexpr int kHasScores = 1;
     const uint32_t smem = smem_address(shared);
-    const int head_warp = warp % 4;
     const int group = warp / 4;
-    float* maxima = reinterpret_cast<float*>(shared + Shape::kMaximaAt);
-    const float* factors = reinterpret_cast<const float*>(shared + Shape::kFactorsAt);
-    scores.running[0] = scores.running[1] = -__int_as_float(0x7F800000);
+    softmax.running[0] = softmax.running[1] = -__int_as_float(0x7F800000);
     const auto key_of = [&](int tile) {
       return keys.at(tile * Config::kKeyTile + warp * Shape::kFetched + lane % Shape::kFetched);
     };
@@ -707,31 +972,27 @@ struct Block {
     commit_copies();
     // Addresses take two dependent loads: they are looked up a tile ahead of their copies.
     const bf16* next = key_of(1);
+    wait_copies<1>();  // the queries have arrived, the keys may be on their way
+    normalise_queries<Config, Place>(shared, turns, warp, lane);
     for (int tile = 0; tile < n_tiles; ++tile) {
       const uint32_t tile_keys = smem + Shape::kKeysAt + (tile & 1) * Shape::kTileBytes;
       wait_copies<0>();
       fence_async_proxy();
-      __syncthreads();  // the tile has arrived, and nobody reads the other one or P any more
+      __syncthreads();  // the tile has arrived, and nobody reads the other one any more
       if (tile + 1 < n_tiles) {
         fetch_keys<Config, Place>(smem + Shape::kKeysAt + (~tile & 1) * Shape::kTileBytes, next, warp, lane);
         next = key_of(tile + 2);
       }
       commit_copies();
-      multiply_queries(scores, smem, tile_keys, group);
-      scores.scale(maxima, keys.attended.n_keys - tile * Config::kKeyTile, head_warp, group, lane);
-      __syncthreads();  // maxima are written
-      scores.exponentiate(shared, head_warp, group, lane);
-      __syncthreads();  // P, sums and factors are written
-      if (threadIdx.x < Config::kHeadTile) sum = with_tile<Config>(sum, shared, threadIdx.x);
-      values.rescale(factors, head_warp * 16 + lane / 4);
-      values.multiply(smem + Shape::kProbabilitiesAt, tile_keys, group, head_warp, lane);
+      float s[4 * kKeyTiles];
+      uint32_t p[kKeyTiles / 2][4];
+      if (group == 1) join_threads(kHasScores, Shape::kWarps * 32);
+      multiply_queries(s, smem, tile_keys);
+      if (group == 0) arrive_at(kHasScores, Shape::kWarps * 32);
+      softmax.exponentiate(p, s, keys.attended.n_keys - tile * Config::kKeyTile, lane);
+      values.rescale(softmax.factors);
+      values.multiply(p, tile_keys, group);
     }
-    if (group == 0 && lane % 4 == 0) {
-      float* running = reinterpret_cast<float*>(shared + Shape::kRunningAt);
-      running[head_warp * 16 + lane / 4] = scores.running[0];
-      running[head_warp * 16 + 8 + lane / 4] = scores.running[1];
-    }
-    __syncthreads();  // maxima are written, factors are read
   }
 };
 
@@ -739,16 +1000,16 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
     attend_wgmma(const bf16* q, const bf16* kv_step, const bf16* kv_ring, const bf16* pool, const int* table,
            const int* picks, const float* sinks, const float2* rope, const int* positions, const int* sequences,
            const int* step_start, const int* first_row, bf16* o, float* workspace, const int* m_on_device, int m,
-           int max_pages) {
+           int max_pages, float* mix) {
   extern __shared__ __align__(1024) uint8_t shared[];
   launch_dependents();
   wait_for_dependency();
   const int token = blockIdx.x;
+  const int position = positions[token];  // asked for together with the number of tokens
+  const int slot = sequences[token];
   if (token >= actual_tokens(m_on_device, m)) return;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int position = positions[token];
-  const int slot = sequences[token];
   const Attended<Config> attended(position);
   const Keys<Config> keys{attended,
                   kv_step + int64_t{first_row[slot]} * Config::kHeadDim,
@@ -760,16 +1021,17 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   const int first_head = blockIdx.y * Config::kHeadTile;
   const int n_heads = smaller(Config::kHeadTile, Config::kHeads - first_head);
   const int64_t row = int64_t{token} * Config::kHeads + first_head;
-  fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head);
+  fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head, warp, lane);
+  commit_copies();
   Block block;
+  block.turns = rope + int64_t{position} * (Config::kRopeDim / 2);
   block.run(shared, keys, ceil_divide(attended.n_keys, Config::kKeyTile), warp, lane);
-  const float* running = reinterpret_cast<const float*>(shared + Shape::kRunningAt);
-  float* inverses = reinterpret_cast<float*>(shared + Shape::kFactorsAt);
-  if (threadIdx.x < n_heads) {
-    inverses[threadIdx.x] = inverse_of(block.sum, sinks[first_head + threadIdx.x], running[threadIdx.x]);
-  }
-  __syncthreads();
-  const float2* turns = rope + int64_t{position} * (Config::kRopeDim / 2);
   const int head = warp % 4 * 16 + lane / 4;
-  block.values.store(o + row * Config::kHeadDim, inverses, turns, n_heads, warp / 4, head, lane);
+  float inverses[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float sink = head + r * 8 < n_heads ? sinks[first_head + head + r * 8] : 0.0f;
+    inverses[r] = block.softmax.inverse(r, sink);
+  }
+  block.values.store(o + row * Config::kHeadDim, inverses, block.turns, n_heads, warp / 4, head, lane);
 }

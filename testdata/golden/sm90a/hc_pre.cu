@@ -25,9 +25,8 @@
 //   0        all threads, once                             the parts, or mixing values, are in shared memory
 //   1        the column threads, once a token              the squares of each warp are
 //
-// Sinkhorn keeps C as K[j][k] / (U[j] * V[k]) and changes U and V in turn: U'[j] = sum_k K[j][k] / V[k] + eps * U[j].
-// Its 2 * kRounds steps depend on each other and are what a short step waits for: in each four sums and four
-// reciprocals run side by side without a branch, in every lane, since shuffles would take as long as reciprocals.
+// Without kBalances C is stored as softmax and eps leave it, and a later launch, which has time, does the Sinkhorn of
+// lib/sinkhorn.cuh: what a short step waits for here is x, and the matrix is not used before the sublayer has ended.
 // Everything of the first token is asked for before anything is awaited, even its streams if it is no token.
 // Exactness: f32, parts in ascending order within and over runs of them, one rounding of x at the end.
 #line 1 "templates/lib/words.cuh"
@@ -54,7 +53,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 36 "templates/hc_pre/kernel.cu"
+#line 35 "templates/hc_pre/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -78,7 +77,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 37 "templates/hc_pre/kernel.cu"
+#line 36 "templates/hc_pre/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -90,7 +89,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 38 "templates/hc_pre/kernel.cu"
+#line 37 "templates/hc_pre/kernel.cu"
 #line 1 "templates/arch/sm80/named_barrier.cuh"
 // Barriers of some of a block's warps.
 
@@ -98,7 +97,12 @@ __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcon
 __device__ __forceinline__ void join_threads(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
-#line 39 "templates/hc_pre/kernel.cu"
+
+// bar.arrive: counts towards what bar.sync of other threads waits for, and goes on.
+__device__ __forceinline__ void arrive_at(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+#line 38 "templates/hc_pre/kernel.cu"
 #line 1 "templates/arch/sm80/reciprocal.cuh"
 // The chip's estimate of a reciprocal.
 
@@ -108,7 +112,7 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
-#line 40 "templates/hc_pre/kernel.cu"
+#line 39 "templates/hc_pre/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -116,7 +120,7 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 41 "templates/hc_pre/kernel.cu"
+#line 40 "templates/hc_pre/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -155,7 +159,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 42 "templates/hc_pre/kernel.cu"
+#line 41 "templates/hc_pre/kernel.cu"
 #line 1 "templates/lib/elementary.cuh"
 // More elementary functions from FMA and IEEE operations, beside those of lib/math.cuh: the same bits on every chip.
 // NaN in is NaN out.
@@ -199,7 +203,7 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_de
 
 // 1 / sqrt(x), two IEEE operations.
 __device__ __forceinline__ float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
-#line 43 "templates/hc_pre/kernel.cu"
+#line 42 "templates/hc_pre/kernel.cu"
 #line 1 "templates/lib/elements.cuh"
 // Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
 
@@ -284,7 +288,7 @@ __device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
 __device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
   *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
 }
-#line 44 "templates/hc_pre/kernel.cu"
+#line 43 "templates/hc_pre/kernel.cu"
 #line 1 "templates/lib/lanes.cuh"
 // Sums over the lanes of a warp and the warps of a block, in an order that never changes.
 
@@ -335,7 +339,7 @@ __device__ __forceinline__ float thread_sum(float value, float* shared, int n_wa
   for (int warp = 0; warp < n_warps; ++warp) sum += shared[warp];
   return sum;
 }
-#line 45 "templates/hc_pre/kernel.cu"
+#line 44 "templates/hc_pre/kernel.cu"
 #line 1 "templates/lib/reciprocal.cuh"
 // A reciprocal for long chains of them.
 
@@ -345,6 +349,72 @@ __device__ __forceinline__ float thread_sum(float value, float* shared, int n_wa
 __device__ __forceinline__ float reciprocal_in_range(float x) {
   const float estimate = reciprocal_estimate(x);
   return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
+}
+#line 45 "templates/hc_pre/kernel.cu"
+#line 1 "templates/lib/sinkhorn.cuh"
+// Mixing matrices: rows and columns brought to a sum of 1 in turn.
+//
+// Sinkhorn keeps C as K[j][k] / (U[j] * V[k]) and changes U and V in turn: U'[j] = sum_k K[j][k] / V[k] + eps * U[j].
+// Its 2 * kRounds steps depend on each other and are what a short step waits for: in each four sums and four
+// reciprocals run side by side without a branch, in every lane, since shuffles would take as long as reciprocals.
+
+__device__ __forceinline__ void unpack(float (&to)[4], float4 from) {
+  to[0] = from.x;
+  to[1] = from.y;
+  to[2] = from.z;
+  to[3] = from.w;
+}
+
+// epsilon * before + sum over i of k[i] * other[i].
+template <class Config>
+__device__ __forceinline__ float half_step(float before, float k0, float k1, float k2, float k3,
+                                           const float (&other)[4]) {
+  const float even = __fmaf_rn(k2, other[2], __fmaf_rn(k0, other[0], Config::kHcEpsilon * before));
+  const float odd = __fmaf_rn(k3, other[3], k1 * other[1]);
+  return even + odd;
+}
+
+// K after Sinkhorn, in place.
+template <class Config>
+__device__ __forceinline__ void balance(float (&k)[4][4]) {
+  float row_sum[4] = {1.0f, 1.0f, 1.0f, 1.0f}, column_sum[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+  float row_factor[4] = {1.0f, 1.0f, 1.0f, 1.0f}, column_factor[4];
+  const auto divide_columns = [&] {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      column_sum[i] = half_step<Config>(column_sum[i], k[0][i], k[1][i], k[2][i], k[3][i], row_factor);
+      column_factor[i] = reciprocal_in_range(column_sum[i]);
+    }
+  };
+  divide_columns();
+#pragma unroll 1
+  for (int round = 1; round < Config::kRounds; ++round) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      row_sum[j] = half_step<Config>(row_sum[j], k[j][0], k[j][1], k[j][2], k[j][3], column_factor);
+      row_factor[j] = reciprocal_in_range(row_sum[j]);
+    }
+    divide_columns();
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) k[j][i] = row_factor[j] * k[j][i] * column_factor[i];
+  }
+}
+
+// What hc_pre has left to others: the matrix of one token behind its post[4], in place. Called by whole warps, all of
+// which do the same; thread 0 writes.
+template <class Config>
+__device__ __forceinline__ void balance_mix(float* mix) {
+  float4* rows = reinterpret_cast<float4*>(mix) + 1;
+  float k[4][4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) unpack(k[j], rows[j]);
+  balance<Config>(k);
+  if (threadIdx.x != 0) return;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) rows[j] = make_float4(k[j][0], k[j][1], k[j][2], k[j][3]);
 }
 #line 46 "templates/hc_pre/kernel.cu"
 
@@ -356,6 +426,7 @@ struct Config {
   static constexpr int kSplits = 128;
   static constexpr int kTokens = 1;  // of a block
   static constexpr int kRounds = 20;
+  static constexpr bool kBalances = true;
   static constexpr float kNormEpsilon = 1e-6f;
   static constexpr float kHcEpsilon = 1e-6f;
 };
@@ -385,13 +456,6 @@ struct Operands {
   const float* norm_weight;
   bf16* x;
 };
-
-__device__ __forceinline__ void unpack(float (&to)[4], float4 from) {
-  to[0] = from.x;
-  to[1] = from.y;
-  to[2] = from.z;
-  to[3] = from.w;
-}
 
 // Eight parts of a sum of one token from split `begin` on, zeros beyond `end`; lane i has those of value i.
 __device__ __forceinline__ void load_parts(float (&parts)[8], const float* partials, int begin, int end, int token,
@@ -423,42 +487,6 @@ __device__ __forceinline__ float squashed(float sum, float scale, float base, in
   return lane < 4 ? weight + Config::kHcEpsilon : lane < 8 ? 2.0f * weight : share;
 }
 
-// epsilon * before + sum over i of k[i] * other[i].
-__device__ __forceinline__ float half_step(float before, float k0, float k1, float k2, float k3,
-                                           const float (&other)[4]) {
-  const float even = __fmaf_rn(k2, other[2], __fmaf_rn(k0, other[0], Config::kHcEpsilon * before));
-  const float odd = __fmaf_rn(k3, other[3], k1 * other[1]);
-  return even + odd;
-}
-
-// K after Sinkhorn, in place.
-__device__ __forceinline__ void balance(float (&k)[4][4]) {
-  float row_sum[4] = {1.0f, 1.0f, 1.0f, 1.0f}, column_sum[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-  float row_factor[4] = {1.0f, 1.0f, 1.0f, 1.0f}, column_factor[4];
-  const auto divide_columns = [&] {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      column_sum[i] = half_step(column_sum[i], k[0][i], k[1][i], k[2][i], k[3][i], row_factor);
-      column_factor[i] = reciprocal_in_range(column_sum[i]);
-    }
-  };
-  divide_columns();
-#pragma unroll 1
-  for (int round = 1; round < Config::kRounds; ++round) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      row_sum[j] = half_step(row_sum[j], k[j][0], k[j][1], k[j][2], k[j][3], column_factor);
-      row_factor[j] = reciprocal_in_range(row_sum[j]);
-    }
-    divide_columns();
-  }
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) k[j][i] = row_factor[j] * k[j][i] * column_factor[i];
-  }
-}
-
 // Writes post and the mixing matrix of the tokens of the block: a lane to each, or all lanes to the only one.
 __device__ __forceinline__ void store_mixes(float* mix_out, const Shared& shared, float value, int first, int n_tokens,
                                             int lane) {
@@ -474,7 +502,7 @@ __device__ __forceinline__ void store_mixes(float* mix_out, const Shared& shared
 #pragma unroll
     for (int j = 0; j < 4; ++j) unpack(k[j], values[1 + j]);
   }
-  balance(k);
+  if constexpr (Config::kBalances) balance<Config>(k);
   if (lane >= n_tokens) return;
   float4* mix = reinterpret_cast<float4*>(mix_out + int64_t{first + lane} * 20);
   mix[0] = make_float4(post[0], post[1], post[2], post[3]);

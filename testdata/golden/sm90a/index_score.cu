@@ -12,7 +12,7 @@
 //   positions, sequences   [m]            int32, of each token           read first
 //   scores    [m, capacity]               f32                            written where an entry is visible
 //
-//   block = 8 warps, kTokens tokens, 128 entries; grid = (token tiles, entry tiles)
+//   block = 4 warps, kTokens tokens, 128 entries; grid = (token tiles, entry tiles)
 //
 //   keys    | gather, to registers; again only when the sequence changes                     |
 //   block   | fetch queries of token i + 1 (cp.async), heads x keys of token i, sum over heads | ...
@@ -20,7 +20,8 @@
 //   shared memory   keys of the tile, queries of two tokens
 //   barriers        queries (and keys) have arrived; keys are in registers
 //
-// A warp has 16 entries and all heads. Exactness: f32 sums over heads in a fixed order: a lane's own heads ascending,
+// A warp has 32 entries and all heads: every warp reads all queries from shared memory, which with 16 entries each took
+// longer than the products. Exactness: f32 sums over heads in a fixed order: a lane's own heads ascending,
 // then across lanes; NaN passes through the relu.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
@@ -46,7 +47,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 28 "templates/index_score/kernel.cu"
+#line 29 "templates/index_score/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -68,7 +69,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 29 "templates/index_score/kernel.cu"
+#line 30 "templates/index_score/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -80,7 +81,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 30 "templates/index_score/kernel.cu"
+#line 31 "templates/index_score/kernel.cu"
 #line 1 "templates/arch/sm80/matrix.cuh"
 // Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
 
@@ -100,7 +101,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#line 31 "templates/index_score/kernel.cu"
+#line 32 "templates/index_score/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -108,7 +109,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 32 "templates/index_score/kernel.cu"
+#line 33 "templates/index_score/kernel.cu"
 #line 1 "templates/lib/pieces.cuh"
 // Rows of BF16 in shared memory as 16-byte pieces, placed so that ldmatrix meets no bank conflict.
 
@@ -120,7 +121,7 @@ __device__ __forceinline__ uint32_t piece_address(uint32_t base, int row, int pi
   const int pattern = kPieces == 4 ? row >> 1 & 3 : row & 7;
   return base + (row * kPieces + (piece ^ pattern)) * 16;
 }
-#line 33 "templates/index_score/kernel.cu"
+#line 34 "templates/index_score/kernel.cu"
 
 struct Config {
   static constexpr int kHeads = 64;
@@ -132,14 +133,18 @@ struct Config {
   static constexpr int kSmemBytes = 65536;
 };
 
-constexpr int kThreads = 256;
 constexpr int kEntryTile = 128;
+constexpr int kEntryTiles = 4;  // 8-entry tiles of a warp
+constexpr int kWarpEntries = kEntryTiles * 8;
+constexpr int kThreads = kEntryTile / kWarpEntries * 32;
+constexpr int kTilePages = kEntryTile / Config::kPageEntries;
 constexpr int kPieces = Config::kHeadDim / 8;  // 16-byte pieces of a key or a query
 constexpr int kHeadTiles = Config::kHeads / 16;
 constexpr int kKeyBytes = kEntryTile * Config::kHeadDim * 2;
 constexpr int kQueryBytes = Config::kHeads * Config::kHeadDim * 2;
 static_assert(kKeyBytes + 2 * kQueryBytes == Config::kSmemBytes, "host and device disagree on shared memory");
 static_assert(Config::kHeadDim % 32 == 0 && Config::kHeads % 16 == 0, "whole tiles");
+static_assert(kEntryTile % Config::kPageEntries == 0, "a tile of entries has whole pages");
 
 // The tokens of one block that need scores in its tile of entries.
 struct Tokens {
@@ -166,14 +171,23 @@ struct Tokens {
 
 // Starts the copies of the tile's keys of a sequence; entries that nobody sees are zeros.
 __device__ __forceinline__ void fetch_keys(uint32_t smem, const bf16* pool, const int* pages, int first, int visible) {
+  // Pages are looked up once and not for every key: the copies then wait for nothing.
+  const bf16* page_keys[kTilePages];
+#pragma unroll
+  for (int page = 0; page < kTilePages; ++page) {
+    const int entry = first + page * Config::kPageEntries;
+    const int64_t number = entry < visible ? pages[entry / Config::kPageEntries] : 0;
+    page_keys[page] = pool + number * (Config::kPageEntries * Config::kHeadDim);
+  }
+#pragma unroll
+  for (int page = 0; page < kTilePages; ++page) {
 #pragma unroll 4
-  for (int i = threadIdx.x; i < kEntryTile * kPieces; i += kThreads) {
-    const int entry = first + i / kPieces;
-    const bool is_there = entry < visible;
-    const int64_t page = is_there ? pages[entry / Config::kPageEntries] : 0;
-    const bf16* from = pool + (page * Config::kPageEntries + entry % Config::kPageEntries) * Config::kHeadDim;
-    copy_async_16_or_zeros(piece_address<kPieces>(smem, i / kPieces, i % kPieces), from + i % kPieces * 8,
-                           is_there ? 16 : 0);
+    for (int i = threadIdx.x; i < Config::kPageEntries * kPieces; i += kThreads) {
+      const int of_page = i / kPieces, of_tile = page * Config::kPageEntries + of_page;
+      const bool is_there = first + of_tile < visible;
+      const bf16* from = page_keys[page] + of_page * Config::kHeadDim + i % kPieces * 8;
+      copy_async_16_or_zeros(piece_address<kPieces>(smem, of_tile, i % kPieces), from, is_there ? 16 : 0);
+    }
   }
 }
 
@@ -184,16 +198,17 @@ __device__ __forceinline__ void fetch_queries(uint32_t smem, const bf16* qi) {
   }
 }
 
-// A warp's 16 keys as right operands.
+// A warp's 32 keys as right operands.
 struct Keys {
-  uint32_t k[2][kPieces / 4][4];
+  uint32_t k[kEntryTiles][kPieces / 4][4];
 
   __device__ __forceinline__ void load(uint32_t smem, int warp, int lane) {
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
+    for (int n = 0; n < kEntryTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < kPieces / 4; ++i) {
-        load_matrix_x4(k[n][i], piece_address<kPieces>(smem, warp * 16 + n * 8 + lane % 8, i * 4 + lane / 8));
+        const int entry = warp * kWarpEntries + n * 8 + lane % 8;
+        load_matrix_x4(k[n][i], piece_address<kPieces>(smem, entry, i * 4 + lane / 8));
       }
     }
   }
@@ -212,27 +227,28 @@ struct Weights {
   }
 };
 
-// Scores of a warp's 16 entries for one token; every lane holds those of its columns.
-__device__ __forceinline__ void score(float (&sums)[2][2], uint32_t queries, const Keys& keys, const Weights& weights,
-                                      int lane) {
+// Scores of a warp's entries for one token; every lane holds those of its columns.
+__device__ __forceinline__ void score(float (&sums)[kEntryTiles][2], uint32_t queries, const Keys& keys,
+                                      const Weights& weights, int lane) {
   const float factor = 1.0f / sqrtf(static_cast<float>(Config::kHeads * Config::kHeadDim));
-  sums[0][0] = sums[0][1] = sums[1][0] = sums[1][1] = 0.0f;
+#pragma unroll
+  for (int n = 0; n < kEntryTiles; ++n) sums[n][0] = sums[n][1] = 0.0f;
 #pragma unroll
   for (int h = 0; h < kHeadTiles; ++h) {
-    float s[2][4] = {};
+    float s[kEntryTiles][4] = {};
 #pragma unroll
     for (int i = 0; i < kPieces / 4; ++i) {
       uint32_t q[2][4];
       load_matrix_x4(q[0], piece_address<kPieces>(queries, h * 16 + lane % 16, i * 4 + lane / 16));
       load_matrix_x4(q[1], piece_address<kPieces>(queries, h * 16 + lane % 16, i * 4 + 2 + lane / 16));
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
+      for (int n = 0; n < kEntryTiles; ++n) {
         multiply_add(s[n], q[0], keys.k[n][i][0], keys.k[n][i][1]);
         multiply_add(s[n], q[1], keys.k[n][i][2], keys.k[n][i][3]);
       }
     }
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
+    for (int n = 0; n < kEntryTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float positive = s[n][i] < 0.0f ? 0.0f : s[n][i];
@@ -243,11 +259,31 @@ __device__ __forceinline__ void score(float (&sums)[2][2], uint32_t queries, con
 #pragma unroll
   for (int distance = 4; distance < 32; distance *= 2) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[i / 2][i % 2] += __shfl_xor_sync(0xFFFFFFFFu, sums[i / 2][i % 2], distance);
+    for (int i = 0; i < 2 * kEntryTiles; ++i) {
+      sums[i / 2][i % 2] += __shfl_xor_sync(0xFFFFFFFFu, sums[i / 2][i % 2], distance);
+    }
   }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1)
+// Writes a warp's scores of one token, those of them that are visible. All groups of four lanes have the same sums: the
+// first four groups write a tile of entries each, two neighbours a lane.
+__device__ __forceinline__ void store_scores(float* row, const float (&sums)[kEntryTiles][2], int first_entry,
+                                             int visible, int lane) {
+  static_assert(kEntryTiles == 4, "a tile to each of the first four groups");
+  float pair[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    // Chosen by conditions: a place that depends on the lane would send the sums to memory.
+    const float low = lane < 4 ? sums[0][i] : sums[1][i];
+    const float high = lane < 12 ? sums[2][i] : sums[3][i];
+    pair[i] = lane < 8 ? low : high;
+  }
+  const int entry = first_entry + lane * 2;
+  if (lane < 16 && entry < visible) row[entry] = pair[0];
+  if (lane < 16 && entry + 1 < visible) row[entry + 1] = pair[1];
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 3)
     index_score(const bf16* qi, const float* wt, const bf16* pool, const int* table, const int* positions,
                 const int* sequences, float* scores, const int* m_on_device, int64_t ld_wt, int m, int max_pages,
                 int capacity) {
@@ -291,14 +327,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       next_weights.load(wt + next * ld_wt, lane);
     }
     commit_copies();
-    float sums[2][2];
+    float sums[kEntryTiles][2];
     score(sums, smem + kKeyBytes + buffer * kQueryBytes, keys, weights, lane);
-    const int visible = smaller(tokens.visible(token), capacity);
-    const int tile = lane / 4 % 2;  // two groups of four lanes write what all have
-    const int entry = tokens.first_entry + warp * 16 + tile * 8 + lane % 4 * 2;
-    float* to = scores + int64_t{token} * capacity + entry;
-    if (lane < 8 && entry < visible) to[0] = tile == 0 ? sums[0][0] : sums[1][0];
-    if (lane < 8 && entry + 1 < visible) to[1] = tile == 0 ? sums[0][1] : sums[1][1];
+    store_scores(scores + int64_t{token} * capacity, sums, tokens.first_entry + warp * kWarpEntries,
+                 smaller(tokens.visible(token), capacity), lane);
     token = next;
   }
 }

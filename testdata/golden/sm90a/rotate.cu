@@ -11,7 +11,6 @@
 //   block = kWarps warps, one head each; grid = (head blocks, tokens); no shared memory, no barriers
 //   lane: kVector neighbouring elements of each chunk of 32 * kVector
 //
-//   kHasNorm       first the head is divided by its root mean square
 //   kHasHadamard   at the end the head is multiplied by the Hadamard matrix / sqrt(dim) and rounded to MXFP4: E2M1 in
 //                  groups of 32 with the scale 2^ceil(log2(max(amax, 6 * 2^-126) / 6)), which BF16 holds exactly;
 //                  what is not finite stays as it is
@@ -41,7 +40,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 23 "templates/rotate/kernel.cu"
+#line 22 "templates/rotate/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -65,7 +64,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 24 "templates/rotate/kernel.cu"
+#line 23 "templates/rotate/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -77,7 +76,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 25 "templates/rotate/kernel.cu"
+#line 24 "templates/rotate/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -85,7 +84,7 @@ __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcon
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 26 "templates/rotate/kernel.cu"
+#line 25 "templates/rotate/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -124,7 +123,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 27 "templates/rotate/kernel.cu"
+#line 26 "templates/rotate/kernel.cu"
 #line 1 "templates/lib/elementary.cuh"
 // More elementary functions from FMA and IEEE operations, beside those of lib/math.cuh: the same bits on every chip.
 // NaN in is NaN out.
@@ -168,7 +167,7 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_de
 
 // 1 / sqrt(x), two IEEE operations.
 __device__ __forceinline__ float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
-#line 28 "templates/rotate/kernel.cu"
+#line 27 "templates/rotate/kernel.cu"
 #line 1 "templates/lib/elements.cuh"
 // Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
 
@@ -253,7 +252,7 @@ __device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
 __device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
   *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
 }
-#line 29 "templates/rotate/kernel.cu"
+#line 28 "templates/rotate/kernel.cu"
 #line 1 "templates/lib/lanes.cuh"
 // Sums over the lanes of a warp and the warps of a block, in an order that never changes.
 
@@ -304,7 +303,7 @@ __device__ __forceinline__ float thread_sum(float value, float* shared, int n_wa
   for (int warp = 0; warp < n_warps; ++warp) sum += shared[warp];
   return sum;
 }
-#line 30 "templates/rotate/kernel.cu"
+#line 29 "templates/rotate/kernel.cu"
 #line 1 "templates/lib/rotary.cuh"
 // Rotation of neighbouring elements by an angle of their position: (a, b) -> (a cos - b sin, a sin + b cos).
 
@@ -319,7 +318,7 @@ __device__ __forceinline__ void rotate_pairs(float (&values)[kCount], const floa
     values[2 * i + 1] = a * turn.y + b * turn.x;
   }
 }
-#line 31 "templates/rotate/kernel.cu"
+#line 30 "templates/rotate/kernel.cu"
 #line 1 "templates/lib/entry_rounding.cuh"
 // Quantised and back at once: what a value becomes when it is kept in E4M3 or E2M1 under a power-of-two scale.
 
@@ -354,15 +353,13 @@ __device__ __forceinline__ float nearest_e2m1(float x) {
                                              : 6.0f;
   return copysignf(nearest, x);
 }
-#line 32 "templates/rotate/kernel.cu"
+#line 31 "templates/rotate/kernel.cu"
 
 struct Config {
   static constexpr int kHeads = 64;
   static constexpr int kDim = 128;
   static constexpr int kRopeDim = 64;
-  static constexpr bool kHasNorm = false;
   static constexpr bool kHasHadamard = true;
-  static constexpr float kNormEpsilon = 0.0f;
   static constexpr int kWarps = 8;
 };
 
@@ -443,21 +440,10 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32)
   if (token >= actual_tokens(m_on_device, m) || head >= Config::kHeads) return;
   bf16* row = q + (int64_t{token} * Config::kHeads + head) * Config::kDim;
   Vector values[kChunks] = {};
-  float squares = 0.0f;
 #pragma unroll
   for (int chunk = 0; chunk < kChunks; ++chunk) {
     const int element = (chunk * 32 + lane) * kVector;
     if (element < Config::kDim) load_vector(values[chunk], row + element);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) squares = __fmaf_rn(values[chunk][i], values[chunk][i], squares);
-  }
-  if constexpr (Config::kHasNorm) {
-    const float factor = reciprocal_root(lane_sum(squares) / Config::kDim + Config::kNormEpsilon);
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) values[chunk][i] *= factor;
-    }
   }
   const float2* turns = rope + int64_t{positions[token]} * (Config::kRopeDim / 2);
 #pragma unroll

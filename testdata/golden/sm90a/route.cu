@@ -10,12 +10,16 @@
 //   token_ids  [m]                   int32            read with kIsHashed
 //   experts    [m, top_k]            int32            written
 //   weights    [m, top_k]            f32              written
+//   mix        [m, 20]               f32              C balanced in place, with kBalances
 //
-//   block = kWarps warps, one token each; lane l has experts l, l + 32, ..; no shared memory, no barriers
+//   block = kTokens tokens of kTokenWarps warps each, one of which is 1; grid = groups of tokens
+//   with kBalances: as many blocks again, which finish the mixing matrices that templates/hc_pre has left
+//   shared memory: scores of all experts, and the integers that they are chosen by
+//   barrier: scores are there; of a token's warps the first goes on alone, lane l with kPerLane neighbouring experts
 //
-// By score: the largest of score + bias, one after the other, by two reductions over a warp each; ties to the lower
-// index. A logit or biased score that is not finite, a token id or a table entry out of range make all weights of the
-// token NaN, so that it shows; the experts stay within range, so that nothing is read beyond the end.
+// By score: the largest of score + bias, one after the other, by a reduction and a vote each; ties to the lower index.
+// A logit or biased score that is not finite, a token id or a table entry out of range make all weights of the token
+// NaN, so that it shows; the experts stay within range, so that nothing is read beyond the end.
 // Exactness: f32; the chosen scores are added in the order of their slots.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
@@ -41,7 +45,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 23 "templates/route/kernel.cu"
+#line 27 "templates/route/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -53,7 +57,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 24 "templates/route/kernel.cu"
+#line 28 "templates/route/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -77,7 +81,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 25 "templates/route/kernel.cu"
+#line 29 "templates/route/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -85,7 +89,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 26 "templates/route/kernel.cu"
+#line 30 "templates/route/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -124,7 +128,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 27 "templates/route/kernel.cu"
+#line 31 "templates/route/kernel.cu"
 #line 1 "templates/lib/elementary.cuh"
 // More elementary functions from FMA and IEEE operations, beside those of lib/math.cuh: the same bits on every chip.
 // NaN in is NaN out.
@@ -168,7 +172,7 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_de
 
 // 1 / sqrt(x), two IEEE operations.
 __device__ __forceinline__ float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
-#line 28 "templates/route/kernel.cu"
+#line 32 "templates/route/kernel.cu"
 #line 1 "templates/lib/elements.cuh"
 // Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
 
@@ -253,7 +257,94 @@ __device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
 __device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
   *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
 }
-#line 29 "templates/route/kernel.cu"
+#line 33 "templates/route/kernel.cu"
+#line 1 "templates/arch/sm80/reciprocal.cuh"
+// The chip's estimate of a reciprocal.
+
+// rcp.approx.ftz.f32: 1 / x within one unit in the last place. A start for an exact result, never a result.
+__device__ __forceinline__ float reciprocal_estimate(float x) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+#line 34 "templates/route/kernel.cu"
+#line 1 "templates/lib/reciprocal.cuh"
+// A reciprocal for long chains of them.
+
+// 1 / x rounded to nearest for a magnitude of x from 2^-125 to 2^125; NaN for NaN and infinity. An estimate and one
+// step of Newton's, which is how __frcp_rn treats such x, but without its test for other ones: a branch for each
+// reciprocal keeps independent ones from running side by side.
+__device__ __forceinline__ float reciprocal_in_range(float x) {
+  const float estimate = reciprocal_estimate(x);
+  return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
+}
+#line 35 "templates/route/kernel.cu"
+#line 1 "templates/lib/sinkhorn.cuh"
+// Mixing matrices: rows and columns brought to a sum of 1 in turn.
+//
+// Sinkhorn keeps C as K[j][k] / (U[j] * V[k]) and changes U and V in turn: U'[j] = sum_k K[j][k] / V[k] + eps * U[j].
+// Its 2 * kRounds steps depend on each other and are what a short step waits for: in each four sums and four
+// reciprocals run side by side without a branch, in every lane, since shuffles would take as long as reciprocals.
+
+__device__ __forceinline__ void unpack(float (&to)[4], float4 from) {
+  to[0] = from.x;
+  to[1] = from.y;
+  to[2] = from.z;
+  to[3] = from.w;
+}
+
+// epsilon * before + sum over i of k[i] * other[i].
+template <class Config>
+__device__ __forceinline__ float half_step(float before, float k0, float k1, float k2, float k3,
+                                           const float (&other)[4]) {
+  const float even = __fmaf_rn(k2, other[2], __fmaf_rn(k0, other[0], Config::kHcEpsilon * before));
+  const float odd = __fmaf_rn(k3, other[3], k1 * other[1]);
+  return even + odd;
+}
+
+// K after Sinkhorn, in place.
+template <class Config>
+__device__ __forceinline__ void balance(float (&k)[4][4]) {
+  float row_sum[4] = {1.0f, 1.0f, 1.0f, 1.0f}, column_sum[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+  float row_factor[4] = {1.0f, 1.0f, 1.0f, 1.0f}, column_factor[4];
+  const auto divide_columns = [&] {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      column_sum[i] = half_step<Config>(column_sum[i], k[0][i], k[1][i], k[2][i], k[3][i], row_factor);
+      column_factor[i] = reciprocal_in_range(column_sum[i]);
+    }
+  };
+  divide_columns();
+#pragma unroll 1
+  for (int round = 1; round < Config::kRounds; ++round) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      row_sum[j] = half_step<Config>(row_sum[j], k[j][0], k[j][1], k[j][2], k[j][3], column_factor);
+      row_factor[j] = reciprocal_in_range(row_sum[j]);
+    }
+    divide_columns();
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) k[j][i] = row_factor[j] * k[j][i] * column_factor[i];
+  }
+}
+
+// What hc_pre has left to others: the matrix of one token behind its post[4], in place. Called by whole warps, all of
+// which do the same; thread 0 writes.
+template <class Config>
+__device__ __forceinline__ void balance_mix(float* mix) {
+  float4* rows = reinterpret_cast<float4*>(mix) + 1;
+  float k[4][4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) unpack(k[j], rows[j]);
+  balance<Config>(k);
+  if (threadIdx.x != 0) return;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) rows[j] = make_float4(k[j][0], k[j][1], k[j][2], k[j][3]);
+}
+#line 36 "templates/route/kernel.cu"
 
 struct Config {
   static constexpr int kExperts = 256;
@@ -261,12 +352,25 @@ struct Config {
   static constexpr float kScale = 1.5f;
   static constexpr bool kIsHashed = false;
   static constexpr int kVocabulary = 0;
-  static constexpr int kWarps = 1;
+  static constexpr int kTokens = 1;           // of a block
+  static constexpr int kTokenWarps = 8;  // of a token
+  static constexpr bool kBalances = true;
+  static constexpr int kRounds = 20;           // of the balance
+  static constexpr float kHcEpsilon = 1e-6f;
 };
 
-constexpr int kPerLane = ceil_divide(Config::kExperts, 32);
-constexpr int kNoExpert = 0x7FFFFFFF;
+constexpr int kTokenThreads = Config::kTokenWarps * 32;
+constexpr int kScored = ceil_divide(Config::kExperts, kTokenThreads);  // experts that a thread scores
+constexpr int kPerLane = ceil_divide(Config::kExperts, 32);            // experts that a lane chooses from
 static_assert(Config::kTopK <= 32 && Config::kTopK <= Config::kExperts, "a lane to a slot, an expert to a slot");
+static_assert(Config::kTokens == 1 || Config::kTokenWarps == 1, "a barrier joins one token's threads");
+static_assert(Config::kTokens == 1 || !Config::kBalances, "a matrix to a block");
+
+// Of one token.
+struct Scores {
+  float score[Config::kExperts];
+  uint32_t key[Config::kExperts];  // what experts are chosen by
+};
 
 // Positive integers in the order of finite numbers; -0 equals 0.
 __device__ __forceinline__ uint32_t ordered(float value) {
@@ -275,89 +379,110 @@ __device__ __forceinline__ uint32_t ordered(float value) {
   return key == 0 ? 1 : key;
 }
 
-// The experts of a lane: their scores, and what they are chosen by, zero once they are taken.
-struct Candidates {
-  float score[kPerLane];
-  uint32_t key[kPerLane];
+// Scores the experts `thread`, `thread` + kTokenThreads, .. of a token. Whether a number was not finite.
+__device__ __forceinline__ bool score_experts(Scores& scores, const float* logits, const float (&bias)[kScored],
+                                              int thread) {
   bool is_bad = false;
+#pragma unroll
+  for (int i = 0; i < kScored; ++i) {
+    const int expert = i * kTokenThreads + thread;
+    if (expert >= Config::kExperts) continue;
+    const float logit = logits[expert];
+    const float score = sqrtf(softplus(logit));
+    const float biased = score + bias[i];
+    scores.score[expert] = score;
+    scores.key[expert] = ordered(biased);
+    is_bad |= !is_finite(logit) || !is_finite(biased);
+  }
+  return is_bad;
+}
 
-  __device__ __forceinline__ void load(const float* logits, const float (&bias)[kPerLane], int lane) {
+// Keys of a lane's experts, zero once they are taken.
+struct Candidates {
+  uint32_t key[kPerLane];
+
+  __device__ __forceinline__ void load(const Scores& scores, int lane) {
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
-      const int expert = i * 32 + lane;
-      score[i] = 0.0f;
-      key[i] = 0;
-      if (expert >= Config::kExperts) continue;
-      const float logit = logits[expert];
-      score[i] = sqrtf(softplus(logit));
-      const float biased = score[i] + bias[i];
-      key[i] = ordered(biased);
-      is_bad |= !is_finite(logit) || !is_finite(biased);
+      const int expert = lane * kPerLane + i;
+      key[i] = expert < Config::kExperts ? scores.key[expert] : 0;
     }
   }
 
-  // Takes the best expert of all lanes, the lowest of equals; its score comes along.
-  __device__ __forceinline__ int take_best(float& best_score, int lane) {
-    uint32_t best_key = 0;
-    float own_score = 0.0f;
-    int own_expert = lane;
+  // Takes the best expert of all lanes, the lowest of equals.
+  __device__ __forceinline__ int take_best(int lane) {
+    uint32_t best = key[0];
+#pragma unroll
+    for (int i = 1; i < kPerLane; ++i) best = key[i] > best ? key[i] : best;
+    int place = 0;  // the lowest of the lane's best, found while the reduction is under way
+#pragma unroll
+    for (int i = kPerLane - 1; i > 0; --i) place = key[i] == best ? i : place;
+    if (key[0] == best) place = 0;
+    const unsigned winners = __ballot_sync(~0u, best == __reduce_max_sync(~0u, best));
+    const int winner = __ffs(winners) - 1;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
-      if (key[i] > best_key) {
-        best_key = key[i];
-        own_score = score[i];
-        own_expert = i * 32 + lane;
-      }
+      if (lane == winner && place == i) key[i] = 0;
     }
-    const bool is_best = best_key == __reduce_max_sync(~0u, best_key);
-    const int expert = __reduce_min_sync(~0u, is_best ? own_expert : kNoExpert);
-    best_score = __shfl_sync(~0u, own_score, expert % 32);
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      if (expert == i * 32 + lane) key[i] = 0;
-    }
-    return expert;
+    return winner * kPerLane + __shfl_sync(~0u, place, winner);
   }
 };
 
-extern "C" __global__ void __launch_bounds__(Config::kWarps * 32)
+// The expert of the slot `lane` by token id. `is_bad` becomes true where id or expert is out of range.
+__device__ __forceinline__ int listed_expert(const int* tid2eid, int id, bool& is_bad, int lane) {
+  const bool is_known = id >= 0 && id < Config::kVocabulary;
+  int expert = -1;
+  if (is_known && lane < Config::kTopK) expert = tid2eid[int64_t{id} * Config::kTopK + lane];
+  const bool is_there = expert >= 0 && expert < Config::kExperts;
+  is_bad |= lane < Config::kTopK && !is_there;
+  return is_there ? expert : lane % Config::kExperts;
+}
+
+extern "C" __global__ void __launch_bounds__(Config::kTokens * kTokenThreads)
     route(const float* logits, const float* bias, const int* tid2eid, const int* token_ids, int* experts,
-          float* weights, const int* m_on_device, int m) {
+          float* weights, const int* m_on_device, int m, float* mix) {
+  __shared__ Scores shared[Config::kTokens];
   launch_dependents();
-  const int token = blockIdx.x * Config::kWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
-  float own_bias[kPerLane] = {};
+  const int lane = threadIdx.x % 32, thread = threadIdx.x % kTokenThreads, of_block = threadIdx.x / kTokenThreads;
+  const int token = blockIdx.x * Config::kTokens + of_block;
+  float own_bias[kScored] = {};
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    if (bias != nullptr && i * 32 + lane < Config::kExperts) own_bias[i] = bias[i * 32 + lane];
+  for (int i = 0; i < kScored; ++i) {
+    const int expert = i * kTokenThreads + thread;
+    if (bias != nullptr && expert < Config::kExperts) own_bias[i] = bias[expert];
   }
   wait_for_dependency();
-  if (token >= actual_tokens(m_on_device, m)) return;
-  const float* row = logits + int64_t{token} * Config::kExperts;
-  Candidates candidates;
-  candidates.load(row, own_bias, lane);
-  bool is_bad = __any_sync(~0u, candidates.is_bad);
-  int own_expert = 0;
-  float own_score = 0.0f;
-  if constexpr (Config::kIsHashed) {
-    const int id = token_ids[token];
-    const bool is_known = id >= 0 && id < Config::kVocabulary;
-    int expert = -1;
-    if (is_known && lane < Config::kTopK) expert = tid2eid[int64_t{id} * Config::kTopK + lane];
-    const bool is_there = expert >= 0 && expert < Config::kExperts;
-    is_bad |= __any_sync(~0u, lane < Config::kTopK && !is_there);
-    own_expert = is_there ? expert : lane % Config::kExperts;
-    own_score = sqrtf(softplus(row[own_expert]));
-  } else {
-#pragma unroll
-    for (int slot = 0; slot < Config::kTopK; ++slot) {
-      float score;
-      const int expert = candidates.take_best(score, lane);
-      if (lane == slot) {
-        own_expert = expert;
-        own_score = score;
-      }
+  if constexpr (Config::kBalances) {
+    if (token >= m) {
+      const bool is_there = token - m < actual_tokens(m_on_device, m);
+      if (is_there && threadIdx.x < 32) balance_mix<Config>(mix + int64_t{token - m} * 20);
+      return;
     }
   }
+  if (token >= actual_tokens(m_on_device, m)) return;
+  bool is_bad = false;
+  int own_expert = 0;
+  // The list takes two loads, one after the other, which the scores hide.
+  if constexpr (Config::kIsHashed) own_expert = listed_expert(tid2eid, token_ids[token], is_bad, lane);
+  Scores& scores = shared[of_block];
+  is_bad |= score_experts(scores, logits + int64_t{token} * Config::kExperts, own_bias, thread);
+  if constexpr (Config::kTokenWarps > 1) {
+    is_bad = __syncthreads_or(is_bad) != 0;
+    if (thread >= 32) return;
+  } else {
+    is_bad = __any_sync(~0u, is_bad);
+    __syncwarp();
+  }
+  if constexpr (!Config::kIsHashed) {
+    Candidates candidates;
+    candidates.load(scores, lane);
+#pragma unroll
+    for (int slot = 0; slot < Config::kTopK; ++slot) {
+      const int expert = candidates.take_best(lane);
+      if (lane == slot) own_expert = expert;
+    }
+  }
+  const float own_score = scores.score[own_expert];
   float sum = 0.0f;
 #pragma unroll
   for (int slot = 0; slot < Config::kTopK; ++slot) sum += __shfl_sync(~0u, own_score, slot);

@@ -5,15 +5,22 @@
 // equal scores the lower entries win. A token that sees at most top_k entries gets all of them, unseen.
 //
 //   operand   shape            in memory                             written / read
-//   scores    [m, capacity]    f32, visible entries only             read four times, from L1 or L2 after the first
+//   scores    [m, capacity]    f32, visible entries only             read once; of long rows four times
 //   picks     [m, top_k]       int32                                 written
 //
 //   block = kThreads threads, one token; grid = tokens
-//   shared memory: a histogram of one digit, a number a warp
+//   shared memory: a number a warp; for long rows a histogram of one digit
 //
-// Radix select: three digits of 11, 11 and 10 bits of an integer with the order of the scores find the last score that
-// is picked and how many of its equals; then one pass writes. Counts are integers, so nothing depends on the order in
-// which they are made. NaN is larger than everything and so stays in sight; -0 equals 0.
+// Scores become integers of the same order, and what is sought is the top_k-th largest of them.
+//
+//   up to kHeld entries a thread stay in registers. Two bits of the sought integer are found at a time: warps count how
+//   many keys reach each of three bounds, three counts in one word, and one barrier later every warp knows the totals.
+//   It ends as soon as a bound has exactly top_k keys above it, for scores that differ after ten of the sixteen turns
+//
+//   longer rows: three digits of 11, 11 and 10 bits by histograms, read again for each
+//
+// Then one pass writes. Counts are integers, so nothing depends on the order in which they are made. NaN is larger than
+// everything and so stays in sight; -0 equals 0.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
 
@@ -38,7 +45,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 20 "templates/top_k/kernel.cu"
+#line 27 "templates/top_k/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -50,7 +57,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 21 "templates/top_k/kernel.cu"
+#line 28 "templates/top_k/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -58,7 +65,7 @@ __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcon
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 22 "templates/top_k/kernel.cu"
+#line 29 "templates/top_k/kernel.cu"
 
 struct Config {
   static constexpr int kRatio = 4;      // tokens of an entry
@@ -68,8 +75,10 @@ struct Config {
 
 constexpr int kBins = 2048;
 constexpr int kWarps = Config::kThreads / 32;
+constexpr int kHeld = 16;  // keys of a thread
 constexpr int kBinsOfThread = kBins / Config::kThreads;
 static_assert(kBins % Config::kThreads == 0 && Config::kThreads <= 1024, "whole bins, and counts of 16 bits");
+static_assert(32 * kHeld < 1024 && kHeld * Config::kThreads < 65536, "counts of a warp in 10 bits, of a block in 16");
 
 struct Shared {
   unsigned histogram[kBins];
@@ -163,18 +172,113 @@ __device__ __forceinline__ void write_picks(int* picks, Shared& shared, const fl
   }
 }
 
+// The keys of a row, all in registers. A warp has a stretch of neighbouring entries, lane l of it l, l + 32, ..
+struct Held {
+  uint32_t of[kHeld];  // zero, which is no score's key, where there is no entry
+  int per_lane;        // in use, the same in all threads
+  int first;           // entry of of[0]
+
+  __device__ __forceinline__ void load(const float* scores, int n) {
+    per_lane = ceil_divide(n, Config::kThreads);
+    first = threadIdx.x / 32 * 32 * per_lane + threadIdx.x % 32;
+    // All loads are under way together, and neighbouring lanes read neighbouring entries.
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      of[i] = i < per_lane && first + i * 32 < n ? ordered(scores[first + i * 32]) : 0;
+    }
+  }
+
+  // The largest integer that top_k keys reach; or, if a larger bound has exactly top_k keys, the one below that bound.
+  // Either way the picks are all keys above it and, in order, as many that equal it as are left.
+  __device__ __forceinline__ uint32_t least(Shared& shared) const {
+    const int warp = threadIdx.x / 32;
+    const int lane = threadIdx.x % 32;
+    uint32_t found = 0;  // its high bits
+    // At least top_k keys reach `found` and fewer reach what follows it at the bits that are known: the sought integer
+    // begins with them.
+#pragma unroll 1
+    for (int shift = 30; shift >= 0; shift -= 2) {
+      const uint32_t lower = found | 1u << shift, middle = found | 2u << shift, upper = found | 3u << shift;
+      unsigned counts = 0;
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) {
+        if (i >= per_lane) break;
+        counts += (of[i] >= lower ? 1u : 0u) + (of[i] >= middle ? 1u << 10 : 0u) + (of[i] >= upper ? 1u << 20 : 0u);
+      }
+      counts = __reduce_add_sync(~0u, counts);
+      // Alternating words: a warp may be a turn ahead of one that still reads.
+      unsigned* of_warp = shared.of_warp[shift / 2 % 2];
+      if (lane == 0) of_warp[warp] = counts;
+      __syncthreads();
+      // Every warp adds the counts of all, so nobody has to wait for a total: a block's need 16 bits each.
+      counts = lane < kWarps ? of_warp[lane] : 0;
+      const unsigned low = __reduce_add_sync(~0u, (counts & 0x3FFu) | (counts >> 10 & 0x3FFu) << 16);
+      const unsigned reach_lower = low & 0xFFFFu, reach_middle = low >> 16;
+      const unsigned reach_upper = __reduce_add_sync(~0u, counts >> 20);
+      const unsigned digit = (reach_lower >= Config::kTopK ? 1 : 0) + (reach_middle >= Config::kTopK ? 1 : 0) +
+                             (reach_upper >= Config::kTopK ? 1 : 0);
+      found |= digit << shift;
+      const unsigned reach = digit == 3 ? reach_upper : digit == 2 ? reach_middle : reach_lower;
+      if (digit > 0 && reach == Config::kTopK) return found - 1;
+    }
+    return found;
+  }
+
+  // Writes all entries above `least` and the first that equal it, in ascending order.
+  __device__ __forceinline__ void write(int* picks, Shared& shared, uint32_t least) const {
+    const int warp = threadIdx.x / 32;
+    const int lane = threadIdx.x % 32;
+    unsigned own = 0;  // keys of the warp that are greater, and equal ones from bit 16 on
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      if (i >= per_lane) break;
+      own += __popc(__ballot_sync(~0u, of[i] > least)) + (__popc(__ballot_sync(~0u, of[i] == least)) << 16);
+    }
+    // The search may have ended with either of the alternating words.
+    __syncthreads();  // nobody reads its counts any more
+    if (lane == 0) shared.of_warp[0][warp] = own;
+    __syncthreads();
+    const unsigned other = lane < kWarps ? shared.of_warp[0][lane] : 0;
+    const unsigned n_equal = Config::kTopK - __reduce_add_sync(~0u, other & 0xFFFFu);
+    const unsigned before = __reduce_add_sync(~0u, lane < warp ? other : 0);
+    const unsigned below = (1u << lane) - 1;
+    unsigned greater = before & 0xFFFFu;  // entries before the current ones
+    unsigned equal = before >> 16;
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      if (i >= per_lane) break;
+      const unsigned are_greater = __ballot_sync(~0u, of[i] > least);
+      const unsigned are_equal = __ballot_sync(~0u, of[i] == least);
+      const unsigned greater_before = greater + __popc(are_greater & below);
+      const unsigned equal_before = equal + __popc(are_equal & below);
+      if (of[i] > least || (of[i] == least && equal_before < n_equal)) {
+        picks[greater_before + (equal_before < n_equal ? equal_before : n_equal)] = first + i * 32;
+      }
+      greater += __popc(are_greater);
+      equal += __popc(are_equal);
+    }
+  }
+};
+
 extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
     top_k(const float* scores, const int* positions, int* picks, const int* m_on_device, int m, int capacity) {
   __shared__ Shared shared;
   launch_dependents();
   wait_for_dependency();
   const int token = blockIdx.x;
+  const int position = positions[token];  // asked for together with the number of tokens
   if (token >= actual_tokens(m_on_device, m)) return;
-  const int n = smaller((positions[token] + 1) / Config::kRatio, capacity);
+  const int n = smaller((position + 1) / Config::kRatio, capacity);
   picks += int64_t{token} * Config::kTopK;
   scores += int64_t{token} * capacity;
   if (n <= Config::kTopK) {
     for (int i = threadIdx.x; i < Config::kTopK; i += Config::kThreads) picks[i] = i < n ? i : -1;
+    return;
+  }
+  if (n <= kHeld * Config::kThreads) {
+    Held keys;
+    keys.load(scores, n);
+    keys.write(picks, shared, keys.least(shared));
     return;
   }
   if (threadIdx.x == 0) shared.n_left = Config::kTopK;

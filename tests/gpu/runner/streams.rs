@@ -1,7 +1,7 @@
 //! Embedding, hyper-connections and their norm against f64.
 
 use tilekiln::device::{Buffer, Value};
-use tilekiln::kernels::runner::{self, Connection, Element};
+use tilekiln::kernels::runner::{self, Balance, Connection, Element, Route};
 
 use super::{
     BF16_STEP, NULL, Numbers, STEPS, bits, blank, case, close, equal, launch, number, pointer, read_bf16, read_f32,
@@ -150,7 +150,7 @@ fn connect(
     let (x, mix_out) = (blank(context, m as usize * d * 2)?, blank(context, m as usize * 80)?);
     let mix_value = if connection.is_head { NULL } else { pointer(&mix_out) };
     let second = [&[&streams, &partials, &base, &scale, &norm, &x].map(pointer)[..], &[mix_value], &ends].concat();
-    launch(context, &runner::hc_pre(m, connection), &second)?;
+    launch(context, &runner::hc_pre(m, connection, Balance::Here), &second)?;
     let what = format!("hc_pre {connection:?} m {live} of {m}");
     let found_x = read_bf16(&what, &x, [tokens * d, m as usize * d])?;
     let mixes = if connection.is_head { 0 } else { tokens * 20 };
@@ -163,7 +163,33 @@ fn connect(
             checks += close(&format!("{what} mix of token {token}"), found, &mix, [2e-5, 2e-6])?;
         }
     }
+    if !connection.is_head && m <= 16 {
+        let balanced = balanced_later(context, connection, &second, (live, m))?;
+        checks += equal(&format!("{what} balanced later"), &balanced, &found_mix)?;
+    }
     Ok(checks + repeat(context, connection, &second, (&x, &found_x))?)
+}
+
+/// Mixing values whose matrices another launch balances: the same bits. `values` are those of `hc_pre`.
+fn balanced_later(
+    context: &Context,
+    connection: &Connection,
+    values: &[Value],
+    (live, m): (u32, u32),
+) -> Result<Vec<f32>, Failure> {
+    let (experts, top_k) = (8, 2);
+    let shape = Route { experts, top_k, scale: 1.5, hashed_vocabulary: None };
+    let (mix, rows) = (blank(context, m as usize * 80)?, m as usize);
+    let mut values = values.to_vec();
+    let mix_idx = values.len() - 3;
+    values[mix_idx] = pointer(&mix);
+    launch(context, &runner::hc_pre(m, connection, Balance::Later), &values)?;
+    let (logits, live_at) = (context.buffer(&vec![0.5f32; rows * experts as usize])?, context.buffer(&[live as i32])?);
+    let (chosen, weights) = (blank(context, rows * top_k as usize * 4)?, blank(context, rows * top_k as usize * 4)?);
+    let outputs = [&chosen, &weights, &live_at].map(pointer);
+    let values = [&[pointer(&logits), NULL, NULL, NULL], &outputs[..], &[number(m), pointer(&mix)]].concat();
+    launch(context, &runner::route(m, &shape, Some(connection)), &values)?;
+    read_f32("balanced later", &mix, [live as usize * 20, rows * 20])
 }
 
 /// The same bits from a second launch.
@@ -174,7 +200,7 @@ fn repeat(
     (x, found): (&Buffer, &[f32]),
 ) -> Result<usize, Failure> {
     let Some(Value::Int(m)) = values.last() else { return Err("a launch ends with its tokens".to_string().into()) };
-    launch(context, &runner::hc_pre(*m as u32, connection), values)?;
+    launch(context, &runner::hc_pre(*m as u32, connection, Balance::Here), values)?;
     let again: Vec<u16> = x.download(found.len())?;
     equal("hc_pre twice", &again, &bits(found))
 }

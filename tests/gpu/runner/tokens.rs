@@ -36,8 +36,8 @@ fn route(
     let (experts, weights) = (blank(context, m * k * 4)?, blank(context, m * k * 4)?);
     let optional = [bias, table, ids].map(|buffer| buffer.map_or(NULL, pointer));
     let outputs = [&experts, &weights, &live_at].map(pointer);
-    let values = [&[pointer(&logits_at)], &optional[..], &outputs, &[number(m as u32)]].concat();
-    launch(context, &runner::route(m as u32, shape), &values)?;
+    let values = [&[pointer(&logits_at)], &optional[..], &outputs, &[number(m as u32), NULL]].concat();
+    launch(context, &runner::route(m as u32, shape, None), &values)?;
     let what = format!("route {shape:?}");
     Ok((read_i32(&what, &experts, [live * k, m * k])?, read_f32(&what, &weights, [live * k, m * k])?))
 }
@@ -56,7 +56,7 @@ fn expected_weights(shape: &Route, logits: &[f32], experts: &[i32]) -> Vec<f64> 
 fn by_score(context: &mut Context, shape: &Route) -> Result<usize, Failure> {
     let (e, k) = (shape.experts as usize, shape.top_k as usize);
     let mut checks = 0;
-    for [live, m] in [[1, 1], [3, 4], [33, 40]] {
+    for [live, m] in [[1, 1], [3, 4], [33, 40], [70, 80]] {
         let mut numbers = Numbers(m as u64);
         let mut logits = numbers.floats(m * e, 8.0);
         // The last token's logits are equal: ties go to the lower index where the bias does not decide.

@@ -20,8 +20,6 @@ pub(super) struct StepBuffers {
     pub kv_step: Buffer,
     pub q: Buffer,
     pub compressed: Buffer,
-    pub index_compressed: Buffer,
-    pub index_weights: Buffer,
     pub index_q: Buffer,
     pub scores: Buffer,
     pub picks: Buffer,
@@ -134,14 +132,13 @@ impl StepBuffers {
         let head_x = bf16(head_rows, hidden)?;
         let streams = allocator.take(m * (STREAMS * hidden) as usize, options.streams.bytes() as usize)?;
         let mut words = |rows: usize, columns: u32| allocator.take(rows * columns as usize, 4);
-        let series = LayerKind::Csa.series();
+        let kinds = [LayerKind::Csa, LayerKind::Hca].into_iter();
+        let entry_columns = kinds.map(|kind| EntryColumns::of(config, kind).all()).max().unwrap_or(0);
         let capacity = if config.layers_of(LayerKind::Csa) == 0 { 0 } else { index_capacity(options.context) };
         Ok(Self {
             mix: words(m, MIX_VALUES)?,
             partials: words(partial_rows(config, options), STREAMS * (STREAMS + 2) + 1)?,
-            compressed: words(m, 2 * series * config.head_dim)?,
-            index_compressed: words(m, 2 * series * config.index_head_dim)?,
-            index_weights: words(m, config.index_heads)?,
+            compressed: words(m, entry_columns)?,
             scores: words(m, capacity)?,
             picks: words(m, config.index_top_k)?,
             attention_parts: words(attention_parts(config, options, shapes), 1)?,
@@ -166,6 +163,40 @@ impl StepBuffers {
             shared_h,
             head_x,
         })
+    }
+}
+
+/// Columns of what a layer's entries are made and chosen from, in the order in which they stand in a row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EntryColumns {
+    /// Of the compressor.
+    pub own: u32,
+    /// Of the indexer's compressor.
+    pub index: u32,
+    /// Of the weights of the indexer's heads.
+    pub weights: u32,
+}
+
+impl EntryColumns {
+    pub fn of(config: &Config, kind: LayerKind) -> Self {
+        let of_dim = |dim: u32| 2 * kind.series() * dim;
+        let own = of_dim(config.head_dim);
+        match kind {
+            LayerKind::Swa => Self { own: 0, index: 0, weights: 0 },
+            LayerKind::Hca => Self { own, index: 0, weights: 0 },
+            LayerKind::Csa => Self { own, index: of_dim(config.index_head_dim), weights: config.index_heads },
+        }
+    }
+
+    /// Of a row.
+    pub fn all(&self) -> u32 {
+        self.own + self.index + self.weights
+    }
+
+    /// As rows of the projections: each compressor's are two.
+    pub fn parts(&self) -> Vec<u32> {
+        let parts = [self.own / 2, self.own / 2, self.index / 2, self.index / 2, self.weights];
+        parts.into_iter().filter(|rows| *rows > 0).collect()
     }
 }
 

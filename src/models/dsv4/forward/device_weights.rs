@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::super::weights::{Choice, Compressor, Expert, HyperConnection, Layer, Linear, Weights};
+use super::super::weights::{Choice, Compressor, Expert, HyperConnection, Indexer, Layer, Linear, Weights};
 use super::super::{Config, LayerKind};
 use super::{ForwardError, Ledger, Progress};
 use crate::device::{Buffer, DevicePointer, Gpu};
@@ -40,9 +40,8 @@ pub(super) struct Hyper {
     pub scale: Buffer,
 }
 
-/// A compressor's weights.
+/// A compressor's weights beside those of its projections.
 pub(super) struct DeviceCompressor {
-    pub fused: Projection,
     pub ape: Buffer,
     pub norm: Buffer,
 }
@@ -50,7 +49,6 @@ pub(super) struct DeviceCompressor {
 /// The indexer's weights.
 pub(super) struct DeviceIndexer {
     pub wq_b: Projection,
-    pub weights_proj: Projection,
     pub compressor: DeviceCompressor,
 }
 
@@ -72,6 +70,8 @@ pub(super) struct DeviceLayer {
     pub wq_b: Projection,
     pub wo_a: Projection,
     pub wo_b: Projection,
+    /// Projections of the compressor, then of the indexer's with its weights, where the layer has them.
+    pub compressor_inputs: Option<Projection>,
     pub compressor: Option<DeviceCompressor>,
     pub indexer: Option<DeviceIndexer>,
     pub hc_ffn: Hyper,
@@ -159,12 +159,9 @@ impl Uploader<'_> {
     fn layer(&mut self, layer_idx: usize, layer: &Layer<'_>) -> Result<DeviceLayer, ForwardError> {
         let at = |op: &str| format!("layers.{layer_idx}.{op}");
         let (attention, ffn) = (&layer.attention, &layer.feed_forward);
-        let compressor_op = match layer.kind {
-            LayerKind::Hca => "attn.compressor.hca.fused_wkv_wgate",
-            _ => "attn.compressor.csa.fused_wkv_wgate",
-        };
         let compressor = attention.compressor.as_ref();
         let indexer = attention.indexer.as_ref();
+        let compressor_inputs = compressor.map(|own| self.compressor_inputs(layer.kind, own, indexer, &at));
         Ok(DeviceLayer {
             kind: layer.kind,
             hc_attn: self.hyper(&layer.hc_attn)?,
@@ -176,12 +173,12 @@ impl Uploader<'_> {
             wq_b: self.projection(&at("attn.wq_b"), &[&attention.wq_b])?,
             wo_a: self.grouped(&at("attn.wo_a"), &attention.wo_a)?,
             wo_b: self.projection(&at("attn.wo_b"), &[&attention.wo_b])?,
-            compressor: compressor.map(|compressor| self.compressor(&at(compressor_op), compressor)).transpose()?,
+            compressor_inputs: compressor_inputs.transpose()?,
+            compressor: compressor.map(|compressor| self.compressor(compressor)).transpose()?,
             indexer: match indexer {
                 Some(indexer) => Some(DeviceIndexer {
                     wq_b: self.projection(&at("attn.indexer.wq_b"), &[&indexer.wq_b])?,
-                    weights_proj: self.projection(&at("attn.indexer.weights_proj"), &[&indexer.weights_proj])?,
-                    compressor: self.compressor(&at("attn.indexer.compressor.fused_wkv_wgate"), &indexer.compressor)?,
+                    compressor: self.compressor(&indexer.compressor)?,
                 }),
                 None => None,
             },
@@ -206,9 +203,23 @@ impl Uploader<'_> {
         })
     }
 
-    fn compressor(&mut self, op: &str, compressor: &Compressor<'_>) -> Result<DeviceCompressor, ForwardError> {
+    /// All of a layer's products that entries are made and chosen from: they read the same input.
+    fn compressor_inputs(
+        &mut self,
+        kind: LayerKind,
+        own: &Compressor<'_>,
+        indexer: Option<&Indexer<'_>>,
+        at: &dyn Fn(&str) -> String,
+    ) -> Result<Projection, ForwardError> {
+        let mut parts = vec![&own.wkv, &own.wgate];
+        if let Some(indexer) = indexer {
+            parts.extend([&indexer.compressor.wkv, &indexer.compressor.wgate, &indexer.weights_proj]);
+        }
+        self.projection(&at(compressor_op(kind)), &parts)
+    }
+
+    fn compressor(&mut self, compressor: &Compressor<'_>) -> Result<DeviceCompressor, ForwardError> {
         Ok(DeviceCompressor {
-            fused: self.projection(op, &[&compressor.wkv, &compressor.wgate])?,
             ape: Buffer::of(self.gpu, &compressor.ape)?,
             norm: Buffer::of(self.gpu, &compressor.norm)?,
         })
@@ -321,6 +332,14 @@ impl Uploader<'_> {
             self.ledger.add(&part.name, op, buffer);
             self.progress.add((part.codes.len() + part.scales.len()) as u64);
         }
+    }
+}
+
+/// The op that launches a layer's [`DeviceLayer::compressor_inputs`].
+pub(super) fn compressor_op(kind: LayerKind) -> &'static str {
+    match kind {
+        LayerKind::Hca => "attn.compressor.hca.fused_wkv_wgate",
+        _ => "attn.compressor.csa.fused_indexer",
     }
 }
 

@@ -7,8 +7,8 @@ use super::ForwardOptions;
 use crate::arch::ArchSpec;
 use crate::engine::{BoundOp, Kernels};
 use crate::kernels::runner::{
-    self, ActivationScale, AttendShape, CompressShape, Compressed, Connection, EntryRounding, FakeQuantise, IndexShape,
-    Op, QkvNorm, Rotate, RotateKind, Route, SlotRows, StoreShape,
+    self, ActivationScale, AttendShape, Balance, CompressShape, Compressed, Connection, EntryRounding, FakeQuantise,
+    IndexShape, Op, QkvNorm, Rotate, RotateKind, Route, SlotRows, StoreShape,
 };
 use crate::problem::Problem;
 
@@ -18,7 +18,6 @@ pub(super) struct Shapes {
     pub connection: Connection,
     pub head_connection: Connection,
     qkv_norm: QkvNorm,
-    rotate_q: Rotate,
     rotate_index: Rotate,
     pub compress_csa: CompressShape,
     pub compress_hca: CompressShape,
@@ -31,6 +30,7 @@ pub(super) struct Shapes {
     head_dim: u32,
     heads: u32,
     rope_dim: u32,
+    norm_epsilon: f32,
     top_k: u32,
     index_top_k: u32,
 }
@@ -66,7 +66,6 @@ impl Shapes {
                 norm_epsilon: config.norm_epsilon,
                 has_fake_fp8: options.has_fp8_kv(),
             },
-            rotate_q: Rotate { heads, dim: head_dim, rope_dim, kind: RotateKind::Norm(config.norm_epsilon) },
             rotate_index: Rotate { heads: index_heads, dim: index_head_dim, rope_dim, kind: rotate_kind },
             compress_csa: compress(LayerKind::Csa, head_dim, rounding),
             compress_hca: compress(LayerKind::Hca, head_dim, rounding),
@@ -89,6 +88,7 @@ impl Shapes {
             head_dim,
             heads,
             rope_dim,
+            norm_epsilon: config.norm_epsilon,
             top_k: config.top_k,
             index_top_k: config.index_top_k,
         }
@@ -101,8 +101,8 @@ impl Shapes {
             LayerKind::Csa => Compressed::Listed { ratio, top_k: self.index_top_k },
             LayerKind::Hca => Compressed::All { ratio },
         };
-        let &Self { heads, head_dim, rope_dim, window, .. } = self;
-        AttendShape { heads, head_dim, rope_dim, window, compressed }
+        let &Self { heads, head_dim, rope_dim, window, norm_epsilon, .. } = self;
+        AttendShape { heads, head_dim, rope_dim, norm_epsilon, window, compressed }
     }
 
     fn store(&self, kind: LayerKind) -> StoreShape {
@@ -125,7 +125,6 @@ pub(super) enum Kernel {
     Pre,
     HeadPre,
     QkvNorm,
-    RotateQ,
     RotateIndex,
     CompressCsa,
     CompressHca,
@@ -181,32 +180,35 @@ impl BucketPlan {
         let by_hash = Route { hashed_vocabulary: Some(config.vocabulary), ..shapes.route };
         let slot_rows = SlotRows { top_k: shapes.top_k, hidden: shapes.hidden };
         let capacity = index_capacity(options.context);
+        // A short step waits for the matrices; a long one would for the blocks that balance them elsewhere.
+        let later = (splits > 1 && m <= FEW_TOKENS).then_some(&shapes.connection);
+        let balance = if later.is_some() { Balance::Later } else { Balance::Here };
         let mut ops = vec![
             (Kernel::Embed, runner::embed(m, shapes.vocabulary, &shapes.connection)),
             (Kernel::FirstMix, mix(mix_m, m, &shapes.connection, false)),
             (Kernel::Mix, mix(mix_m, m, &shapes.connection, true)),
             (Kernel::HeadMix, mix(mix_m, m, &shapes.head_connection, true)),
-            (Kernel::Pre, pre(mix_m, m, &shapes.connection)),
-            (Kernel::HeadPre, pre(mix_m, m, &shapes.head_connection)),
+            (Kernel::Pre, pre(mix_m, m, &shapes.connection, balance)),
+            (Kernel::HeadPre, pre(mix_m, m, &shapes.head_connection, Balance::Here)),
             (Kernel::QkvNorm, runner::qkv_norm(m, &shapes.qkv_norm)),
-            (Kernel::RotateQ, runner::rotate(m, &shapes.rotate_q)),
             (Kernel::RotateIndex, runner::rotate(m, &shapes.rotate_index)),
             (Kernel::CompressCsa, runner::compress(&shapes.compress_csa, m)),
             (Kernel::CompressHca, runner::compress(&shapes.compress_hca, m)),
             (Kernel::CompressIndex, runner::compress(&shapes.compress_index, m)),
             (Kernel::IndexScore, runner::index_score(&shapes.index, m, capacity)),
             (Kernel::TopK, runner::top_k(&shapes.index, m)),
-            (Kernel::RouteByScore, runner::route(m, &shapes.route)),
-            (Kernel::RouteByHash, runner::route(m, &by_hash)),
+            (Kernel::RouteByScore, runner::route(m, &shapes.route, later)),
+            (Kernel::RouteByHash, runner::route(m, &by_hash, later)),
             (Kernel::Gather, runner::gather_rows(m, shapes.hidden)),
             (Kernel::Sample, runner::sample(m, shapes.vocabulary)),
             (Kernel::Advance, runner::advance(m)),
         ];
         for kind in [LayerKind::Swa, LayerKind::Csa, LayerKind::Hca] {
             let shape = shapes.attend(kind);
-            ops.push((Kernel::Attend(kind), runner::attend(&shape, arch, m, splits)));
-            ops.push((Kernel::AttendCombine(kind), runner::attend_combine(&shape, arch, m)));
-            ops.push((Kernel::Store(kind), runner::store_step(&shapes.store(kind), m)));
+            ops.push((Kernel::Attend(kind), runner::attend(&shape, arch, m, splits, later)));
+            let store = shapes.store(kind);
+            ops.push((Kernel::AttendCombine(kind), runner::attend_combine(&shape, arch, m, Some(&store))));
+            ops.push((Kernel::Store(kind), runner::store_step(&store, m)));
         }
         if options.has_slots() {
             let single = SlotRows { top_k: 1, hidden: config.intermediate };
@@ -282,14 +284,16 @@ fn mix(tile_m: u32, m: u32, connection: &Connection, has_post: bool) -> Op {
     if tile_m == m { op } else { Op { grid: [op.grid[0], m.div_ceil(16), 1], ..op } }
 }
 
-fn pre(tile_m: u32, m: u32, connection: &Connection) -> Op {
-    let op = runner::hc_pre(tile_m, connection);
+fn pre(tile_m: u32, m: u32, connection: &Connection, balance: Balance) -> Op {
+    let op = runner::hc_pre(tile_m, connection, balance);
     if tile_m == m { op } else { Op { grid: [m, 1, 1], ..op } }
 }
 
 /// Slots that one pair of launches serves where experts run slot by slot.
 pub(super) const SLOT_CHUNK: u32 = 64;
 
+/// Tokens of a step that leaves most of a chip idle between its products.
+const FEW_TOKENS: u32 = 16;
 /// What fills a large chip: one block for each SM.
 const CHIP_BLOCKS: u32 = 132;
 const MOST_SPLITS: u32 = 16;

@@ -6,8 +6,8 @@
 use cudarc::driver::sys::CUstream;
 
 use super::super::LayerKind;
-use super::buffers::{LayerCache, Part};
-use super::device_weights::{DeviceChoice, DeviceCompressor, DeviceLayer, Hyper, Projection};
+use super::buffers::{EntryColumns, LayerCache, Part};
+use super::device_weights::{DeviceChoice, DeviceCompressor, DeviceLayer, Hyper, Projection, compressor_op};
 use super::ops::{Bucket, Kernel};
 use super::{ForwardError, Model};
 use crate::device::{Buffer, DevicePointer, Value};
@@ -36,6 +36,14 @@ pub struct Imposed {
     pub routing: Vec<f32>,
     /// `[tokens, index_top_k]`, ascending, then -1.
     pub picks: Vec<i32>,
+}
+
+/// Parameters of what is kept of a step.
+struct StepRows {
+    keys: [Value; 2],
+    own: [Value; 3],
+    index: [Value; 3],
+    strides: [Value; 2],
 }
 
 /// A matrix of activations: where it begins, and elements between rows.
@@ -98,7 +106,10 @@ impl Pass<'_> {
         self.qkv_norm(layer)?;
         let (qr, q) = (Rows::of(&buffers.qr, config.q_rank), Rows::of(&buffers.q, config.heads * config.head_dim));
         self.linear("attn.wq_b", &layer.wq_b, qr, q)?;
-        self.rotate(Kernel::RotateQ, "attn.rotate_q", layer.kind, (&buffers.q, q.stride))?;
+        if let Some(inputs) = &layer.compressor_inputs {
+            let columns = EntryColumns::of(config, layer.kind).all();
+            self.linear(compressor_op(layer.kind), inputs, x, Rows::of(&buffers.compressed, columns))?;
+        }
         if let Some(compressor) = &layer.compressor {
             self.compress(layer.kind, compressor, cache)?;
         }
@@ -106,7 +117,6 @@ impl Pass<'_> {
             self.index(layer, cache)?;
         }
         self.attend(layer, cache)?;
-        self.store(layer, cache)?;
 
         let (o, z) = (Rows::of(&buffers.o, q.stride), Rows::of(&buffers.z, config.o_groups * config.o_rank));
         // Weights only in every mode: its input is never rounded.
@@ -200,16 +210,12 @@ impl Pass<'_> {
         compressor: &DeviceCompressor,
         cache: &LayerCache,
     ) -> Result<(), ForwardError> {
-        let (model, buffers) = (self.model, &self.model.buffers);
-        let (kernel, name, names) = match kind {
-            LayerKind::Hca => (Kernel::CompressHca, "attn.compressor.hca.fused_wkv_wgate", "attn.compressor.hca"),
-            _ => (Kernel::CompressCsa, "attn.compressor.csa.fused_wkv_wgate", "attn.compressor.csa"),
+        let close = match kind {
+            LayerKind::Hca => (Kernel::CompressHca, "attn.compressor.hca"),
+            _ => (Kernel::CompressCsa, "attn.compressor.csa"),
         };
-        let columns = 2 * kind.series() * model.config.head_dim;
-        let x = Rows::of(&buffers.x, model.config.hidden);
-        self.linear(name, &compressor.fused, x, Rows::of(&buffers.compressed, columns))?;
-        let state = (&buffers.compressed, &cache.state, &cache.pool);
-        self.close_entries((kernel, names), kind, compressor, state, columns)
+        let compressed = self.model.buffers.compressed.pointer();
+        self.close_entries(close, kind, compressor, (compressed, &cache.state, &cache.pool))
     }
 
     fn close_entries(
@@ -217,10 +223,10 @@ impl Pass<'_> {
         (kernel, name): (Kernel, &'static str),
         kind: LayerKind,
         compressor: &DeviceCompressor,
-        (compressed, state, pool): (&Buffer, &Buffer, &Buffer),
-        columns: u32,
+        (compressed, state, pool): (DevicePointer, &Buffer, &Buffer),
     ) -> Result<(), ForwardError> {
         let caches = &self.model.caches;
+        let columns = EntryColumns::of(&self.model.config, kind).all();
         let max_pages = self.model.max_pages(kind);
         let [positions, sequences, step_start, first_row] = self.step_arrays();
         let epsilon = self.model.config.norm_epsilon;
@@ -229,7 +235,7 @@ impl Pass<'_> {
             let pages = [state.into(), pool.into(), caches.table(kind).into()];
             let arrays = [positions, sequences, step_start, first_row, count];
             let numbers = [Value::Long(columns.into()), m, Value::Int(max_pages as i32), Value::Float(epsilon)];
-            [&[compressed.into()], &weights[..], &pages, &arrays, &numbers].concat()
+            [&[Value::Pointer(compressed)], &weights[..], &pages, &arrays, &numbers].concat()
         })
     }
 
@@ -238,15 +244,11 @@ impl Pass<'_> {
         let (model, buffers) = (self.model, &self.model.buffers);
         let Some(indexer) = &layer.indexer else { return Ok(()) };
         let config = &model.config;
-        let x = Rows::of(&buffers.x, config.hidden);
-        let columns = 2 * layer.kind.series() * config.index_head_dim;
-        let keys = Rows::of(&buffers.index_compressed, columns);
-        self.linear("attn.indexer.compressor.fused_wkv_wgate", &indexer.compressor.fused, x, keys)?;
-        let state = (&buffers.index_compressed, &cache.index_state, &cache.index_pool);
+        let columns = EntryColumns::of(config, layer.kind);
+        let keys = buffers.compressed.pointer() + 4 * u64::from(columns.own);
+        let weights = keys + 4 * u64::from(columns.index);
         let close = (Kernel::CompressIndex, "attn.indexer.compressor");
-        self.close_entries(close, layer.kind, &indexer.compressor, state, columns)?;
-        let weights = Rows::of(&buffers.index_weights, config.index_heads);
-        self.linear("attn.indexer.weights_proj", &indexer.weights_proj, x, weights)?;
+        self.close_entries(close, layer.kind, &indexer.compressor, (keys, &cache.index_state, &cache.index_pool))?;
         let q = Rows::of(&buffers.index_q, config.index_heads * config.index_head_dim);
         self.linear("attn.indexer.wq_b", &indexer.wq_b, Rows::of(&buffers.qr, config.q_rank), q)?;
         self.rotate(Kernel::RotateIndex, "attn.indexer.rotate", layer.kind, (&buffers.index_q, q.stride))?;
@@ -255,9 +257,9 @@ impl Pass<'_> {
         let max_pages = Value::Int(model.max_pages(layer.kind) as i32);
         let [positions, sequences, ..] = self.step_arrays();
         self.op(Kernel::IndexScore, "attn.indexer.score", &[], |count, m| {
-            let queries = [(&buffers.index_q).into(), (&buffers.index_weights).into(), (&cache.index_pool).into()];
+            let queries = [(&buffers.index_q).into(), Value::Pointer(weights), (&cache.index_pool).into()];
             let places = [model.caches.table(layer.kind).into(), positions, sequences, (&buffers.scores).into(), count];
-            [&queries[..], &places, &[Value::Long(weights.stride.into()), m, max_pages, capacity]].concat()
+            [&queries[..], &places, &[Value::Long(columns.all().into()), m, max_pages, capacity]].concat()
         })?;
         let picks = self.view("picks", &buffers.picks, config.index_top_k, Element::I32);
         self.op(Kernel::TopK, "attn.indexer.top_k", &[picks], |count, m| {
@@ -281,33 +283,45 @@ impl Pass<'_> {
         self.op(Kernel::Attend(kind), "attn.attend", whole, |count, m| {
             let keys = [(&buffers.q).into(), (&buffers.kv_step).into(), (&cache.kv_ring).into(), (&cache.pool).into()];
             let chosen = [model.caches.table(kind).into(), (&buffers.picks).into(), (&layer.sink).into(), rope.into()];
-            let outputs = [(&buffers.o).into(), (&buffers.attention_parts).into(), count, m, max_pages];
+            let mix = (&buffers.mix).into();
+            let outputs = [(&buffers.o).into(), (&buffers.attention_parts).into(), count, m, max_pages, mix];
             [&keys[..], &chosen, &arrays, &outputs].concat()
         })?;
         if !is_split {
-            return Ok(());
+            return self.store(layer, cache);
         }
         let splits = Value::Int(self.bucket.splits as i32);
+        let StepRows { keys, own, index, strides } = self.step_rows(layer, cache);
         self.op(Kernel::AttendCombine(kind), "attn.combine", &[o], |count, m| {
             let inputs = [(&buffers.attention_parts).into(), (&layer.sink).into(), rope.into(), arrays[0]];
-            [&inputs[..], &[(&buffers.o).into(), count, m, splits]].concat()
+            let outputs = [(&buffers.o).into(), count, m, splits];
+            [&inputs[..], &outputs, &keys, &own, &index, &[arrays[1]], &strides].concat()
         })
     }
 
-    /// What later steps need of this one.
+    /// What later steps need of this one, where no launch does it by the way.
     fn store(&mut self, layer: &DeviceLayer, cache: &LayerCache) -> Result<(), ForwardError> {
-        let (config, buffers, kind) = (&self.model.config, &self.model.buffers, layer.kind);
         let [positions, sequences, ..] = self.step_arrays();
+        let StepRows { keys, own, index, strides } = self.step_rows(layer, cache);
+        self.op(Kernel::Store(layer.kind), "attn.store", &[], |count, m| {
+            [&keys[..], &own, &index, &[positions, sequences, count], &strides, &[m]].concat()
+        })
+    }
+
+    /// Rows of the step with the rings that they go to.
+    fn step_rows(&self, layer: &DeviceLayer, cache: &LayerCache) -> StepRows {
+        let buffers = &self.model.buffers;
         let ape = |compressor: Option<&DeviceCompressor>| compressor.map_or(Value::Pointer(0), |c| (&c.ape).into());
         let own = ape(layer.compressor.as_ref());
         let index = ape(layer.indexer.as_ref().map(|indexer| &indexer.compressor));
-        let widths = [config.head_dim, config.index_head_dim].map(|dim| Value::Long((2 * kind.series() * dim).into()));
-        self.op(Kernel::Store(kind), "attn.store", &[], |count, m| {
-            let keys = [(&buffers.kv_step).into(), (&cache.kv_ring).into()];
-            let own = [(&buffers.compressed).into(), own, (&cache.state).into()];
-            let index = [(&buffers.index_compressed).into(), index, (&cache.index_state).into()];
-            [&keys[..], &own, &index, &[positions, sequences, count], &widths, &[m]].concat()
-        })
+        let columns = EntryColumns::of(&self.model.config, layer.kind);
+        let index_compressed = buffers.compressed.pointer() + 4 * u64::from(columns.own);
+        StepRows {
+            keys: [(&buffers.kv_step).into(), (&cache.kv_ring).into()],
+            own: [(&buffers.compressed).into(), own, (&cache.state).into()],
+            index: [Value::Pointer(index_compressed), index, (&cache.index_state).into()],
+            strides: [Value::Long(columns.all().into()); 2],
+        }
     }
 
     fn route(&mut self, layer: &DeviceLayer) -> Result<(), ForwardError> {
@@ -322,7 +336,7 @@ impl Pass<'_> {
             self.view("routing", &buffers.routing, config.top_k, Element::F32),
         ];
         self.op(kernel, "ffn.route", &views, |count, m| {
-            let outputs = [(&buffers.experts).into(), (&buffers.routing).into(), count, m];
+            let outputs = [(&buffers.experts).into(), (&buffers.routing).into(), count, m, (&buffers.mix).into()];
             [&[(&buffers.gate_logits).into(), bias, table, ids], &outputs[..]].concat()
         })
     }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::buffers::EntryColumns;
 use super::device_weights::{
     DeviceChoice, DeviceCompressor, DeviceIndexer, DeviceLayer, DeviceWeights, Experts, Hyper, Projection,
 };
@@ -76,6 +77,10 @@ impl Synthesiser<'_> {
             wo_a: self
                 .grouped(wo_a, [config.o_groups, config.o_rank, config.heads * config.head_dim / config.o_groups])?,
             wo_b: self.projection(attention, &[hidden], z_len)?,
+            compressor_inputs: match kind {
+                LayerKind::Swa => None,
+                _ => Some(self.projection(WeightFormat::Bf16, &EntryColumns::of(&config, kind).parts(), hidden)?),
+            },
             compressor: match kind {
                 LayerKind::Swa => None,
                 _ => Some(self.compressor(kind, config.head_dim)?),
@@ -83,7 +88,6 @@ impl Synthesiser<'_> {
             indexer: match kind {
                 LayerKind::Csa => Some(DeviceIndexer {
                     wq_b: self.projection(index_q, &[config.index_heads * config.index_head_dim], config.q_rank)?,
-                    weights_proj: self.projection(WeightFormat::Bf16, &[config.index_heads], hidden)?,
                     compressor: self.compressor(kind, config.index_head_dim)?,
                 }),
                 _ => None,
@@ -137,7 +141,6 @@ impl Synthesiser<'_> {
     fn compressor(&mut self, kind: LayerKind, head_dim: u32) -> Result<DeviceCompressor, ForwardError> {
         let width = kind.series() * head_dim;
         Ok(DeviceCompressor {
-            fused: self.projection(WeightFormat::Bf16, &[width, width], self.config.hidden)?,
             ape: Buffer::zeros(self.gpu, 4 * (kind.ratio() * width) as usize)?,
             norm: self.ones(head_dim)?,
         })

@@ -86,14 +86,11 @@ const READS: &[(&str, &[&str])] = &[
     ("attn.wkv", &["hc_attn.pre"]),
     ("attn.qkv_norm", &["attn.fused_wqa_wkv"]),
     ("attn.wq_b", &["attn.qkv_norm.qr"]),
-    ("attn.rotate_q", &["attn.wq_b"]),
-    ("attn.compressor.csa.fused_wkv_wgate", &["hc_attn.pre"]),
-    ("attn.compressor.csa", &["attn.compressor.csa.fused_wkv_wgate"]),
+    ("attn.compressor.csa.fused_indexer", &["hc_attn.pre"]),
+    ("attn.compressor.csa", &["attn.compressor.csa.fused_indexer"]),
     ("attn.compressor.hca.fused_wkv_wgate", &["hc_attn.pre"]),
     ("attn.compressor.hca", &["attn.compressor.hca.fused_wkv_wgate"]),
-    ("attn.indexer.compressor.fused_wkv_wgate", &["hc_attn.pre"]),
-    ("attn.indexer.compressor", &["attn.indexer.compressor.fused_wkv_wgate"]),
-    ("attn.indexer.weights_proj", &["hc_attn.pre"]),
+    ("attn.indexer.compressor", &["attn.compressor.csa.fused_indexer"]),
     ("attn.indexer.wq_b", &["attn.qkv_norm.qr"]),
     ("attn.indexer.rotate", &["attn.indexer.wq_b"]),
     ("attn.indexer.score", SCORES),
@@ -127,16 +124,11 @@ const READS: &[(&str, &[&str])] = &[
 
 const ENDS_LAYER: &[&str] = &["ffn.experts", "ffn.shared.down", "hc_attn.post"];
 
-const SCORES: &[&str] =
-    &["attn.indexer.rotate", "attn.indexer.compressor.fused_wkv_wgate", "attn.indexer.weights_proj"];
+const SCORES: &[&str] = &["attn.indexer.rotate", "attn.compressor.csa.fused_indexer"];
 
 /// A layer has one of the compressors, or none.
-const ATTENDS: &[&str] = &[
-    "attn.rotate_q",
-    "attn.qkv_norm.kv",
-    "attn.compressor.csa.fused_wkv_wgate",
-    "attn.compressor.hca.fused_wkv_wgate",
-];
+const ATTENDS: &[&str] =
+    &["attn.wq_b", "attn.qkv_norm.kv", "attn.compressor.csa.fused_indexer", "attn.compressor.hca.fused_wkv_wgate"];
 
 #[cfg(test)]
 mod tests {

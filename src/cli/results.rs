@@ -1,0 +1,109 @@
+//! Reports of `autotune bench` as files: read, compared with peers, printed, written into a README, saved as they grow.
+
+use std::path::{Path, PathBuf};
+
+use super::args::{CommonArgs, ReportArgs};
+use super::voice::{self, talk};
+use super::{CliError, Exit};
+use crate::report::{
+    BenchReport, Peers, RunnerReport, readme_block, regime_table, replace_block, runner_regime_table, table,
+};
+use crate::store::FileError;
+
+/// `autotune report`: a committed report as tables, and into a README.
+pub fn report(common: &CommonArgs, args: &ReportArgs) -> Result<Exit, CliError> {
+    let mut report = read_report(&args.results)?;
+    if let Some(peers) = read_peers(&args.peers)? {
+        report.take_peers(&peers);
+    }
+    if let Some(path) = &args.readme {
+        let block = readme_block(&report, &args.results.display().to_string());
+        let rewritten = replace_block(&read(path, "name the README of a checkout")?, &block).map_err(|error| {
+            CliError::failed(format!("{}: {error}", path.display()), Some("README.md has both lines".to_string()))
+        })?;
+        save(path, &rewritten)?;
+        talk(&format!("rewrote the results in {}", path.display()));
+    } else if common.json {
+        voice::json(&report)?;
+    } else if args.regimes {
+        let runner = args.runner.as_deref().map(read_runner).transpose()?;
+        let of_runner = runner.map_or(String::new(), |runner| format!("\n{}", runner_regime_table(&runner)));
+        voice::print(&(regime_table(&report) + &of_runner))?;
+    } else {
+        voice::print(&table(&report))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// The report at `path`.
+pub fn read_report(path: &Path) -> Result<BenchReport, CliError> {
+    let text = read(path, "`autotune bench --out FILE` writes a report; benches/results/ holds some")?;
+    serde_json::from_str(&text).map_err(|error| {
+        let sentence = format!("{}: expected a report of `autotune bench`, found {error}", path.display());
+        CliError::usage(sentence, "benches/results/ holds such reports")
+    })
+}
+
+fn read_runner(path: &Path) -> Result<RunnerReport, CliError> {
+    let text = read(path, "`dsv4 bench --out FILE` writes a report")?;
+    serde_json::from_str(&text).map_err(|error| {
+        let sentence = format!("{}: expected a report of `dsv4 bench`, found {error}", path.display());
+        CliError::usage(sentence, "benches/results/ holds such reports")
+    })
+}
+
+/// The rows of all files together; `None` of none.
+pub fn read_peers(paths: &[PathBuf]) -> Result<Option<Peers>, CliError> {
+    let hint = "benches/peers/h100.json shows the form of such a file";
+    let mut all: Option<Peers> = None;
+    for path in paths {
+        let peers = Peers::read(path).map_err(|error| CliError::usage(error.to_string(), hint))?;
+        match &mut all {
+            Some(all) => all.add(peers),
+            None => all = Some(peers),
+        }
+    }
+    Ok(all)
+}
+
+/// Writes the report as JSON.
+pub fn save_report(path: &Path, report: &BenchReport) -> Result<(), CliError> {
+    let text = serde_json::to_string_pretty(report)
+        .map_err(|error| CliError::failed(format!("the report cannot be written as JSON ({error})"), None))?;
+    save(path, &(text + "\n"))
+}
+
+fn read(path: &Path, hint: &str) -> Result<String, CliError> {
+    std::fs::read_to_string(path).map_err(|error| match FileError::new(path, "read", &error) {
+        error @ FileError::Missing { .. } => CliError::failed(error.to_string(), Some(hint.to_string())),
+        other => other.into(),
+    })
+}
+
+/// Writes a file, with the folders that it lies in.
+fn save(path: &Path, text: &str) -> Result<(), CliError> {
+    make_room(path)?;
+    std::fs::write(path, text).map_err(|error| FileError::new(path, "write", &error).into())
+}
+
+/// Makes the folders that a file will lie in.
+pub fn make_room(path: &Path) -> Result<(), CliError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let made = folder.map_or(Ok(()), std::fs::create_dir_all);
+    made.map_err(|error| FileError::new(path, "write", &error).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_saved_with_its_folders_or_says_what_is_in_the_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results/h100/bench.json");
+        save(&path, "{}").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{}");
+        let error = save(&path.join("below.json"), "{}").unwrap_err();
+        assert!(error.to_string().contains("found a file on the way") && error.hint().is_some(), "{error}");
+    }
+}
