@@ -22,8 +22,8 @@
 //!   the low four bits at 0, the three above them at 12.
 //! - 16 bits: word `j` is pair `j`, even k in the low half.
 //!
-//! For FP8 tensor cores, whose operands are looked up or sorted a byte at a time, codes stay whole: nibbles of pairs 0 to
-//! 3 at bits 12, 8, 4 and 0 of a half, bytes of rows g and g + 8 at bits 8 and 0.
+//! For FP8 tensor cores, whose operands are looked up or sorted a byte at a time, codes stay whole: nibbles of pairs 0
+//! to 3 at bits 12, 8, 4 and 0 of a half, bytes of rows g and g + 8 at bits 8 and 0.
 
 use super::{Activations, WeightFormat};
 
@@ -34,7 +34,7 @@ pub const BLOCK_ROWS: usize = 64;
 pub const TILE_ROWS: usize = 16;
 
 /// The packed layout of a format for one width of activations. Part of a problem's key: its id changes when a byte
-/// moves. The two widths have the same bytes so far, and each may change without the other.
+/// moves. Only the place of a code's bits within its half word differs between the two widths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PackedLayout {
     format: WeightFormat,

@@ -5,8 +5,8 @@ use tilekiln::device::Buffer;
 use tilekiln::kernels::{self, SCAN_RANGE_START};
 use tilekiln::problem::Problem;
 use tilekiln::quant::{
-    self, Activations, ExponentRange, PackedLayout, RowOrder, ScalePolicy, SourceMatrix, WeightFormat, bf16, e4m3, fp8,
-    math, mxfp4, nvfp4, scales,
+    self, Activations, ExponentRange, RowOrder, ScalePolicy, SourceMatrix, WeightFormat, bf16, e4m3, fp8, math, mxfp4,
+    nvfp4, scales,
 };
 use tilekiln::tuner::Live;
 
@@ -117,18 +117,27 @@ fn pack_bits(context: &mut Context, format: WeightFormat) -> Result<usize, Failu
     let shapes = [(64, 128), (100, 224), (16, 32), (200, 1056), (320, 512)];
     let orders = [RowOrder::Plain, RowOrder::GateUp];
     let mut checked = 0;
-    for (n, k) in shapes {
+    for ((n, k), activations) in
+        shapes.into_iter().flat_map(|shape| [(shape, Activations::A16), (shape, Activations::A8)])
+    {
         for order in orders {
             if order == RowOrder::GateUp && n % 16 != 0 {
                 continue;
             }
-            let raw = Raw::new(format, n, k, order);
+            let mut raw = Raw::new(format, n, k, order);
+            if (format, activations) == (WeightFormat::Mxfp4, Activations::A8) {
+                // Within the 11 binades that FP8 operands hold.
+                raw.scales.iter_mut().for_each(|scale| *scale = 110 + *scale % 12);
+            }
             let (source, values) = raw.source(format);
             let source =
                 if format == WeightFormat::Bf16 { SourceMatrix::Bf16 { n, k, values: &values } } else { source };
-            let expected = quant::pack(&source, order).map_err(|error| format!("{format} {n}x{k}: {error}"))?;
-            let packed = pack_on_gpu(context, format, &raw, order, &expected)?;
-            show_operands(context, format, &packed, &expected)?;
+            let expected = quant::pack_for(activations, &source, order)
+                .map_err(|error| format!("{format} {activations} {n}x{k}: {error}"))?;
+            let packed = pack_on_gpu(context, &raw, order, &expected)?;
+            if activations == Activations::A16 {
+                show_operands(context, format, &packed, &expected)?;
+            }
             checked += expected.bytes.len();
         }
     }
@@ -137,11 +146,11 @@ fn pack_bits(context: &mut Context, format: WeightFormat) -> Result<usize, Failu
 
 fn pack_on_gpu(
     context: &Context,
-    format: WeightFormat,
     raw: &Raw,
     order: RowOrder,
     expected: &quant::PackedWeights,
 ) -> Result<Buffer, Failure> {
+    let (layout, format) = (expected.layout, expected.layout.format());
     let (codes, scales) = (context.buffer(&raw.codes)?, context.buffer(&raw.scales)?);
     let in_use = Buffer::zeros(&context.gpu, raw.scales.len().max(1))?;
     let range = context.buffer(&SCAN_RANGE_START)?;
@@ -164,7 +173,6 @@ fn pack_on_gpu(
         return Err(format!("{format} {}x{}: {} faults in a matrix without any", raw.n, raw.k, found[2]).into());
     }
     let range = (found[0] >= 0).then(|| ExponentRange { largest: found[0] as u8, smallest: found[1] as u8 });
-    let layout = PackedLayout::of(format, Activations::A16);
     let rebase = quant::rebase(layout, range).map_err(|error| error.to_string())?;
     let packed = Buffer::new(&context.gpu, layout.packed_bytes(raw.n, raw.k))?;
     packed.set_bytes(0xEE)?;
@@ -185,7 +193,7 @@ fn pack_on_gpu(
     if let Some(at) = found.iter().zip(&expected.bytes).position(|(a, b)| a != b) {
         let (found, expected) = (found[at], expected.bytes[at]);
         return Err(
-            format!("{format} {}x{} {order:?}: byte {at} is {found:#x}, expected {expected:#x}", raw.n, raw.k).into()
+            format!("{layout} {}x{} {order:?}: byte {at} is {found:#x}, expected {expected:#x}", raw.n, raw.k).into()
         );
     }
     Ok(packed)

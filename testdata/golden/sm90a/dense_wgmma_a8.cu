@@ -144,6 +144,17 @@ __device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t mask, uint32_t b
   asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(out) : "r"(a), "r"(mask), "r"(b));
   return out;
 }
+
+// mov: half `half` (0 low, 1 high) of `word` in both halves. ptxas folds it into the multiplication that reads it.
+__device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
+  uint32_t twice;
+  if (half == 0) {
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; mov.b32 %0, {low, low};}" : "=r"(twice) : "r"(word));
+  } else {
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; mov.b32 %0, {high, high};}" : "=r"(twice) : "r"(word));
+  }
+  return twice;
+}
 #line 42 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm80/bytes.cuh"
 // Byte selection in one instruction.
@@ -350,6 +361,9 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[64], const uint32_t (
 // registers, so one layout serves both. a[0], a[2] belong to row g and a[1], a[3] to row g + 8; a[0], a[1] hold
 // k = 2c, 2c + 1 and a[2], a[3] k = 2c + 8, 2c + 9 of a step of 16 k. Definition: src/quant/pack.rs.
 //
+// The integer pipe has half the rate of the multipliers and bounds the decode, so masks are saved where that is possible
+// and the halves of a scale word are picked by the multiplication itself (docs/hopper.md counts the instructions).
+//
 // Each format gives: kCodeBits of a weight, kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane
 // and slab; kSteps of 16 k in a chunk; Scales, what a lane needs for its two rows; and decode, the only code that knows
 // the format (its `step` is a constant once the loop around it is unrolled).
@@ -358,14 +372,21 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[64], const uint32_t (
 constexpr int kRowBlock = 64;  // rows that share a slab
 constexpr int kRowTile = 16;   // rows of one fragment
 
-// e2m1 codes of one pair to BF16 * 2^-126: sign to bit 15, the other three bits to 8..6.
-__device__ __forceinline__ uint32_t pair_of_e2m1(uint32_t word) {
-  return and_or(word, 0x80008000u, (word >> 6) & 0x01C001C0u);
+// The four pairs of e2m1 codes of a word to BF16 * 2^-126: sign to bit 15, the other three bits to 8..6. Left shifts run
+// on the multipliers, so the integer pipe, which has half the rate, is left with six masks and one shift.
+__device__ __forceinline__ void pairs_of_e2m1(uint32_t (&pairs)[4], uint32_t word) {
+  pairs[0] = word & 0x81C081C0u;
+  pairs[1] = (word << 3) & 0x81C081C0u;
+  pairs[2] = and_or(word << 1, 0x80008000u, (word << 6) & 0x01C001C0u);
+  pairs[3] = and_or(word << 2, 0x80008000u, (word >> 3) & 0x01C001C0u);
 }
 
-// Byte `byte` of `word` into the low byte of each half.
-__device__ __forceinline__ uint32_t spread_byte(uint32_t word, int byte) {
-  return __byte_perm(word, 0, 0x4040u + 0x0101u * byte);
+// Multiplies the pairs of row g by `upper` and those of row g + 8 by `lower`.
+__device__ __forceinline__ void scale_pairs(uint32_t (&a)[4], uint32_t upper, uint32_t lower) {
+  a[0] = multiply_pairs(a[0], upper);
+  a[1] = multiply_pairs(a[1], lower);
+  a[2] = multiply_pairs(a[2], upper);
+  a[3] = multiply_pairs(a[3], lower);
 }
 
 // Word `step` of a lane's four.
@@ -392,19 +413,13 @@ struct Nvfp4 {
   }
 
   // A byte is E5M3 with 22 added to the exponent; moved up by 224 - 127 more it undoes the 2^-126 of the codes but 2^7.
-  static __device__ __forceinline__ uint32_t scale_pair(uint32_t word, int byte) {
-    return (spread_byte(word, byte) << 4) + 0x70007000u;
-  }
-
+  // One mask serves two groups of a row: the earlier in the low half, the later in the high one.
   static __device__ __forceinline__ void decode(uint32_t (&a)[4], const uint4& codes, const Scales& scales, int step) {
-    const uint32_t word = word_of(codes, step);
     const uint32_t bytes = step < 2 ? scales.bytes.x : scales.bytes.y;
-    const uint32_t upper = scale_pair(bytes, 2 * (step % 2));
-    const uint32_t lower = scale_pair(bytes, 2 * (step % 2) + 1);
-    a[0] = multiply_pairs(pair_of_e2m1(word), upper);
-    a[1] = multiply_pairs(pair_of_e2m1(word << 4), lower);
-    a[2] = multiply_pairs(pair_of_e2m1(word << 8), upper);
-    a[3] = multiply_pairs(pair_of_e2m1(word << 12), lower);
+    const uint32_t upper = and_or(bytes << 4, 0x0FF00FF0u, 0x70007000u);
+    const uint32_t lower = and_or(bytes >> 4, 0x0FF00FF0u, 0x70007000u);
+    pairs_of_e2m1(a, word_of(codes, step));
+    scale_pairs(a, half_twice(upper, step % 2), half_twice(lower, step % 2));
   }
 };
 
@@ -427,13 +442,10 @@ struct Mxfp4 {
   }
 
   static __device__ __forceinline__ void decode(uint32_t (&a)[4], const uint4& codes, const Scales& scales, int step) {
-    const uint32_t word = word_of(codes, step);
-    const uint32_t upper = spread_byte(scales.bytes, 2 * (step / 2)) << 7;
-    const uint32_t lower = spread_byte(scales.bytes, 2 * (step / 2) + 1) << 7;
-    a[0] = multiply_pairs(pair_of_e2m1(word), upper);
-    a[1] = multiply_pairs(pair_of_e2m1(word << 4), lower);
-    a[2] = multiply_pairs(pair_of_e2m1(word << 8), upper);
-    a[3] = multiply_pairs(pair_of_e2m1(word << 12), lower);
+    const uint32_t upper = (scales.bytes << 7) & 0x7F807F80u;
+    const uint32_t lower = (scales.bytes >> 1) & 0x7F807F80u;
+    pairs_of_e2m1(a, word_of(codes, step));
+    scale_pairs(a, half_twice(upper, step / 2), half_twice(lower, step / 2));
   }
 };
 
@@ -455,20 +467,23 @@ struct Fp8 {
     return {*reinterpret_cast<const uint16_t*>(tile_scales + 2 * g)};
   }
 
-  // e4m3 codes in bytes 1 and 3 to BF16 * 2^-120.
-  static __device__ __forceinline__ uint32_t pair_of_e4m3(uint32_t word) {
-    return and_or(word, 0x80008000u, (word >> 4) & 0x07F007F0u);
+  // e4m3 codes of row g to BF16 * 2^-120: they stand where a BF16 has them.
+  static __device__ __forceinline__ uint32_t upper_of_e4m3(uint32_t word) { return word & 0x87F087F0u; }
+
+  // The same for row g + 8, which fills the gaps.
+  static __device__ __forceinline__ uint32_t lower_of_e4m3(uint32_t word) {
+    return and_or(word << 4, 0x80F080F0u, (word >> 4) & 0x07000700u);
   }
 
   static __device__ __forceinline__ void decode(uint32_t (&a)[4], const uint4& codes, const Scales& scales, int step) {
     const uint32_t first = word_of(codes, 2 * step);
     const uint32_t second = word_of(codes, 2 * step + 1);
-    const uint32_t upper = spread_byte(scales.bytes, 0) << 7;
-    const uint32_t lower = spread_byte(scales.bytes, 1) << 7;
-    a[0] = multiply_pairs(pair_of_e4m3(first), upper);
-    a[1] = multiply_pairs(pair_of_e4m3(first << 8), lower);
-    a[2] = multiply_pairs(pair_of_e4m3(second), upper);
-    a[3] = multiply_pairs(pair_of_e4m3(second << 8), lower);
+    a[0] = upper_of_e4m3(first);
+    a[1] = lower_of_e4m3(first);
+    a[2] = upper_of_e4m3(second);
+    a[3] = lower_of_e4m3(second);
+    scale_pairs(a, half_twice((scales.bytes << 7) & 0x7F80u, 0),
+                half_twice((scales.bytes >> 1) & 0x7F80u, 0));
   }
 };
 
