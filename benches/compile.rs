@@ -82,7 +82,8 @@ const CANDIDATES: [(&str, &str); 4] = [
     ("nvfp4 4096x8192 m1024", "dense_wgmma block_k=128 consumers=2 raster=0 signal=3 split=1 stages=3 tokens=256"),
     (
         "moe nvfp4 256 top6 4096x2048 m4096",
-        "moe_wgmma block_k=128 consumers=2 down_tokens=64 producers=64 signal=0 stages=3 up_tokens=128",
+        "moe_wgmma block_k=128 consumers=2 down_tokens=64 persistent=1 producers=64 signal=0 stages=3 up_tokens=128 \
+         widths=8",
     ),
 ];
 

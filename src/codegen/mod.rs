@@ -23,8 +23,29 @@ pub struct Request {
     pub template: &'static str,
     /// Values by root and field: `tile.stages` is `values["tile"]["stages"]`.
     pub values: Values,
-    /// Tokens of the one `wgmma` width that the kernel uses, if it uses any.
-    pub wgmma_tokens: Option<u32>,
+    /// Tokens of the `wgmma` that the kernel uses, if it uses any.
+    pub wgmma_tokens: Option<Widths>,
+}
+
+/// Widths of `wgmma`: every multiple of `step` up to `most`, both multiples of 8 up to 256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Widths {
+    /// The narrowest.
+    pub step: u32,
+    /// The widest, a multiple of `step`.
+    pub most: u32,
+}
+
+impl Widths {
+    /// One width alone.
+    pub fn single(tokens: u32) -> Self {
+        Self { step: tokens, most: tokens }
+    }
+
+    /// All of them, the narrowest first.
+    pub fn all(self) -> impl Iterator<Item = u32> {
+        (self.step..=self.most).step_by(self.step as usize)
+    }
 }
 
 /// Roots, fields and values of a template.

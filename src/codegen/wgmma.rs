@@ -1,21 +1,21 @@
-//! The one PTX wrapper with dozens of operands, written out for the width that a kernel uses.
+//! The PTX wrappers with dozens of operands, written out for the widths that a kernel uses.
 
 use std::fmt::Write;
 
-/// The wrapper that `include` stands for, as a function of the tokens.
-pub(super) fn wrapper_of(include: &str) -> Option<fn(u32) -> String> {
-    match include {
-        "generated/wgmma.cuh" => Some(bf16),
-        "generated/wgmma_e4m3.cuh" => Some(e4m3),
-        _ => None,
-    }
+use super::Widths;
+
+/// The wrapper of one width, or of all `widths` with a branch between them.
+pub(super) fn wrappers(widths: Widths) -> String {
+    if widths.step == widths.most { wrapper(widths.most) } else { branching(widths) }
 }
 
 /// `wgmma_generated(d, a, tokens)`: d += a * b for 64 rows in registers and `tokens` columns in shared memory.
 ///
 /// `d` has `tokens / 2` floats a thread. `tokens` is a multiple of 8 from 8 to 256.
-fn bf16(tokens: u32) -> String {
-    let (sums, registers, operands) = lists(tokens);
+fn wrapper(tokens: u32) -> String {
+    let sums = tokens / 2;
+    let registers = registers(sums);
+    let operands = operands(sums);
     let [a0, a1, a2, a3, descriptor] = [0, 1, 2, 3, 4].map(|i| sums + i);
     let mut out = String::new();
     let _ = write!(
@@ -35,9 +35,12 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[{sums}], const uint32
     out
 }
 
-/// `wgmma_generated(d, a, tokens, adds)`: the same for E4M3 and twice the k; without `adds` d = a * b.
-fn e4m3(tokens: u32) -> String {
-    let (sums, registers, operands) = lists(tokens);
+/// `wgmma_generated(d, a, tokens, adds)`: as [`wrapper`] for E4M3 and twice the k; without `adds` d = a * b.
+pub(super) fn e4m3(widths: Widths) -> String {
+    let tokens = widths.most;
+    let sums = tokens / 2;
+    let registers = registers(sums);
+    let operands = operands(sums);
     let [a0, a1, a2, a3, descriptor, adds] = [0, 1, 2, 3, 4, 5].map(|i| sums + i);
     let mut out = String::new();
     let _ = write!(
@@ -63,13 +66,87 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[{sums}], const uint32
     out
 }
 
-/// Floats of a thread, their registers in the text of PTX and the operands behind it.
-fn lists(tokens: u32) -> (u32, String, String) {
-    let sums = tokens / 2;
+/// `wgmma_of_width(d, a, tokens, width)`: four steps of 16 k at one of `widths`, closed as one group.
+///
+/// One statement, so that all widths name the same registers for `d`, and each branch with its own commit: where the
+/// branches meet ptxas would close an empty group instead, and the wait for all but one group waits for everything.
+fn branching(widths: Widths) -> String {
+    let Widths { step, most } = widths;
+    let sums = most / 2;
+    let operands = operands(sums);
+    let descriptor = sums + 16;
+    let width = descriptor + 1;
+    let fragments: Vec<String> = (0..16).map(|i| format!("\"r\"(a[{}][{}])", i / 4, i % 4)).collect();
+    let fragments = lines_of_eight(&fragments).join(",\n        ");
+    let mut out = String::new();
+    let _ = write!(
+        out,
+        "// wgmma.mma_async m64nNk16, four of them, and wgmma.commit_group: d += a (64 x 64, BF16, registers) * b
+// (64 x N, BF16, shared memory) with N = `width`, a multiple of {step} up to {most}, in the first N / 2 sums.
+__device__ __forceinline__ void wgmma_of_width(float (&d)[{sums}], const uint32_t (&a)[4][4], uint64_t tokens,
+                                               int width) {{
+  asm volatile(
+      \"{{\\n\"
+      \".reg .pred wider;\\n\"
+      \".reg .b64 step1, step2, step3;\\n\"
+      \"add.s64 step1, %{descriptor}, 2;\\n\"
+      \"add.s64 step2, %{descriptor}, 4;\\n\"
+      \"add.s64 step3, %{descriptor}, 6;\\n\"
+"
+    );
+    let all: Vec<u32> = widths.all().collect();
+    branch(&mut out, &all, sums, width);
+    let _ = write!(
+        out,
+        "      \"done:\\n\"
+      \"}}\"
+      : {operands}
+      : {fragments},
+        \"l\"(tokens), \"r\"(width));
+}}
+
+"
+    );
+    out
+}
+
+/// A balanced tree of branches over `widths`, the narrower half first.
+fn branch(out: &mut String, widths: &[u32], sums: u32, width: u32) {
+    let [tokens] = widths else {
+        let (narrow, wide) = widths.split_at(widths.len() / 2);
+        let (last, next) = (narrow[narrow.len() - 1], wide[0]);
+        let _ = write!(out, "      \"setp.gt.s32 wider, %{width}, {last};\\n\"\n      \"@wider bra from{next};\\n\"\n");
+        branch(out, narrow, sums, width);
+        let _ = writeln!(out, "      \"from{next}:\\n\"");
+        branch(out, wide, sums, width);
+        return;
+    };
+    for step in 0..4 {
+        let a = sums + 4 * step;
+        let descriptor = if step == 0 { format!("%{}", sums + 16) } else { format!("step{step}") };
+        let _ = write!(
+            out,
+            "      \"wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.bf16.bf16 {{\"
+      \"{}}}, \"
+      \"{{%{a}, %{}, %{}, %{}}}, {descriptor}, 1, 1, 1, 0;\\n\"
+",
+            registers(tokens / 2),
+            a + 1,
+            a + 2,
+            a + 3
+        );
+    }
+    out.push_str("      \"wgmma.commit_group.sync.aligned;\\n\"\n      \"bra done;\\n\"\n");
+}
+
+fn registers(sums: u32) -> String {
     let registers: Vec<String> = (0..sums).map(|i| format!("%{i}")).collect();
+    lines_of_eight(&registers).join(", \"\n      \"")
+}
+
+fn operands(sums: u32) -> String {
     let operands: Vec<String> = (0..sums).map(|i| format!("\"+f\"(d[{i}])")).collect();
-    let registers = lines_of_eight(&registers).join(", \"\n      \"");
-    (sums, registers, lines_of_eight(&operands).join(",\n        "))
+    lines_of_eight(&operands).join(",\n        ")
 }
 
 fn lines_of_eight(items: &[String]) -> Vec<String> {
@@ -82,10 +159,8 @@ mod tests {
 
     #[test]
     fn every_register_is_named_once_in_each_list() {
-        for (tokens, wrapper) in
-            [8, 16, 64, 256].into_iter().flat_map(|tokens| [(tokens, bf16 as fn(u32) -> String), (tokens, e4m3)])
-        {
-            let text = wrapper(tokens);
+        let texts = |tokens| [(tokens, wrapper(tokens)), (tokens, e4m3(Widths::single(tokens)))];
+        for (tokens, text) in [8, 16, 64, 256].into_iter().flat_map(texts) {
             for i in 0..tokens / 2 {
                 assert_eq!(text.matches(&format!("(d[{i}])")).count(), 1, "n{tokens} d[{i}]");
                 let operand = format!("%{i}");
@@ -94,5 +169,20 @@ mod tests {
             }
             assert!(text.lines().all(|line| line.len() <= 120), "{text}");
         }
+    }
+
+    #[test]
+    fn a_branch_leads_to_each_width_once() {
+        let text = wrappers(Widths { step: 16, most: 112 });
+        for tokens in [16, 32, 48, 64, 80, 96, 112] {
+            let four = format!(".m64n{tokens}k16.");
+            assert_eq!(text.matches(&four).count(), 4, "n{tokens}");
+            // The first is fallen into, the others are jumped to.
+            let (labels, jumps) = (format!("\"from{tokens}:"), format!("bra from{tokens};"));
+            let expected = usize::from(tokens > 16);
+            assert_eq!([labels, jumps].map(|word| text.matches(&word).count()), [expected; 2], "n{tokens}");
+        }
+        assert_eq!(text.matches("commit_group.sync").count(), 7);
+        assert!(text.lines().all(|line| line.len() <= 120), "{text}");
     }
 }

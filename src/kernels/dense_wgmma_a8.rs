@@ -8,7 +8,7 @@ use super::plan::{BoxBase, Workspace, word_of};
 use super::space::{first_that_fits, number, tile_values};
 use super::{Axis, BoxMap, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
-use crate::codegen::{Request, Values};
+use crate::codegen::{Request, Values, Widths};
 use crate::problem::{Activations, Dense, Epilogue, Problem, Tile};
 use crate::quant::{PackedLayout, WeightFormat};
 
@@ -109,7 +109,7 @@ impl Family for DenseWgmmaA8 {
             kernel: Request {
                 template: self.name(),
                 values: values(dense, tile, &group, gpu),
-                wgmma_tokens: Some(group.tokens),
+                wgmma_tokens: Some(Widths::single(group.tokens)),
             },
             grid: if is_by_token { [token_tiles, rows * split, 1] } else { [rows * split, token_tiles, 1] },
             threads: group.threads(),

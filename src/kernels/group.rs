@@ -14,6 +14,8 @@ pub(super) struct Group {
     pub stages: u32,
     /// Threads that feed the ring: a warp, two, or a warpgroup that gives its registers away.
     pub producers: u32,
+    /// Room of a consumer for results on their way out; none where they go through the ring.
+    pub staging_bytes: u32,
 }
 
 impl Group {
@@ -38,9 +40,9 @@ impl Group {
         (self.block_k / 64 * self.tokens * 128 + self.weight_bytes()).next_multiple_of(1024)
     }
 
-    /// Dynamic shared memory of a block, bytes: the ring, its barriers, and room for a flag.
+    /// Dynamic shared memory of a block, bytes: the ring, room for results, barriers, and room for a flag.
     pub fn smem_bytes(&self) -> u32 {
-        self.stages * (self.stage_bytes() + 16) + 16
+        self.stages * (self.stage_bytes() + 16) + self.consumers * self.staging_bytes + 16
     }
 
     /// Weight and token bytes that one block keeps on their way.
@@ -55,12 +57,18 @@ impl Group {
 
     /// Registers of a thread, from what ptxas has given tiles of every size.
     pub fn registers(&self) -> u32 {
-        if self.moves_registers() { 168 } else { (64 + self.tokens / 2).next_multiple_of(8) }
+        match (self.moves_registers(), self.consumers) {
+            (true, 2) => 168,
+            (true, _) => 128,
+            // A block that goes from tile to tile keeps more beside its sums; two consumers just find room.
+            (false, 1) if self.staging_bytes > 0 => (72 + self.tokens / 2).next_multiple_of(8),
+            (false, _) => (64 + self.tokens / 2).next_multiple_of(8),
+        }
     }
 
-    /// Whether a warpgroup of producers gives registers to two of consumers.
+    /// Whether a warpgroup of producers gives registers to two or three of consumers.
     fn moves_registers(&self) -> bool {
-        self.producers == 128 && self.consumers == 2
+        self.producers == 128 && self.consumers >= 2
     }
 
     /// Blocks that fit on an SM side by side, for `__launch_bounds__`.
@@ -85,15 +93,21 @@ impl Group {
     }
 
     pub fn fits_registers(&self) -> Result<(), String> {
-        if self.consumers == 4 && self.tokens > 64 {
-            return Err(format!("the sums of {} tokens leave no registers for four consumers", self.tokens));
-        }
-        if self.consumers != 2 || self.tokens <= 192 || self.moves_registers() {
+        let most = match (self.consumers, self.moves_registers()) {
+            (1, _) | (2, true) => 256,
+            (2, false) => 192,
+            (3, true) => 128,
+            (3, false) => 64,
+            (4, false) if self.staging_bytes == 0 => 64,
+            (4, false) => 48,
+            _ => 0,
+        };
+        if self.tokens <= most {
             return Ok(());
         }
         Err(format!(
-            "{} tokens take more registers than two consumers and {} producers share",
-            self.tokens, self.producers
+            "{} tokens take more registers than {} consumers and {} producers share",
+            self.tokens, self.consumers, self.producers
         ))
     }
 

@@ -17,8 +17,17 @@ pub(super) struct Schedule {
     pub tile_counts: u64,
     pub hidden: u64,
     pub parts: u64,
-    pub up_tokens: u32,
-    pub down_tokens: u32,
+    up: Cut,
+    down: Cut,
+}
+
+/// How the slots of an expert are cut into tiles for one of the GEMMs: as few as hold them, of nearly equal counts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cut {
+    /// Slots of the widest tile, a multiple of `step`.
+    pub most: u32,
+    /// What a tile is padded to, and begins at a multiple of.
+    pub step: u32,
 }
 
 /// The block of a problem that `serves` has let through.
@@ -32,36 +41,59 @@ pub(super) fn slots(block: &MoeBlock) -> u32 {
     block.m * block.top_k
 }
 
-/// Most tiles of `tokens` slots that any routing can make: each expert may leave one tile in part.
+/// Most tiles of up to `tokens` slots that any routing can make: each expert may leave one tile in part.
 pub(super) fn most_tiles(block: &MoeBlock, tokens: u32) -> u32 {
     let slots = slots(block);
     slots.min(slots / tokens + block.local_experts)
 }
 
-/// Tiles of `tokens` slots on average under uniform routing.
-pub(super) fn average_tiles(block: &MoeBlock, tokens: u32) -> f64 {
-    let touched = block.touched_experts();
-    let rows = block.local_slots() / touched;
-    // Rows of an expert vary like a Poisson count; half a tile is left in part on average.
-    let tiles = if rows <= f64::from(tokens) * 0.5 { 1.0 } else { rows / f64::from(tokens) + 0.5 };
-    (touched * tiles).min(f64::from(most_tiles(block, tokens)))
+/// Tiles on average under uniform routing, and the slots that each is padded to.
+pub(super) struct AverageTiles {
+    pub tiles: f64,
+    pub width: f64,
+}
+
+impl Cut {
+    /// Every tile padded to `tokens`.
+    pub fn whole(tokens: u32) -> Self {
+        Self { most: tokens, step: tokens }
+    }
+
+    /// What the experts of `block` come to. The rows of an expert vary like a Poisson count.
+    pub fn average(self, block: &MoeBlock) -> AverageTiles {
+        let touched = block.touched_experts();
+        let mean = block.local_slots() / touched;
+        let spread = mean.sqrt();
+        // Five points of the normal curve, each standing for a fifth of the experts.
+        let counts = [-1.4, -0.53, 0.0, 0.53, 1.4].map(|at: f64| (mean + at * spread).max(1.0));
+        let tiles_of = |count: f64| (count / f64::from(self.most)).ceil();
+        let tiles = counts.iter().map(|&count| tiles_of(count)).sum::<f64>() / 5.0;
+        // Each cut falls on a step, so only an expert's last tile is padded.
+        let padded = counts.iter().map(|count| self.padded(*count)).sum::<f64>() / 5.0;
+        let most = f64::from(most_tiles(block, self.most));
+        AverageTiles { tiles: (touched * tiles).min(most), width: padded / tiles }
+    }
+
+    fn padded(self, count: f64) -> f64 {
+        (count / f64::from(self.step)).ceil() * f64::from(self.step)
+    }
 }
 
 impl Schedule {
     /// Reserves room for `block` with these tiles.
-    pub fn reserve(workspace: &mut Workspace, block: &MoeBlock, up_tokens: u32, down_tokens: u32) -> Self {
+    pub fn reserve(workspace: &mut Workspace, block: &MoeBlock, up: Cut, down: Cut) -> Self {
         let slots = u64::from(slots(block));
-        let tile_bytes = |tokens| 16 * u64::from(most_tiles(block, tokens));
+        let tile_bytes = |cut: Cut| 16 * u64::from(most_tiles(block, cut.most));
         Self {
             begin: workspace.take(4 * (u64::from(block.local_experts) + 1)),
             slot_of: workspace.take(4 * slots),
-            up_tiles: workspace.take(tile_bytes(up_tokens)),
-            down_tiles: workspace.take(tile_bytes(down_tokens)),
+            up_tiles: workspace.take(tile_bytes(up)),
+            down_tiles: workspace.take(tile_bytes(down)),
             tile_counts: workspace.take(8),
             hidden: workspace.take(2 * slots * u64::from(block.intermediate)),
             parts: workspace.take(4 * slots * u64::from(block.hidden)),
-            up_tokens,
-            down_tokens,
+            up,
+            down,
         }
     }
 
@@ -111,8 +143,10 @@ impl Schedule {
                 Param::Int(block.top_k as i32),
                 Param::ExpertOffset,
                 Param::Int(block.local_experts as i32),
-                Param::Int(self.up_tokens as i32),
-                Param::Int(self.down_tokens as i32),
+                Param::Int(self.up.most as i32),
+                Param::Int(self.up.step as i32),
+                Param::Int(self.down.most as i32),
+                Param::Int(self.down.step as i32),
             ],
             work: Work {
                 blocks: 1.0,

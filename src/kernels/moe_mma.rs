@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::dense_mma::{blocks_per_sm, fits_registers, fits_shared_memory};
-use super::moe::{Schedule, average_tiles, block_of, most_tiles, slots};
+use super::moe::{Cut, Schedule, block_of, most_tiles, slots};
 use super::plan::{Workspace, word_of};
 use super::space::{first_that_fits, number, tile_values};
 use super::stream::Stream;
@@ -126,7 +126,7 @@ impl Family for MoeMma {
         let block = block_of(problem);
         let mut workspace = Workspace::default();
         let tokens = number(tile, "tokens");
-        let schedule = Schedule::reserve(&mut workspace, block, tokens, tokens);
+        let schedule = Schedule::reserve(&mut workspace, block, Cut::whole(tokens), Cut::whole(tokens));
         let [up, down] = list_steps(tile, block);
         let tiles = most_tiles(block, tokens);
         let hidden = Param::Workspace(schedule.hidden);
@@ -197,7 +197,7 @@ impl Step {
         let local_slots = block.local_slots();
         // A walk takes each slot, or in down each token with all of its slots, to a block of its own.
         let (tiles, slabs_factor) = match (is_walk, self.is_down) {
-            (false, _) => (average_tiles(block, stream.tokens), 1.0),
+            (false, _) => (Cut::whole(stream.tokens).average(block).tiles, 1.0),
             (true, false) => (local_slots, 1.0),
             (true, true) => (f64::from(block.m), local_slots / f64::from(block.m)),
         };

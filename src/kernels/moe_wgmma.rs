@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::group::Group;
-use super::moe::{Schedule, average_tiles, block_of, most_tiles, slots};
+use super::moe::{Cut, Schedule, block_of, most_tiles, slots};
 use super::moe_mma::rows_per_expert;
 use super::plan::{BoxBase, Workspace, word_of};
 use super::space::{first_that_fits, number, tile_values};
 use super::{Axis, BoxMap, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
-use crate::codegen::{Request, Values};
+use crate::codegen::{Request, Values, Widths};
 use crate::problem::{Activations, MoeBlock, Problem, Tile};
 use crate::quant::PackedLayout;
 
@@ -31,15 +31,19 @@ impl Family for MoeWgmma {
 
     fn axes(&self, problem: &Problem, _: &ArchSpec) -> Vec<Axis> {
         let rows = rows_per_expert(problem);
-        let near = |tokens: &u32| *tokens == 16 || (*tokens <= 2 * rows && 6 * *tokens >= rows);
+        // An expert's own count chooses among the widths below these; a popular one has more rows than the average.
+        let most = if rows < 4 { 16 } else { 2 * rows.max(16) };
+        let near = |tokens: &u32| *tokens <= most && 3 * *tokens >= rows.min(256);
         let tokens: Vec<u32> = [16, 32, 48, 64, 96, 128, 192, 256].into_iter().filter(near).collect();
         vec![
-            Axis::new("consumers", [1, 2]),
+            Axis::new("consumers", [1, 2, 3, 4]),
             Axis::new("up_tokens", tokens.clone()),
             Axis::new("down_tokens", tokens),
+            Axis::new("widths", [1, 8]),
             Axis::new("block_k", [128, 256]),
             Axis::new("stages", [3, 4, 6]),
             Axis::new("producers", [64, 128]),
+            Axis::new("persistent", [0, 1]),
             Axis::new("signal", [0, 3]),
         ]
     }
@@ -49,13 +53,16 @@ impl Family for MoeWgmma {
     }
 
     fn default_tile(&self, problem: &Problem, gpu: &GpuSpec) -> Tile {
-        let tokens = rows_per_expert(problem).next_power_of_two().clamp(16, 128);
-        let numbers = |(stages, producers)| {
-            let fixed =
-                [("consumers", 2), ("up_tokens", tokens), ("down_tokens", tokens), ("block_k", 128), ("signal", 0)];
-            Tile::new(self.name(), fixed.into_iter().chain([("stages", stages), ("producers", producers)]))
+        let widest = rows_per_expert(problem).next_power_of_two().clamp(16, 256);
+        let numbers = |(tokens, stages, producers)| {
+            let fixed = [("consumers", 2), ("up_tokens", tokens), ("down_tokens", tokens), ("widths", 8)];
+            let chosen = [("block_k", 128), ("stages", stages), ("producers", producers)];
+            let numbers = fixed.into_iter().chain(chosen).chain([("signal", 0), ("persistent", 1)]);
+            Tile::new(self.name(), numbers)
         };
-        let choices = [(4, 64), (3, 64), (3, 128)].map(numbers);
+        let narrower = widest.min(128);
+        let choices = [(widest, 4, 64), (widest, 3, 64), (widest, 3, 128), (narrower, 3, 64), (narrower, 3, 128)];
+        let choices = choices.map(numbers);
         first_that_fits(self, &choices, problem, gpu)
     }
 
@@ -63,7 +70,7 @@ impl Family for MoeWgmma {
         let block = block_of(problem);
         let [up, down] = steps(tile, block);
         let mut workspace = Workspace::default();
-        let schedule = Schedule::reserve(&mut workspace, block, up.group.tokens, down.group.tokens);
+        let schedule = Schedule::reserve(&mut workspace, block, up.cut, down.cut);
         let launches = vec![
             schedule.launch(block),
             up.launch(tile, block, &schedule, gpu),
@@ -82,6 +89,8 @@ impl Family for MoeWgmma {
 struct Step {
     is_down: bool,
     group: Group,
+    cut: Cut,
+    is_persistent: bool,
     n: u32,
     k: u32,
 }
@@ -90,11 +99,16 @@ struct Step {
 fn steps(tile: &Tile, block: &MoeBlock) -> [Step; 2] {
     let (consumers, gatherers) = (number(tile, "consumers"), number(tile, "producers"));
     let down_tokens = number(tile, "down_tokens");
-    let down_producers = if consumers == 2 && down_tokens > 192 { 128 } else { 32 };
+    let down_producers = match (consumers, down_tokens) {
+        (2, 192..) | (3, 65..) => 128,
+        _ => 32,
+    };
     let step = |is_down, tokens, producers, n, k| {
         let layout = PackedLayout::of(block.weights, block.activations);
         let (block_k, stages) = (number(tile, "block_k"), number(tile, "stages"));
-        Step { is_down, group: Group { layout, consumers, tokens, block_k, stages, producers }, n, k }
+        let group = Group { layout, consumers, tokens, block_k, stages, producers, staging_bytes: STAGING_BYTES };
+        let cut = Cut { most: tokens, step: step_of(tokens, number(tile, "widths")) };
+        Step { is_down, group, cut, is_persistent: number(tile, "persistent") == 1, n, k }
     };
     [
         step(false, number(tile, "up_tokens"), gatherers, 2 * block.intermediate, block.hidden),
@@ -102,9 +116,21 @@ fn steps(tile: &Tile, block: &MoeBlock) -> [Step; 2] {
     ]
 }
 
+/// The smallest multiple of 16 that cuts `tokens` into at most `widths` equal steps.
+fn step_of(tokens: u32, widths: u32) -> u32 {
+    let steps = (16..=tokens).step_by(16).filter(|step| tokens.is_multiple_of(*step));
+    steps.filter(|step| tokens / step <= widths).min().unwrap_or(tokens)
+}
+
 impl Step {
     fn row_blocks(&self) -> u32 {
         self.n.div_ceil(64).div_ceil(self.group.consumers)
+    }
+
+    /// As many blocks as there can be pieces of work, or as fit on the GPU.
+    fn grid(&self, block: &MoeBlock, gpu: &GpuSpec) -> u32 {
+        let pieces = self.row_blocks() * most_tiles(block, self.group.tokens);
+        if self.is_persistent { pieces.min(gpu.sm_count() * self.group.blocks_per_sm(gpu)) } else { pieces }
     }
 
     fn launch(&self, tile: &Tile, block: &MoeBlock, schedule: &Schedule, gpu: &GpuSpec) -> Launch {
@@ -113,18 +139,18 @@ impl Step {
             kernel: Request {
                 template: "moe_wgmma",
                 values: self.values(tile, block, gpu),
-                wgmma_tokens: Some(group.tokens),
+                wgmma_tokens: Some(Widths { step: self.cut.step, most: self.cut.most }),
             },
-            grid: [self.row_blocks(), most_tiles(block, group.tokens), 1],
+            grid: [self.grid(block, gpu), 1, 1],
             threads: group.threads(),
             smem_bytes: group.smem_bytes(),
             params: self.params(block, schedule),
-            work: self.work(block),
+            work: self.work(block, gpu),
         }
     }
 
     fn values(&self, tile: &Tile, block: &MoeBlock, gpu: &GpuSpec) -> Values {
-        let tile = tile.with("tokens", self.group.tokens);
+        let tile = tile.with("tokens", self.cut.most).with("step", self.cut.step);
         let problem = BTreeMap::from([("weights", word_of(block.weights).into()), ("is_down", self.is_down.into())]);
         let launch = BTreeMap::from([
             ("threads", self.group.threads().into()),
@@ -138,13 +164,8 @@ impl Step {
         let rows = slots(block).into();
         let base = BoxBase::Workspace { offset: schedule.hidden, rows };
         // Gate-up takes the map too, and does not use it.
-        let map = BoxMap {
-            base,
-            element: Activations::A16,
-            k: block.intermediate.into(),
-            groups: 1,
-            tokens: self.group.tokens,
-        };
+        let map =
+            BoxMap { base, element: Activations::A16, k: block.intermediate.into(), groups: 1, tokens: self.cut.step };
         let (weights, alpha) = match self.is_down {
             false => (Operand::Weights, Operand::UpAlpha),
             true => (Operand::DownWeights, Operand::DownAlpha),
@@ -174,25 +195,29 @@ impl Step {
         ]
     }
 
-    fn work(&self, block: &MoeBlock) -> Work {
+    fn work(&self, block: &MoeBlock, gpu: &GpuSpec) -> Work {
         let group = &self.group;
-        let tiles = average_tiles(block, group.tokens);
-        let blocks = tiles * f64::from(self.row_blocks());
+        let average = self.cut.average(block);
+        let pieces = average.tiles * f64::from(self.row_blocks());
+        // A persistent block does several pieces: to the model it is one long block, and some have one piece more.
+        let blocks = pieces.min(f64::from(self.grid(block, gpu)));
+        let rounds = if pieces > blocks { pieces / blocks + 0.5 } else { 1.0 };
         let k = group.layout.padded_k(self.k as usize) as f64;
         let block_weights =
             k / group.layout.slab_k() as f64 * f64::from(group.consumers) * group.layout.slab_bytes() as f64;
         let matrix = block.weights.bytes(self.n.into(), self.k.into()) as f64 * block.touched_experts();
         let columns = if self.is_down { 4.0 * f64::from(self.n) } else { f64::from(self.n) };
-        let gather = if self.is_down { 0.0 } else { k * f64::from(group.tokens) / 8.0 / 32.0 * GATHER_ISSUES };
+        let slots = block.local_slots() / average.tiles;
+        let gather = if self.is_down { 0.0 } else { k * slots / 8.0 / 32.0 * GATHER_ISSUES };
         Work {
             blocks,
             memory_bytes: matrix + block.local_slots() * (2.0 * f64::from(self.k) + columns),
-            l2_bytes: blocks * (block_weights + k * 2.0 * f64::from(group.tokens)),
+            l2_bytes: pieces * (block_weights + k * 2.0 * if self.is_down { average.width } else { slots }),
             bytes_in_flight: f64::from(group.bytes_in_flight()),
-            block_flops: 2.0 * k * f64::from(group.rows() * group.tokens),
+            block_flops: rounds * 2.0 * k * f64::from(group.rows()) * average.width,
             is_wgmma: true,
             is_fp8: false,
-            block_issues: group.issues(k) + gather,
+            block_issues: rounds * (group.issues(k) + gather),
             tail_steps: 6.0,
             registers: group.registers(),
             is_prefetching: false,
@@ -203,13 +228,17 @@ impl Step {
 /// Instructions of a warp for 32 gathered pieces of 16 bytes.
 const GATHER_ISSUES: f64 = 5.0;
 
-const AXES: [&str; 5] = ["consumers", "tokens", "block_k", "stages", "signal"];
+/// `kStagingBytes` of the template: 32 rows of 64 bytes and their padding, or the slots of 256 tokens.
+const STAGING_BYTES: u32 = 2560;
 
-const RULES: [Rule; 4] = [
+const AXES: [&str; 6] = ["consumers", "tokens", "step", "block_k", "stages", "signal"];
+
+const RULES: [Rule; 5] = [
     Rule { name: "smem", check: |tile, problem, gpu| each(tile, problem, |group| group.fits_shared_memory(gpu)) },
     Rule { name: "registers", check: |tile, problem, _| each(tile, problem, Group::fits_registers) },
     Rule { name: "slabs", check: |tile, problem, _| each(tile, problem, Group::k_is_whole_slabs) },
     Rule { name: "gather", check: a_warpgroup_gathers_for_many },
+    Rule { name: "widths-moot", check: widths_make_a_difference },
 ];
 
 fn each(tile: &Tile, problem: &Problem, check: impl Fn(&Group) -> Result<(), String>) -> Result<(), String> {
@@ -222,4 +251,12 @@ fn a_warpgroup_gathers_for_many(tile: &Tile, _: &Problem, _: &GpuSpec) -> Result
         return Ok(());
     }
     Err(format!("{tokens} tokens are {} pieces of 16 bytes a step, too few for {producers} threads", tokens * 8))
+}
+
+fn widths_make_a_difference(tile: &Tile, _: &Problem, _: &GpuSpec) -> Result<(), String> {
+    let widest = number(tile, "up_tokens").max(number(tile, "down_tokens"));
+    if number(tile, "widths") == 1 || widest > 16 {
+        return Ok(());
+    }
+    Err("a tile of 16 tokens is the narrowest".to_string())
 }

@@ -25,6 +25,8 @@ struct RingPosition {
   int slot = 0;
   uint32_t parity = 0;
 
+  __device__ __forceinline__ int slot_before() const { return slot == 0 ? kStages - 1 : slot - 1; }
+
   __device__ __forceinline__ void advance() {
     if (++slot == kStages) {
       slot = 0;

@@ -9,6 +9,10 @@
 //   decode   |k0|k1|  |k2|  |k3|          two register sets, even and odd blocks of 64 k
 //   wgmma       |=k0=|=k1=|=k2=|=k3=|     a group is waited for when the one after it has been issued
 //
+// A tile may be narrower than kTokens, in steps of kStep: its tokens stand at the front of each box, its sums at the
+// front of the sums, and only they are multiplied. The width is part of the instruction, so a branch chooses among the
+// instructions of all widths; they name the same registers, or ptxas would give each width its own and find too few.
+//
 // Config gives: Weights (the format), kTokens, kBlockK, kStages, kConsumers.
 
 template <class Config>
@@ -16,7 +20,7 @@ struct Stage {
   using Format = typename Config::Weights;
   static constexpr int kSlabs = Config::kBlockK / Format::kSlabK;
   static constexpr int kWeightBytes = kSlabs * Slab<Format>::kBytes;  // of one consumer
-  static constexpr int kBoxBytes = Config::kTokens * 128;             // 64 k of all tokens
+  static constexpr int kBoxBytes = Config::kTokens * 128;             // 64 k of the tokens of the widest tile
   static constexpr int kTokenBytes = Config::kBlockK / 64 * kBoxBytes;
   static constexpr int kWeightOffset = kTokenBytes;
   static constexpr int kBytes = round_up(kWeightOffset + Config::kConsumers * kWeightBytes, 1024);
@@ -49,30 +53,34 @@ __device__ __forceinline__ void decode_block(Fragments& a, const uint8_t* weight
   }
 }
 
-// Issues the four wgmma of one block of 64 k. `box` is the address of its tokens.
-template <class Config>
-__device__ __forceinline__ void multiply_block(GroupSums<Config>& sums, const Fragments& a, uint32_t box) {
+// Issues the four wgmma of one block of 64 k for `width` tokens, and closes their group. `box` is the address of its
+// tokens.
+template <class Config, int kStep>
+__device__ __forceinline__ void multiply_block(GroupSums<Config>& sums, const Fragments& a, uint32_t box, int width) {
   wgmma_fence();
   const uint64_t tokens = swizzled_descriptor(box);
+  if constexpr (kStep == Config::kTokens) {
 #pragma unroll
-  for (int step = 0; step < 4; ++step) {
-    wgmma_generated(sums, a[step], tokens + step * 2);  // 16 k are 32 bytes, and the descriptor counts 16
+    for (int step = 0; step < 4; ++step) {
+      wgmma_generated(sums, a[step], tokens + step * 2);  // 16 k are 32 bytes, and the descriptor counts 16
+    }
+    wgmma_commit();
+  } else {
+    wgmma_of_width(sums, a, tokens, width);
   }
-  wgmma_commit();
 }
 
-// Multiplies `n_stages` stages of the ring. One lane of each warp reports a stage free when its MMAs are done.
+// Multiplies `n_stages` stages of the ring from `position` on, and leaves it behind them. One lane of each warp reports
+// a stage free when its MMAs are done. `width` is a multiple of kStep, the same for all threads of the warpgroup.
 // kTokensByThreads: the tokens were written by threads (cp.async), which the tensor cores must be told of.
-template <class Config, bool kTokensByThreads>
-__device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const uint8_t* stages,
-                                                Ring<Config::kStages> ring, int n_stages, int consumer, int warp,
-                                                int lane) {
+template <class Config, bool kTokensByThreads, int kStep>
+__device__ __forceinline__ void multiply_run(GroupSums<Config>& sums, const uint8_t* stages,
+                                             Ring<Config::kStages> ring, RingPosition<Config::kStages>& position,
+                                             int n_stages, int width, int consumer, int warp, int lane) {
   using Stage = Stage<Config>;
   constexpr int kBlocks = Config::kBlockK / 64;
   static_assert(kBlocks % 2 == 0, "two register sets take turns inside a stage");
   Fragments a[2];
-  RingPosition<Config::kStages> position;
-  int previous_slot = 0;
 #pragma unroll
   for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
   for (int stage_idx = 0; stage_idx < n_stages; ++stage_idx) {
@@ -84,14 +92,25 @@ __device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const u
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       decode_block<Config>(a[block % 2], weights, block, warp, lane);
-      multiply_block<Config>(sums, a[block % 2], tokens + block * Stage::kBoxBytes);
+      multiply_block<Config, kStep>(sums, a[block % 2], tokens + block * Stage::kBoxBytes, width);
       wgmma_wait<1>();
-      if (block == 0 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(previous_slot));
+      if (block == 0 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(position.slot_before()));
     }
-    previous_slot = position.slot;
     position.advance();
   }
   wgmma_wait<0>();
+  // A producer that goes on with the next tile waits for the last stage too.
+  if (lane == 0) barrier_arrive(ring.free(position.slot_before()));
 #pragma unroll
   for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
+}
+
+// The same for a block with one tile, of full width.
+template <class Config, bool kTokensByThreads>
+__device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const uint8_t* stages,
+                                                Ring<Config::kStages> ring, int n_stages, int consumer, int warp,
+                                                int lane) {
+  RingPosition<Config::kStages> position;
+  multiply_run<Config, kTokensByThreads, Config::kTokens>(sums, stages, ring, position, n_stages, Config::kTokens,
+                                                          consumer, warp, lane);
 }

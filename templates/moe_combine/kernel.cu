@@ -20,6 +20,7 @@ $#-
 
 struct Config {
   static constexpr int kThreads = ${ tile.threads }$;
+  static constexpr int kAhead = 6;  // rows of parts on their way at a time
 };
 
 extern "C" __global__ void __launch_bounds__(Config::kThreads)
@@ -31,15 +32,29 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
   const int column = (blockIdx.x * Config::kThreads + threadIdx.x) * 4;
   if (token >= actual_tokens(m_on_device, m) || column >= hidden) return;
   float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  for (int s = 0; s < top_k; ++s) {
-    const int64_t slot = int64_t{token} * top_k + s;
-    const int expert = experts[slot] - expert_offset;
-    if (expert < 0 || expert >= n_local) continue;
-    const float4 part = *reinterpret_cast<const float4*>(parts + slot * hidden + column);
-    sum.x += part.x;
-    sum.y += part.y;
-    sum.z += part.z;
-    sum.w += part.w;
+  const int* slots = experts + int64_t{token} * top_k;
+  const float* from = parts + int64_t{token} * top_k * hidden + column;
+  for (int first = 0; first < top_k; first += Config::kAhead) {
+    // All loads before the first sum: a thread has nothing else to hide their latency behind.
+    float4 part[Config::kAhead];
+    bool is_local[Config::kAhead];
+#pragma unroll
+    for (int i = 0; i < Config::kAhead; ++i) {
+      const int expert = first + i < top_k ? slots[first + i] - expert_offset : -1;
+      is_local[i] = expert >= 0 && expert < n_local;
+    }
+#pragma unroll
+    for (int i = 0; i < Config::kAhead; ++i) {
+      if (is_local[i]) part[i] = __ldcs(reinterpret_cast<const float4*>(from + int64_t{first + i} * hidden));
+    }
+#pragma unroll
+    for (int i = 0; i < Config::kAhead; ++i) {
+      if (!is_local[i]) continue;
+      sum.x += part[i].x;
+      sum.y += part[i].y;
+      sum.z += part[i].z;
+      sum.w += part[i].w;
+    }
   }
   uint32_t* to = reinterpret_cast<uint32_t*>(d + token * ldd + column);
   to[0] = pair_from_floats(sum.x, sum.y);

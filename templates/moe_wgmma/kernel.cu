@@ -14,18 +14,26 @@ $#-
 //   tiles     [count] int4            expert, position, count, 0       every thread
 //   out       H BF16, or parts f32    row-major                        written by the consumers
 //
-//   block = kConsumers warpgroups of 64 rows + producer warps   grid = (row blocks, tiles); others leave at once
+//   block = kConsumers warpgroups of 64 rows + producer warps   work: every tile with every kRows rows, see WorkList
 //   ---------------------------------------------------------   ring of kStages stages (lib/warpgroup_multiply.cuh)
 //   last warps   producer    wait stage_free[s]   copy tokens and weights      -> stage_full[s]
 //   warpgroups   consumers   wait stage_full[s]   decode, kBlockK / 16 wgmma   -> stage_free[s]
 //
+//   producer  |tile 0 ...      |tile 1 ...      |tile 2     the ring runs on from one tile to the next: a tile's first
+//   consumers    |tile 0 ...   |out|tile 1 ...   |out|      stages are there when the results of the last one are out
+//
 //   barrier      arrivals                                    announces
 //   stage_full   1 + bytes (+ kProducers when gathering)     weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers                              each consumer warp's wgmma have read the stage
+//   1 to 4       128                                         (named) a consumer's warps meet around its staging room
 //
-// Tuned: consumers, tokens, block_k, stages, producers, signal (src/kernels/moe_wgmma.rs). Weights are not fetched
-// before the wait: which expert is needed is what the grid ahead has written.
-// Exactness: operands are exact in BF16; H is rounded to BF16 once; parts are f32 and summed in slot order later.
+// An expert's slots are cut into tiles of nearly equal counts (moe_schedule). A tile of `count` slots is multiplied as
+// the next multiple of kStep columns (lib/warpgroup_multiply.cuh). Stages have room for the widest.
+//
+// Tuned: consumers, tokens, widths, block_k, stages, producers, persistent, signal (src/kernels/moe_wgmma.rs). Weights
+// are not fetched before the wait: which expert is needed is what the grid ahead has written.
+// Exactness: operands are exact in BF16; H is rounded to BF16 once; parts are f32 and summed in slot order later. A
+// column's sum does not depend on the columns beside it, so the width of a tile changes no bits.
 // After: gathering with 16-byte copies into the wgmma swizzle follows FlashAttention-3's paged loads in idea.
 #include "lib/words.cuh"
 #include "arch/async_copy.cuh"
@@ -50,7 +58,8 @@ struct Config {
   static constexpr bool kIsDown = ${ problem.is_down }$;    // down, or gate-up
   static constexpr bool kSwiGlu = !kIsDown;
   static constexpr int kConsumers = ${ tile.consumers }$;   // warpgroups, 64 rows each
-  static constexpr int kTokens = ${ tile.tokens }$;         // slots of a block
+  static constexpr int kTokens = ${ tile.tokens }$;         // slots of the widest tile
+  static constexpr int kStep = ${ tile.step }$;             // widths are multiples of this
   static constexpr int kBlockK = ${ tile.block_k }$;        // k of a stage
   static constexpr int kStages = ${ tile.stages }$;         // stages in the ring
   static constexpr int kSplitK = 1;
@@ -63,122 +72,197 @@ struct Config {
 constexpr int kRows = Config::kConsumers * kRowBlock;
 constexpr int kConsumerThreads = Config::kConsumers * 128;
 constexpr int kProducers = Config::kThreads - kConsumerThreads;  // threads
-// A whole warpgroup of producers can give registers to the consumers; one that gathers keeps more of them.
-constexpr bool kMovesRegisters = kProducers == 128 && Config::kConsumers == 2;
+// Each of the four warp schedulers has a quarter of the registers, so an odd warp costs as much as four: what two
+// blocks may take is counted with whole rows of four.
+constexpr int kBoundThreads = Config::kBlocksPerSm == 1 ? Config::kThreads : round_up(Config::kThreads, 128);
+// A whole warpgroup of producers can give registers to the consumers; one that gathers keeps more of them. Together
+// they have what launch bounds give: three warpgroups 168 a thread, four 128.
+constexpr bool kMovesRegisters = kProducers == 128 && Config::kConsumers >= 2;
 static_assert(!kMovesRegisters || Config::kBlocksPerSm == 1, "three warpgroups of 168 registers fill an SM");
-constexpr int kProducerRegisters = Config::kIsDown ? 40 : 64;
-constexpr int kConsumerRegisters = Config::kIsDown ? 232 : 216;
-constexpr int kStagingBytes = Config::kTokens * (kRowBlock / 2 * 2 + 16);
+constexpr int kProducerRegisters = Config::kConsumers == 3 || Config::kIsDown ? 56 : 72;
+constexpr int kConsumerRegisters = Config::kConsumers == 3 ? 152 : Config::kIsDown ? 224 : 216;
+// Behind the ring: each consumer's room for results on their way out, then the barriers.
+constexpr int kStagingBytes = 2560;
 constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
-static_assert(kRingBytes + Ring<Config::kStages>::kBarrierBytes + 16 == Config::kSmemBytes,
+constexpr int kBarrierOffset = kRingBytes + Config::kConsumers * kStagingBytes;
+static_assert(kBarrierOffset + Ring<Config::kStages>::kBarrierBytes + 16 == Config::kSmemBytes,
               "host and device disagree on shared memory");
-static_assert(Config::kConsumers * kStagingBytes <= kRingBytes, "the results are staged where the ring was");
+static_assert(kStagingBytes >= 32 * 80 && kStagingBytes >= Config::kTokens * 8, "a chunk, or slots with weights");
+static_assert(Config::kTokens % Config::kStep == 0 && Config::kStep % 16 == 0, "widths are whole pairs of fragments");
 
-// What one block works on.
+// One piece of work but for its rows: kRows of an expert times the slots of a tile.
 struct Work {
-  int4 tile;         // expert, position, count
-  int row_blocks;    // blocks of 64 rows of an expert
-  int first_row;
+  int expert;
+  int position;   // of the tile's first slot
+  int count;      // slots
+};
+
+// All pieces of work, the rows of a tile one after the other, so that blocks side by side share its tokens in L2. A
+// block takes every gridDim.x-th; without persistence there are as many blocks as there can be pieces.
+struct WorkList {
+  const int4* tiles;
+  int row_groups;  // pieces of a tile
+  int end;
+
+  // Beyond the end any will do.
+  __device__ __forceinline__ Work at(int item) const {
+    const int4 tile = tiles[smaller(item, end - 1) / row_groups];
+    return {tile.x, tile.y, tile.z};
+  }
+
+  __device__ __forceinline__ int first_row(int item) const { return item % row_groups * kRows; }
+};
+
+// What all pieces have in common along n and k.
+struct Extent {
+  int row_blocks;  // blocks of 64 rows of an expert
   int n_slabs;
   int n_stages;
+  int k_end;
 };
 
 // Weights of one stage; slabs beyond k and blocks beyond n are replaced by the last one (see dense_wgmma).
-__device__ __forceinline__ void copy_weights(const Work& work, const uint8_t* weights, uint32_t stage, uint32_t barrier,
-                                             int stage_idx) {
+__device__ __forceinline__ void copy_weights(int expert, int first_row, const Extent& extent, const uint8_t* weights,
+                                             uint32_t stage, uint32_t barrier, int stage_idx) {
   constexpr int kSlabs = Stage<Config>::kSlabs;
   constexpr int kSlabBytes = Slab<Config::Weights>::kBytes;
   const int first_slab = stage_idx * kSlabs;
 #pragma unroll
   for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
-    const int row_block = smaller(work.first_row / kRowBlock + consumer, work.row_blocks - 1);
-    const uint8_t* block = weights + (int64_t{work.tile.x} * work.row_blocks + row_block) * work.n_slabs * kSlabBytes;
+    const int row_block = smaller(first_row / kRowBlock + consumer, extent.row_blocks - 1);
+    const int64_t block_idx = int64_t{expert} * extent.row_blocks + row_block;
+    const uint8_t* block = weights + block_idx * extent.n_slabs * kSlabBytes;
     const uint32_t to = stage + Stage<Config>::kWeightOffset + consumer * Stage<Config>::kWeightBytes;
-    if (first_slab + kSlabs <= work.n_slabs) {
+    if (first_slab + kSlabs <= extent.n_slabs) {
       copy_bulk(to, block + int64_t{first_slab} * kSlabBytes, kSlabs * kSlabBytes, barrier);
     } else {
       for (int s = 0; s < kSlabs; ++s) {
-        const int slab = smaller(first_slab + s, work.n_slabs - 1);
+        const int slab = smaller(first_slab + s, extent.n_slabs - 1);
         copy_bulk(to + s * kSlabBytes, block + int64_t{slab} * kSlabBytes, kSlabBytes, barrier);
       }
     }
   }
 }
 
-// Rows that one producer thread gathers: piece `thread % 8` of every (kProducers / 8)-th token.
+// Rows that one producer thread gathers: piece `thread % 8` of every (kProducers / 8)-th token. Columns beyond the
+// count keep whatever the stage held: their products are not stored.
 struct GatheredRows {
   static constexpr int kPasses = ceil_divide(Config::kTokens * 8, kProducers);
-  int row[kPasses];
+  static constexpr int kPassTokens = kProducers / 8;
+  static_assert(Config::kIsDown || kPassTokens % 8 == 0, "the swizzle is the same in every pass");
+  uint32_t at[kPasses];  // slots first, then where the thread's pieces are, in units of 16 bytes
 
-  __device__ __forceinline__ void find(const Work& work, const int* slot_of, int top_k, int thread) {
+  // Nothing waits for the slots before `resolve`.
+  __device__ __forceinline__ void fetch(const Work& work, const int* slot_of, int thread) {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int token = thread / 8 + pass * (kProducers / 8);
-      // Beyond the count any row will do: its column of the product is not stored.
-      row[pass] = slot_of[work.tile.y + (token < work.tile.z ? token : 0)] / top_k;
+      const int token = thread / 8 + pass * kPassTokens;
+      at[pass] = token < work.count ? slot_of[work.position + token] : 0;
     }
   }
 
-  __device__ __forceinline__ void copy(const bf16* from, int64_t ld, int k, int k_end, uint32_t stage,
+  __device__ __forceinline__ void resolve(int top_k, int64_t ld, int thread) {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) at[pass] = at[pass] / top_k * static_cast<uint32_t>(ld / 8) + thread % 8;
+  }
+
+  __device__ __forceinline__ void copy(const Work& work, const bf16* from, int k, int k_end, uint32_t stage,
                                        int thread) const {
-    const int piece = thread % 8;
+    constexpr int kBoxes = Config::kBlockK / 64;
+    const int row = thread / 8;
+    // The 128-byte swizzle of wgmma: piece p of row r stands at place p ^ (r % 8).
+    const uint32_t to = stage + row * 128 + ((thread ^ row) % 8 * 16);
+    const uint4* box_from[kBoxes];
+    int bytes[kBoxes];
+#pragma unroll
+    for (int box = 0; box < kBoxes; ++box) {
+      const bool is_there = k + box * 64 + thread % 8 * 8 < k_end;
+      box_from[box] = reinterpret_cast<const uint4*>(from + (is_there ? k + box * 64 : 0));
+      bytes[box] = is_there ? 16 : 0;
+    }
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int token = thread / 8 + pass * (kProducers / 8);
-      if (Config::kTokens * 8 % kProducers != 0 && token >= Config::kTokens) break;
-      const bf16* row_from = from + row[pass] * ld;
-      // The 128-byte swizzle of wgmma: piece p of row r stands at place p ^ (r % 8).
-      const uint32_t to = stage + token * 128 + ((piece ^ (token % 8)) * 16);
+      if (row + pass * kPassTokens >= work.count) break;
 #pragma unroll
-      for (int box = 0; box < Config::kBlockK / 64; ++box) {
-        const int column = k + box * 64 + piece * 8;
-        const bool is_there = column < k_end;
-        const bf16* piece_from = row_from + (is_there ? column : 0);
-        copy_async_16_or_zeros(to + box * Stage<Config>::kBoxBytes, piece_from, is_there ? 16 : 0);
+      for (int box = 0; box < kBoxes; ++box) {
+        const uint32_t place = to + pass * kPassTokens * 128 + box * Stage<Config>::kBoxBytes;
+        copy_async_16_or_zeros(place, box_from[box] + at[pass], bytes[box]);
       }
     }
   }
 };
 
-// Gate-up: all producer threads gather, the first also brings the weights.
-__device__ __forceinline__ void produce_gathered(const Work& work, const uint8_t* weights, const bf16* from, int64_t ld,
-                                                 const int* slot_of, int top_k, int k_end, uint32_t stages,
-                                                 Ring<Config::kStages> ring, int thread) {
-  GatheredRows rows;
-  rows.find(work, slot_of, top_k, thread);
+// Gate-up: all producer threads gather, the first also brings the weights. A slot of the ring is free from the start.
+__device__ __forceinline__ void produce_gathered(const WorkList& list, const Extent& extent, const uint8_t* weights,
+                                                 const bf16* from, int64_t ld, const int* slot_of, int top_k,
+                                                 uint32_t stages, Ring<Config::kStages> ring, int thread) {
   RingPosition<Config::kStages> position;
-  for (int i = 0; i < work.n_stages; ++i) {
-    if (i >= Config::kStages) barrier_wait(ring.free(position.slot), position.parity ^ 1);
-    const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
-    if (thread == 0) {
-      barrier_arrive_and_expect(ring.full(position.slot), Config::kConsumers * Stage<Config>::kWeightBytes);
-      copy_weights(work, weights, stage, ring.full(position.slot), i);
+  Work next = list.at(blockIdx.x);
+  for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
+    const Work work = next;
+    const int first_row = list.first_row(item);
+    next = list.at(item + gridDim.x);
+    GatheredRows rows;
+    rows.fetch(work, slot_of, thread);
+    for (int i = 0; i < extent.n_stages; ++i) {
+      barrier_wait(ring.free(position.slot), position.parity ^ 1);
+      if (i == 0) rows.resolve(top_k, ld, thread);
+      const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
+      if (thread == 0) {
+        barrier_arrive_and_expect(ring.full(position.slot), Config::kConsumers * Stage<Config>::kWeightBytes);
+        copy_weights(work.expert, first_row, extent, weights, stage, ring.full(position.slot), i);
+      }
+      rows.copy(work, from, i * Config::kBlockK, extent.k_end, stage, thread);
+      barrier_arrive_after_copies(ring.full(position.slot));
+      position.advance();
     }
-    rows.copy(from, ld, i * Config::kBlockK, k_end, stage, thread);
-    barrier_arrive_after_copies(ring.full(position.slot));
-    position.advance();
   }
   wait_copies<0>();
 }
 
-// Down: one thread brings weights and rows.
-__device__ __forceinline__ void produce_in_order(const Work& work, const uint8_t* weights, const TensorMap* from,
-                                                 uint32_t stages, Ring<Config::kStages> ring) {
-  constexpr int kStageBytes = Config::kConsumers * Stage<Config>::kWeightBytes + Stage<Config>::kTokenBytes;
+// Down: one thread brings weights and rows, these in boxes of kStep.
+__device__ __forceinline__ void produce_in_order(const WorkList& list, const Extent& extent, const uint8_t* weights,
+                                                 const TensorMap* from, uint32_t stages,
+                                                 Ring<Config::kStages> ring) {
   RingPosition<Config::kStages> position;
-  for (int i = 0; i < work.n_stages; ++i) {
-    if (i >= Config::kStages) barrier_wait(ring.free(position.slot), position.parity ^ 1);
-    const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
-    const uint32_t full = ring.full(position.slot);
-    barrier_arrive_and_expect(full, kStageBytes);
-    copy_weights(work, weights, stage, full, i);
+  Work next = list.at(blockIdx.x);
+  for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
+    const Work work = next;
+    const int first_row = list.first_row(item);
+    next = list.at(item + gridDim.x);
+    const int n_boxes = ceil_divide(work.count, Config::kStep);
+    const int stage_bytes = Config::kConsumers * Stage<Config>::kWeightBytes +
+                            n_boxes * (Config::kStep * Config::kBlockK * 2);
+    for (int i = 0; i < extent.n_stages; ++i) {
+      barrier_wait(ring.free(position.slot), position.parity ^ 1);
+      const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
+      const uint32_t full = ring.full(position.slot);
+      barrier_arrive_and_expect(full, stage_bytes);
+      copy_weights(work.expert, first_row, extent, weights, stage, full, i);
 #pragma unroll
-    for (int box = 0; box < Config::kBlockK / 64; ++box) {
-      copy_box(stage + box * Stage<Config>::kBoxBytes, from, i * Config::kBlockK + box * 64, work.tile.y, 0, full);
+      for (int box = 0; box < Config::kBlockK / 64; ++box) {
+        // The swizzle repeats every 1,024 bytes, so boxes laid end to end are one wider box.
+        for (int part = 0; part < n_boxes; ++part) {
+          copy_box(stage + box * Stage<Config>::kBoxBytes + part * (Config::kStep * 128), from,
+                   i * Config::kBlockK + box * 64, work.position + part * Config::kStep, 0, full);
+        }
+      }
+      position.advance();
     }
-    position.advance();
   }
 }
+
+// Where the results go.
+struct Results {
+  bf16* h;
+  float* parts;
+  const int* slot_of;
+  const float* routing;
+  const float* alpha;
+  int64_t ld;
+  int n;
+  float limit;
+};
 
 // Rows of H for the positions of a tile.
 struct HiddenRows {
@@ -192,15 +276,108 @@ struct HiddenRows {
 // Rows of parts for the slots of a tile.
 struct SlotRows {
   float* parts;
-  const int* slot_of;
-  const float* routing;
+  const uint2* slots;  // slot and bits of its routing weight
   int64_t ld;
   int count;
-  __device__ __forceinline__ float* row(int token) const { return parts + slot_of[token] * ld; }
-  __device__ __forceinline__ float factor(int token) const { return routing[slot_of[token]]; }
+  __device__ __forceinline__ float* row(int token) const { return parts + slots[token].x * ld; }
+  __device__ __forceinline__ float factor(int token) const { return __uint_as_float(slots[token].y); }
 };
 
-extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
+// Slots of a tile, spread over a consumer's threads: fetched while the tile before is stored, and with their routing
+// weights in shared memory when the tile itself is.
+struct TileSlots {
+  static constexpr int kPasses = ceil_divide(Config::kTokens, 128);
+  int slot[kPasses];
+  float routing[kPasses];
+
+  __device__ __forceinline__ void fetch(const Results& to, const Work& work, int thread) {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int token = pass * 128 + thread;
+      slot[pass] = token < work.count ? to.slot_of[work.position + token] : 0;
+    }
+  }
+
+  __device__ __forceinline__ void fetch_routing(const Results& to) {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) routing[pass] = to.routing[slot[pass]];
+  }
+
+  __device__ __forceinline__ void store(uint2* slots, int thread) const {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int token = pass * 128 + thread;
+      if (token < Config::kTokens) slots[token] = make_uint2(slot[pass], __float_as_uint(routing[pass]));
+    }
+  }
+};
+
+// Down needs the next tile for its slots as soon as this one is multiplied, and has it in registers until then; where
+// two blocks share an SM they have none left over, and one of them multiplies while the other waits.
+constexpr bool kFetchesEarly = Config::kIsDown && Config::kBlocksPerSm == 1;
+
+// One consumer warpgroup.
+struct Consumer {
+  uint8_t* stages;
+  uint8_t* staging;  // kStagingBytes
+  Ring<Config::kStages> ring;
+  int consumer;
+  int warp;          // of the warpgroup
+  int lane;
+
+  // Stores a tile of down. `tile_slots` are its own, and then those of `next`.
+  __device__ __forceinline__ void store(const GroupSums<Config>& sums, const Work& work, const Work& next,
+                                        const Results& to, int first_row, float factor, TileSlots& tile_slots) const {
+    uint2* slots = reinterpret_cast<uint2*>(staging);
+    join();  // the tile before this one has been stored
+    tile_slots.store(slots, warp * 32 + lane);
+    join();
+    tile_slots.fetch(to, next, warp * 32 + lane);
+    const SlotRows rows{to.parts, slots, to.ld, work.count};
+    const TileStore<Config, SlotRows> store{rows, first_row, to.n, factor, factor, to.limit};
+    store.floats(sums, warp, lane);
+  }
+
+  // Stores a tile of gate-up.
+  __device__ __forceinline__ void store(const GroupSums<Config>& sums, const Work& work, const Results& to,
+                                        int first_row, float gate, float up) const {
+    const HiddenRows rows{to.h + work.position * to.ld, to.ld, work.count};
+    const TileStore<Config, HiddenRows> store{rows, first_row, to.n, gate, up, to.limit};
+    store.pairs_in_chunks(sums, staging, warp, lane, [this] { join(); });
+  }
+
+  __device__ __forceinline__ void join() const { named_barrier_sync(1 + consumer, 128); }
+
+  // Does all work of the block.
+  __device__ __forceinline__ void run(const WorkList& list, const Results& to, int n_stages) const {
+    RingPosition<Config::kStages> position;
+    Work next = list.at(blockIdx.x);
+    TileSlots tile_slots;
+    if constexpr (Config::kIsDown) tile_slots.fetch(to, next, warp * 32 + lane);
+    for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
+      const Work work = next;
+      if constexpr (kFetchesEarly) next = list.at(item + gridDim.x);
+      if constexpr (Config::kIsDown) tile_slots.fetch_routing(to);
+      const float* alpha = to.alpha + work.expert * (Config::kIsDown ? 1 : 2);
+      const float alpha_upper = alpha[0];
+      const float alpha_lower = alpha[Config::kIsDown ? 0 : 1];
+      // The compiler has to see that it is uniform over the warp: wgmma stands behind the branch on it.
+      const int width = round_up(__shfl_sync(~0u, work.count, 0), Config::kStep);
+      GroupSums<Config> sums = {};
+      multiply_run<Config, !Config::kIsDown, Config::kStep>(sums, stages, ring, position, n_stages, width, consumer,
+                                                            warp, lane);
+      const int first_row = list.first_row(item) + consumer * kRowBlock;
+      if constexpr (!kFetchesEarly) next = list.at(item + gridDim.x);
+      if constexpr (Config::kIsDown) {
+        store(sums, work, next, to, first_row, alpha_upper, tile_slots);
+      } else {
+        store(sums, work, to, first_row, alpha_upper, alpha_lower);
+      }
+    }
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(kBoundThreads, Config::kBlocksPerSm)
     moe_wgmma(const uint8_t* __restrict__ weights, const bf16* x, const __grid_constant__ TensorMap h_map, bf16* h,
               float* parts, const int4* tiles, const int* tile_count, const int* slot_of, const float* routing,
               const float* alpha, int64_t ld_from, int64_t ld_out, int n, int k, int top_k, float limit) {
@@ -208,46 +385,32 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPe
   if constexpr (Config::kSignal == 0) launch_dependents();
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const Ring<Config::kStages> ring{smem_address(shared) + kRingBytes};
+  const Ring<Config::kStages> ring{smem_address(shared) + kBarrierOffset};
   if (threadIdx.x == 0) ring.init(Config::kIsDown ? 1 : 1 + kProducers, 4 * Config::kConsumers);
   __syncthreads();
   wait_for_dependency();
-  if (blockIdx.y >= *tile_count) return;
-  Work work;
-  work.tile = tiles[blockIdx.y];
-  work.row_blocks = ceil_divide(n, kRowBlock);
-  work.first_row = blockIdx.x * kRows;
-  work.n_slabs = ceil_divide(k, Config::Weights::kSlabK);
-  work.n_stages = ceil_divide(work.n_slabs, Stage<Config>::kSlabs);
+  const int row_blocks = ceil_divide(n, kRowBlock);
+  const int row_groups = ceil_divide(row_blocks, Config::kConsumers);
+  const WorkList list{tiles, row_groups, *tile_count * row_groups};
+  if (int(blockIdx.x) >= list.end) return;
+  const int n_slabs = ceil_divide(k, Config::Weights::kSlabK);
+  const Extent extent{row_blocks, n_slabs, ceil_divide(n_slabs, Stage<Config>::kSlabs), k};
 
   if (warp >= 4 * Config::kConsumers) {
     if constexpr (kMovesRegisters) give_registers<kProducerRegisters>();
     const int thread = threadIdx.x - kConsumerThreads;
     if constexpr (!Config::kIsDown) {
-      produce_gathered(work, weights, x, ld_from, slot_of, top_k, k, smem_address(shared), ring, thread);
+      produce_gathered(list, extent, weights, x, ld_from, slot_of, top_k, smem_address(shared), ring, thread);
     } else if (thread == 0) {
-      produce_in_order(work, weights, &h_map, smem_address(shared), ring);
+      produce_in_order(list, extent, weights, &h_map, smem_address(shared), ring);
     }
     if constexpr (Config::kSignal != 0) launch_dependents();
     return;
   }
 
   if constexpr (kMovesRegisters) take_registers<kConsumerRegisters>();
+  const Results to{h, parts, slot_of, routing, alpha, ld_out, n, limit};
   const int consumer = warp / 4;
-  GroupSums<Config> sums = {};
-  multiply_stages<Config, !Config::kIsDown>(sums, shared, ring, work.n_stages, consumer, warp % 4, lane);
-  const int first_row = work.first_row + consumer * kRowBlock;
-  if constexpr (Config::kIsDown) {
-    const SlotRows rows{parts, slot_of + work.tile.y, routing, ld_out, work.tile.z};
-    const float factor = alpha[work.tile.x];
-    const TileStore<Config, SlotRows> store{rows, first_row, n, factor, factor, limit};
-    store.floats(sums, warp % 4, lane);
-  } else {
-    named_barrier_sync(1, kConsumerThreads);  // every stage has been read: the ring may be written over
-    const HiddenRows rows{h + work.tile.y * ld_out, ld_out, work.tile.z};
-    const float* gate_up = alpha + 2 * work.tile.x;
-    const TileStore<Config, HiddenRows> store{rows, first_row, n, gate_up[0], gate_up[1], limit};
-    const auto join_group = [consumer] { named_barrier_sync(2 + consumer, 128); };
-    store.pairs(sums, shared + consumer * kStagingBytes, warp % 4, lane, join_group);
-  }
+  const Consumer self{shared, shared + kRingBytes + consumer * kStagingBytes, ring, consumer, warp % 4, lane};
+  self.run(list, to, extent.n_stages);
 }

@@ -116,6 +116,24 @@ impl Context {
         Ok(tiles.len())
     }
 
+    /// Checks that all of `tiles`, which have one numerics id, give the same bits.
+    pub fn check_agreement(&mut self, problem: &Problem, routings: &[Routing], tiles: &[Tile]) -> Result<(), Failure> {
+        let mut live = Live::open(self.gpu.clone(), self.jit.clone(), problem, routings, SEED)?;
+        let mut first = None;
+        for tile in tiles {
+            let named = |error: LiveError| Failure {
+                is_sticky: error.is_sticky(),
+                reason: format!("`{problem}` {tile}: {error}"),
+            };
+            live.prepare(0, problem, tile).map_err(named)?;
+            let checksum = live.compare(0).map_err(named)?.checksum;
+            if *first.get_or_insert(checksum) != checksum {
+                return Err(format!("`{problem}` {tile}: other bits than {}", tiles[0]).into());
+            }
+        }
+        Ok(())
+    }
+
     /// Runs one of our tools with raw 64-bit values, low bytes first.
     pub fn run_tool(&self, request: &Request, blocks: u32, values: &mut [u64]) -> Result<(), Failure> {
         let spec = self.gpu.spec();

@@ -1,18 +1,41 @@
-//! Blocks of experts: uniform, skewed and one-set routing, ranks with a part of the experts, tails; whole spaces.
+//! Blocks of experts: uniform, skewed and one-set routing, ranks with a part of the experts, tails, counts around the
+//! widths of a tile; large parts of spaces.
 
 use tilekiln::kernels;
-use tilekiln::problem::{Problem, Routing};
+use tilekiln::problem::{Problem, Routing, Tile};
 
 use crate::context::{Case, sample};
 
 pub fn cases() -> Vec<Case> {
     let sampled = SAMPLED.iter().map(|text| tiles_of(text, TILES_SAMPLED));
-    let whole = WHOLE_SPACES.iter().map(|text| tiles_of(text, usize::MAX));
-    sampled.chain(whole).collect()
+    let many = MANY_TILES.iter().map(|text| tiles_of(text, TILES_OF_MANY));
+    sampled.chain(many).chain([widths()]).collect()
+}
+
+/// Counts on both sides of every width, the same for each expert that is touched; a tile of any widths gives the same
+/// bits.
+fn widths() -> Case {
+    Case {
+        name: "widths of tiles around the counts of experts".to_string(),
+        run: Box::new(|context| {
+            let spec = context.gpu.spec().clone();
+            let mut checked = 0;
+            for m in COUNTS {
+                let text = format!("moe nvfp4 8/8 top2 256x128 m{m}");
+                let problem: Problem = text.parse().map_err(|error| format!("{text}: {error}"))?;
+                let tiles = WIDTHS.map(|numbers| Tile::new("moe_wgmma", AXES.into_iter().zip(numbers)));
+                let fits = |tile: &Tile| kernels::plan(&problem, tile, &spec).is_ok();
+                let tiles: Vec<Tile> = tiles.into_iter().filter(fits).collect();
+                checked += context.check_tiles(&problem, &problem, &ROUTINGS, &tiles)?;
+                context.check_agreement(&problem, &ROUTINGS, &tiles)?;
+            }
+            Ok(checked)
+        }),
+    }
 }
 
 fn tiles_of(text: &'static str, count: usize) -> Case {
-    let what = if count == usize::MAX { "every tile" } else { "tiles" };
+    let what = if count == TILES_SAMPLED { "tiles" } else { "many tiles" };
     Case {
         name: format!("{what} of {text}"),
         run: Box::new(move |context| {
@@ -51,5 +74,26 @@ const SAMPLED: [&str; 16] = [
     "moe nvfp4 256/256 top6 512x256 m40",
 ];
 
-const WHOLE_SPACES: [&str; 3] =
+const MANY_TILES: [&str; 3] =
     ["moe nvfp4 8/8 top6 512x512 m3", "moe nvfp4 8/8 top6 512x512 m40", "moe nvfp4 4/4 top2 512x512 m300"];
+
+/// At most so many of each family.
+const TILES_OF_MANY: usize = 200;
+
+/// Tokens, which with one set of experts for all of them are the rows of each.
+const COUNTS: [u32; 12] = [16, 17, 32, 33, 64, 65, 96, 129, 192, 225, 256, 257];
+
+/// One width, several, as many as there may be; one piece of work a block, and several.
+const WIDTHS: [[u32; 9]; 8] = [
+    [1, 16, 16, 1, 128, 3, 64, 0, 0],
+    [2, 64, 64, 1, 128, 3, 64, 0, 0],
+    [1, 32, 48, 8, 256, 3, 64, 1, 3],
+    [2, 96, 64, 8, 128, 4, 64, 1, 0],
+    [4, 32, 48, 8, 256, 3, 64, 1, 0],
+    [3, 128, 128, 8, 128, 3, 128, 1, 0],
+    [2, 256, 192, 8, 128, 3, 128, 1, 0],
+    [2, 192, 256, 8, 128, 3, 128, 0, 3],
+];
+
+const AXES: [&str; 9] =
+    ["consumers", "up_tokens", "down_tokens", "widths", "block_k", "stages", "producers", "persistent", "signal"];

@@ -7,8 +7,8 @@
 //   experts      [m, top_k]           int32, -1 or foreign: skipped     read
 //   begin        [n_local + 1]        int32, first position of expert   written
 //   slot_of      [m * top_k]          int32, position -> slot           written; slot = token * top_k + s
-//   up_tiles     [tile_counts[0]]     int4 expert, position, count, 0   written; at most up_tokens slots each
-//   down_tiles   [tile_counts[1]]     the same with down_tokens         written
+//   up_tiles     [tile_counts[0]]     int4 expert, position, count, 0   written; at most up.most slots each
+//   down_tiles   [tile_counts[1]]     the same with down.most           written
 //
 //   block = kWarps warps, one block: a step has few slots, and a second launch would cost more than it saves
 //
@@ -17,6 +17,9 @@
 //   place      each warp walks its run again and writes every slot to its position
 //
 //   shared memory   counts [kWarps][n_local], then per expert: begin, first up tile, first down tile
+//
+// An expert's slots are cut into as few tiles as hold them, of nearly equal counts, each but the last a multiple of
+// `step`: a count of 200 with most = 128 and step = 16 gives 96 and 104, not 128 and 72, so that no tile is narrow.
 //
 // The order is stable: slots of an expert stand in ascending order, whatever ran when.
 // After: the counting sort by warps follows CUB's stable radix rank in idea.
@@ -44,7 +47,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 26 "templates/moe_schedule/kernel.cu"
+#line 29 "templates/moe_schedule/kernel.cu"
 #line 1 "templates/arch/sm80/dependent.cuh"
 // Programmatic dependent launch: not there before sm_90, so a launch starts when the one before it has ended.
 
@@ -52,7 +55,7 @@ constexpr bool kHasDependentLaunch = false;
 
 __device__ __forceinline__ void launch_dependents() {}
 __device__ __forceinline__ void wait_for_dependency() {}
-#line 27 "templates/moe_schedule/kernel.cu"
+#line 30 "templates/moe_schedule/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -60,20 +63,33 @@ __device__ __forceinline__ void wait_for_dependency() {}
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 28 "templates/moe_schedule/kernel.cu"
+#line 31 "templates/moe_schedule/kernel.cu"
 
 struct Config {
   static constexpr int kWarps = 4;
+  static constexpr int kAhead = 4;  // loads of a warp on their way
+};
+
+// How the slots of an expert are cut for one of the GEMMs.
+struct Cut {
+  int most;  // slots of a tile, a multiple of step
+  int step;
+
+  __device__ __forceinline__ int tiles(int count) const { return ceil_divide(count, most); }
+  // First slot of tile `tile` of `n_tiles`, in whole steps.
+  __device__ __forceinline__ int begin(int tile, int n_tiles, int count) const {
+    return tile * ceil_divide(count, step) / n_tiles * step;
+  }
 };
 
 // Exclusive sums over the experts of counts, up tiles and down tiles, by one warp; the totals stand at the end.
 __device__ __forceinline__ void scan_experts(const int* counts, int* begin, int* up_first, int* down_first, int n_local,
-                                             int up_tokens, int down_tokens, int lane) {
+                                             Cut up_cut, Cut down_cut, int lane) {
   int carry_rows = 0, carry_up = 0, carry_down = 0;
   for (int base = 0; base < n_local; base += 32) {
     const int expert = base + lane;
     const int count = expert < n_local ? counts[expert] : 0;
-    int rows = count, up = ceil_divide(count, up_tokens), down = ceil_divide(count, down_tokens);
+    int rows = count, up = up_cut.tiles(count), down = down_cut.tiles(count);
     const int own_up = up, own_down = down;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
@@ -103,22 +119,62 @@ __device__ __forceinline__ void scan_experts(const int* counts, int* begin, int*
 }
 
 // Writes the tiles of one expert, one a lane.
-__device__ __forceinline__ void write_tiles(int4* tiles, int first_tile, int expert, int begin, int count, int tokens,
+__device__ __forceinline__ void write_tiles(int4* tiles, int first_tile, int expert, int begin, int count, Cut cut,
                                             int lane) {
-  for (int tile = lane; tile * tokens < count; tile += 32) {
-    const int at = tile * tokens;
-    tiles[first_tile + tile] = make_int4(expert, begin + at, smaller(tokens, count - at), 0);
+  const int n_tiles = cut.tiles(count);
+  for (int tile = lane; tile < n_tiles; tile += 32) {
+    const int at = cut.begin(tile, n_tiles, count);
+    const int end = smaller(cut.begin(tile + 1, n_tiles, count), count);
+    tiles[first_tile + tile] = make_int4(expert, begin + at, end - at, 0);
   }
 }
 
+// The slots of one warp.
+struct Run {
+  const int* experts;
+  int expert_offset;
+  int n_local;
+  int begin;
+  int end;
+  int* counts;  // of this warp, for each expert
+  int lane;
+
+  // Calls visit(slot, expert, rank among the lanes with that expert) for each local slot, and counts it after that.
+  template <class Visit>
+  __device__ __forceinline__ void walk(Visit visit) const {
+    for (int base = begin; base < end; base += 32 * Config::kAhead) {
+      int ahead[Config::kAhead];
+#pragma unroll
+      for (int i = 0; i < Config::kAhead; ++i) {
+        const int slot = base + i * 32 + lane;
+        ahead[i] = slot < end ? experts[slot] - expert_offset : -1;
+      }
+#pragma unroll
+      for (int i = 0; i < Config::kAhead; ++i) {
+        if (base + i * 32 >= end) break;
+        const int expert = ahead[i];
+        const bool is_local = expert >= 0 && expert < n_local;
+        const unsigned peers = __match_any_sync(~0u, is_local ? expert : -1);
+        const int rank = __popc(peers & ((1u << lane) - 1));
+        if (is_local) visit(base + i * 32 + lane, expert, rank);
+        __syncwarp();
+        if (is_local && rank == 0) counts[expert] += __popc(peers);
+        __syncwarp();
+      }
+    }
+  }
+};
+
 extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, 1)
     moe_schedule(const int* experts, int* begin_out, int* slot_of, int4* up_tiles, int4* down_tiles, int* tile_counts,
-                 const int* m_on_device, int m, int top_k, int expert_offset, int n_local, int up_tokens,
-                 int down_tokens) {
+                 const int* m_on_device, int m, int top_k, int expert_offset, int n_local, int up_tokens, int up_step,
+                 int down_tokens, int down_step) {
   extern __shared__ __align__(16) uint8_t shared[];
   launch_dependents();
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
+  const Cut up_cut{up_tokens, up_step};
+  const Cut down_cut{down_tokens, down_step};
   int* counts = reinterpret_cast<int*>(shared);          // [kWarps][n_local]
   int* begin = counts + Config::kWarps * n_local;        // [n_local + 1], and so on
   int* up_first = begin + n_local + 1;
@@ -132,21 +188,8 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, 1)
   int* own = counts + warp * n_local;
   __syncthreads();
 
-  // Calls visit(slot, expert, rank among the lanes with that expert, their number) for the slots of this warp's run.
-  const auto walk = [&](auto visit) {
-    for (int base = run_begin; base < run_end; base += 32) {
-      const int slot = base + lane;
-      const int expert = slot < run_end ? experts[slot] - expert_offset : -1;
-      const bool is_local = expert >= 0 && expert < n_local;
-      const unsigned peers = __match_any_sync(~0u, is_local ? expert : -1);
-      const int rank = __popc(peers & ((1u << lane) - 1));
-      if (is_local) visit(slot, expert, rank, __popc(peers));
-      __syncwarp();
-      if (is_local && rank == 0) own[expert] += __popc(peers);
-      __syncwarp();
-    }
-  };
-  walk([](int, int, int, int) {});
+  const Run run{experts, expert_offset, n_local, run_begin, run_end, own, lane};
+  run.walk([](int, int, int) {});
   __syncthreads();
   for (int expert = threadIdx.x; expert < n_local; expert += Config::kWarps * 32) {
     int sum = 0;
@@ -158,13 +201,13 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, 1)
     totals[expert] = sum;
   }
   __syncthreads();
-  if (warp == 0) scan_experts(totals, begin, up_first, down_first, n_local, up_tokens, down_tokens, lane);
+  if (warp == 0) scan_experts(totals, begin, up_first, down_first, n_local, up_cut, down_cut, lane);
   __syncthreads();
   for (int expert = threadIdx.x; expert <= n_local; expert += Config::kWarps * 32) begin_out[expert] = begin[expert];
   if (threadIdx.x < 2) tile_counts[threadIdx.x] = threadIdx.x == 0 ? up_first[n_local] : down_first[n_local];
   for (int expert = warp; expert < n_local; expert += Config::kWarps) {
-    write_tiles(up_tiles, up_first[expert], expert, begin[expert], totals[expert], up_tokens, lane);
-    write_tiles(down_tiles, down_first[expert], expert, begin[expert], totals[expert], down_tokens, lane);
+    write_tiles(up_tiles, up_first[expert], expert, begin[expert], totals[expert], up_cut, lane);
+    write_tiles(down_tiles, down_first[expert], expert, begin[expert], totals[expert], down_cut, lane);
   }
-  walk([&](int slot, int expert, int rank, int) { slot_of[begin[expert] + own[expert] + rank] = slot; });
+  run.walk([&](int slot, int expert, int rank) { slot_of[begin[expert] + own[expert] + rank] = slot; });
 }

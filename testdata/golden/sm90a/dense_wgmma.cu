@@ -520,6 +520,8 @@ struct RingPosition {
   int slot = 0;
   uint32_t parity = 0;
 
+  __device__ __forceinline__ int slot_before() const { return slot == 0 ? kStages - 1 : slot - 1; }
+
   __device__ __forceinline__ void advance() {
     if (++slot == kStages) {
       slot = 0;
@@ -540,6 +542,10 @@ struct RingPosition {
 //   decode   |k0|k1|  |k2|  |k3|          two register sets, even and odd blocks of 64 k
 //   wgmma       |=k0=|=k1=|=k2=|=k3=|     a group is waited for when the one after it has been issued
 //
+// A tile may be narrower than kTokens, in steps of kStep: its tokens stand at the front of each box, its sums at the
+// front of the sums, and only they are multiplied. The width is part of the instruction, so a branch chooses among the
+// instructions of all widths; they name the same registers, or ptxas would give each width its own and find too few.
+//
 // Config gives: Weights (the format), kTokens, kBlockK, kStages, kConsumers.
 
 template <class Config>
@@ -547,7 +553,7 @@ struct Stage {
   using Format = typename Config::Weights;
   static constexpr int kSlabs = Config::kBlockK / Format::kSlabK;
   static constexpr int kWeightBytes = kSlabs * Slab<Format>::kBytes;  // of one consumer
-  static constexpr int kBoxBytes = Config::kTokens * 128;             // 64 k of all tokens
+  static constexpr int kBoxBytes = Config::kTokens * 128;             // 64 k of the tokens of the widest tile
   static constexpr int kTokenBytes = Config::kBlockK / 64 * kBoxBytes;
   static constexpr int kWeightOffset = kTokenBytes;
   static constexpr int kBytes = round_up(kWeightOffset + Config::kConsumers * kWeightBytes, 1024);
@@ -580,30 +586,34 @@ __device__ __forceinline__ void decode_block(Fragments& a, const uint8_t* weight
   }
 }
 
-// Issues the four wgmma of one block of 64 k. `box` is the address of its tokens.
-template <class Config>
-__device__ __forceinline__ void multiply_block(GroupSums<Config>& sums, const Fragments& a, uint32_t box) {
+// Issues the four wgmma of one block of 64 k for `width` tokens, and closes their group. `box` is the address of its
+// tokens.
+template <class Config, int kStep>
+__device__ __forceinline__ void multiply_block(GroupSums<Config>& sums, const Fragments& a, uint32_t box, int width) {
   wgmma_fence();
   const uint64_t tokens = swizzled_descriptor(box);
+  if constexpr (kStep == Config::kTokens) {
 #pragma unroll
-  for (int step = 0; step < 4; ++step) {
-    wgmma_generated(sums, a[step], tokens + step * 2);  // 16 k are 32 bytes, and the descriptor counts 16
+    for (int step = 0; step < 4; ++step) {
+      wgmma_generated(sums, a[step], tokens + step * 2);  // 16 k are 32 bytes, and the descriptor counts 16
+    }
+    wgmma_commit();
+  } else {
+    wgmma_of_width(sums, a, tokens, width);
   }
-  wgmma_commit();
 }
 
-// Multiplies `n_stages` stages of the ring. One lane of each warp reports a stage free when its MMAs are done.
+// Multiplies `n_stages` stages of the ring from `position` on, and leaves it behind them. One lane of each warp reports
+// a stage free when its MMAs are done. `width` is a multiple of kStep, the same for all threads of the warpgroup.
 // kTokensByThreads: the tokens were written by threads (cp.async), which the tensor cores must be told of.
-template <class Config, bool kTokensByThreads>
-__device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const uint8_t* stages,
-                                                Ring<Config::kStages> ring, int n_stages, int consumer, int warp,
-                                                int lane) {
+template <class Config, bool kTokensByThreads, int kStep>
+__device__ __forceinline__ void multiply_run(GroupSums<Config>& sums, const uint8_t* stages,
+                                             Ring<Config::kStages> ring, RingPosition<Config::kStages>& position,
+                                             int n_stages, int width, int consumer, int warp, int lane) {
   using Stage = Stage<Config>;
   constexpr int kBlocks = Config::kBlockK / 64;
   static_assert(kBlocks % 2 == 0, "two register sets take turns inside a stage");
   Fragments a[2];
-  RingPosition<Config::kStages> position;
-  int previous_slot = 0;
 #pragma unroll
   for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
   for (int stage_idx = 0; stage_idx < n_stages; ++stage_idx) {
@@ -615,16 +625,27 @@ __device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const u
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       decode_block<Config>(a[block % 2], weights, block, warp, lane);
-      multiply_block<Config>(sums, a[block % 2], tokens + block * Stage::kBoxBytes);
+      multiply_block<Config, kStep>(sums, a[block % 2], tokens + block * Stage::kBoxBytes, width);
       wgmma_wait<1>();
-      if (block == 0 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(previous_slot));
+      if (block == 0 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(position.slot_before()));
     }
-    previous_slot = position.slot;
     position.advance();
   }
   wgmma_wait<0>();
+  // A producer that goes on with the next tile waits for the last stage too.
+  if (lane == 0) barrier_arrive(ring.free(position.slot_before()));
 #pragma unroll
   for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
+}
+
+// The same for a block with one tile, of full width.
+template <class Config, bool kTokensByThreads>
+__device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const uint8_t* stages,
+                                                Ring<Config::kStages> ring, int n_stages, int consumer, int warp,
+                                                int lane) {
+  RingPosition<Config::kStages> position;
+  multiply_run<Config, kTokensByThreads, Config::kTokens>(sums, stages, ring, position, n_stages, Config::kTokens,
+                                                          consumer, warp, lane);
 }
 #line 45 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
@@ -652,8 +673,8 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
 // From the registers of a warpgroup to memory: sums over splits, alpha, SwiGLU, one rounding, only inside N and M.
 //
 // A fragment pairs tokens, memory wants rows together: BF16 results are transposed 8 x 8 by stmatrix into shared memory
-// (the ring, which is free by then) and leave it as 16-byte pieces of a token's row. f32 results go straight out: eight
-// lanes write the 32 bytes of a sector.
+// (the ring, when it is free by then, or a little room of their own) and leave it as 16-byte pieces of a token's row.
+// f32 results go straight out: eight lanes write the 32 bytes of a sector.
 
 // Adds the parts of the kSplitK blocks that share a tile, one's own included, in ascending order of k. Returns whether
 // this block is the one that stores. `partials` holds [kSplitK][kTokens / 8][thread] float4 for this tile.
@@ -707,6 +728,7 @@ struct TileStore {
     const int row = first_row + warp * kRowTile + lane / 4;
 #pragma unroll
     for (int i = 0; i < Config::kTokens / 8; ++i) {
+      if (i * 8 >= rows.count) break;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int token = i * 8 + lane % 4 * 2 + j;
@@ -724,41 +746,69 @@ struct TileStore {
     }
   }
 
-  // BF16: through `staging`, kTokens x kStride bytes of this consumer. `join` joins its 128 threads.
+  // BF16: through `staging`, room for all tokens of this consumer. `join` joins its 128 threads.
   template <class Join>
   __device__ __forceinline__ void pairs(const GroupSums<Config>& sums, uint8_t* staging, int warp, int lane,
                                         Join join) const {
-    const uint32_t to = smem_address(staging) + lane % 8 * kStride + warp * (kStride - 16) / 4;
 #pragma unroll
-    for (int i = 0; i < Config::kTokens / 8; i += 2) {
-      uint32_t pairs[4];
+    for (int i = 0; i < Config::kTokens / 8; i += 2) stage_sixteen(sums + 4 * i, staging, i * 8, warp, lane);
+    join();
+    copy_out(staging, 0, Config::kTokens, warp, lane);
+  }
+
+  // The same with room for kChunk tokens only, which nobody else uses; two barriers for each chunk.
+  static constexpr int kChunk = 32;
+  static constexpr int kChunkBytes = kChunk * kStride;
+  template <class Join>
+  __device__ __forceinline__ void pairs_in_chunks(const GroupSums<Config>& sums, uint8_t* staging, int warp, int lane,
+                                                  Join join) const {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float* sum = sums + 4 * (i + h);
-        if constexpr (Config::kSwiGlu) {
-          pairs[h] = pair_from_floats(swiglu(sum[0] * alpha_upper, sum[2] * alpha_lower, limit),
-                                      swiglu(sum[1] * alpha_upper, sum[3] * alpha_lower, limit));
-        } else {
-          pairs[2 * h] = pair_from_floats(sum[0] * alpha_upper, sum[1] * alpha_upper);
-          pairs[2 * h + 1] = pair_from_floats(sum[2] * alpha_lower, sum[3] * alpha_lower);
-        }
+    for (int first = 0; first < Config::kTokens; first += kChunk) {
+      if (first >= rows.count) break;
+      join();  // the chunk before this one has been read
+#pragma unroll
+      for (int token = 0; token < kChunk; token += 16) {
+        if (first + token < Config::kTokens) stage_sixteen(sums + (first + token) / 2, staging, token, warp, lane);
       }
+      join();
+      copy_out(staging, first, smaller(kChunk, Config::kTokens - first), warp, lane);
+    }
+  }
+
+  // Two fragments, 16 tokens, to rows `token` and on of `staging`. `sums` are the eight of this thread.
+  __device__ __forceinline__ void stage_sixteen(const float* sums, uint8_t* staging, int token, int warp,
+                                                int lane) const {
+    const uint32_t to = smem_address(staging) + (token + lane % 8) * kStride + warp * (kStride - 16) / 4;
+    uint32_t pairs[4];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float* sum = sums + 4 * h;
       if constexpr (Config::kSwiGlu) {
-        store_matrix_x2_transposed(to + (i + lane / 8 % 2) * 8 * kStride, pairs[0], pairs[1]);
+        pairs[h] = pair_from_floats(swiglu(sum[0] * alpha_upper, sum[2] * alpha_lower, limit),
+                                    swiglu(sum[1] * alpha_upper, sum[3] * alpha_lower, limit));
       } else {
-        store_matrix_x4_transposed(to + (i + lane / 16) * 8 * kStride + lane / 8 % 2 * 16, pairs);
+        pairs[2 * h] = pair_from_floats(sum[0] * alpha_upper, sum[1] * alpha_upper);
+        pairs[2 * h + 1] = pair_from_floats(sum[2] * alpha_lower, sum[3] * alpha_lower);
       }
     }
-    join();
+    if constexpr (Config::kSwiGlu) {
+      store_matrix_x2_transposed(to + lane / 8 % 2 * 8 * kStride, pairs[0], pairs[1]);
+    } else {
+      store_matrix_x4_transposed(to + lane / 16 * 8 * kStride + lane / 8 % 2 * 16, pairs);
+    }
+  }
+
+  // `tokens` staged tokens, of which the first is token `first` of the tile.
+  __device__ __forceinline__ void copy_out(const uint8_t* staging, int first, int tokens, int warp, int lane) const {
     constexpr int kPieces = kColumns / 8;
     const int n_columns = columns();
 #pragma unroll 1
-    for (int piece = warp * 32 + lane; piece < Config::kTokens * kPieces; piece += 128) {
+    for (int piece = warp * 32 + lane; piece < tokens * kPieces; piece += 128) {
       const int token = piece / kPieces;
-      if (token >= rows.count) break;
+      if (first + token >= rows.count) break;
       const int column = first_column() + piece % kPieces * 8;
       const uint4 values = *reinterpret_cast<const uint4*>(staging + token * kStride + piece % kPieces * 16);
-      store_eight(rows.row(token), column, n_columns, values);
+      store_eight(rows.row(first + token), column, n_columns, values);
     }
   }
 

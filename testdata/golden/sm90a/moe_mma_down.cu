@@ -129,6 +129,35 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 #line 35 "templates/moe_mma/kernel.cu"
+#line 1 "templates/arch/sm80/load.cuh"
+// Loads of what is read once.
+
+// ld.global.nc.L1::no_allocate.L2::256B: 16 bytes that no other thread will want.
+__device__ __forceinline__ uint4 load_once(const uint4* from) {
+  uint4 value;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from));
+  return value;
+}
+
+// ld.global.nc.L1::no_allocate: the same for 8, 4 and 2 bytes, which a few lanes share.
+__device__ __forceinline__ uint2 load_once(const uint2* from) {
+  uint2 value;
+  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "l"(from));
+  return value;
+}
+__device__ __forceinline__ uint32_t load_once(const uint32_t* from) {
+  uint32_t value;
+  asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(value) : "l"(from));
+  return value;
+}
+__device__ __forceinline__ uint16_t load_once(const uint16_t* from) {
+  uint16_t value;
+  asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(value) : "l"(from));
+  return value;
+}
+#line 36 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/matrix.cuh"
 // Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
 
@@ -148,7 +177,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#line 36 "templates/moe_mma/kernel.cu"
+#line 37 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -314,7 +343,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 37 "templates/moe_mma/kernel.cu"
+#line 38 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -353,7 +382,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 38 "templates/moe_mma/kernel.cu"
+#line 39 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -361,7 +390,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 39 "templates/moe_mma/kernel.cu"
+#line 40 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
 // From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
 
@@ -381,7 +410,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 40 "templates/moe_mma/kernel.cu"
+#line 41 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/warp_stream.cuh"
 // One warp multiplies kRowTiles x 16 rows of packed weights with up to kTokens tokens over its own range of slabs.
 //
@@ -395,6 +424,8 @@ __device__ __forceinline__ void store_value(float* to, float value) { *to = valu
 //   tokens     ^ |0|1|2|3|4|    fetched after it
 //   multiply       |0|1|2|3|    one commit group a stage: wait for the oldest, refill its predecessor, multiply
 //
+// With kStages = 1 there is no ring: lib/warp_registers.cuh holds the codes in registers, and this memory only tokens.
+//
 // Config gives: Weights (the format), kRowTiles, kTokens, kSlabs (slabs in a stage), kStages.
 
 template <class Config>
@@ -406,7 +437,7 @@ struct WarpRing {
   static constexpr int kTokenStride = Format::kSlabK * 2 + 16;  // 16 more: ldmatrix then meets no bank twice
   static constexpr int kTokenBytes = Config::kTokens * kTokenStride;
   static constexpr int kScaleOffset = Config::kSlabs * kCodeBytes;
-  static constexpr int kTokenOffset = kScaleOffset + Config::kSlabs * kScaleBytes;
+  static constexpr int kTokenOffset = Config::kStages == 1 ? 0 : kScaleOffset + Config::kSlabs * kScaleBytes;
   static constexpr int kStageBytes = round_up(kTokenOffset + Config::kSlabs * kTokenBytes, 128);
   static constexpr int kBytes = Config::kStages * kStageBytes;
 };
@@ -452,38 +483,31 @@ __device__ __forceinline__ void fetch_tokens(uint32_t stage, int slab_in_stage, 
   }
 }
 
-// Multiplies one slab that has landed.
-template <class Config>
-__device__ __forceinline__ void multiply_slab(WarpSums<Config>& sums, const uint8_t* stage, int slab_in_stage,
-                                              int lane) {
+// Multiplies one slab. `tokens` is the address of its tokens in shared memory; words_of(tile, chunk) and scales_of(tile)
+// give a lane's codes and scales of a row tile.
+template <class Config, class WordsOf, class ScalesOf>
+__device__ __forceinline__ void multiply_slab(WarpSums<Config>& sums, uint32_t tokens, int lane, WordsOf words_of,
+                                              ScalesOf scales_of) {
   using Format = typename Config::Weights;
   using Ring = WarpRing<Config>;
-  const uint8_t* codes = stage + slab_in_stage * Ring::kCodeBytes + lane * 16;
-  const uint8_t* scales = stage + Ring::kScaleOffset + slab_in_stage * Ring::kScaleBytes;
   const int token = smaller(lane % 8, Config::kTokens - 1);  // below 8 tokens the last one stands in for the rest
-  const uint32_t tokens = smem_address(stage) + Ring::kTokenOffset + slab_in_stage * Ring::kTokenBytes +
-                          token * Ring::kTokenStride + lane / 8 * 16;
+  const uint32_t own_tokens = tokens + token * Ring::kTokenStride + lane / 8 * 16;
   typename Format::Scales row_scales[Config::kRowTiles];
   uint4 words[Config::kRowTiles];
 #pragma unroll
-  for (int tile = 0; tile < Config::kRowTiles; ++tile) {
-    row_scales[tile] = Format::load_scales(scales + tile * Slab<Format>::kTileScaleBytes, lane / 4);
-  }
+  for (int tile = 0; tile < Config::kRowTiles; ++tile) row_scales[tile] = scales_of(tile);
   uint32_t b[Ring::kTokenTiles][4];  // of this step of 16 k and the next
 #pragma unroll
   for (int step = 0; step < Format::kSlabK / 16; ++step) {
     if (step % 2 == 0) {
 #pragma unroll
       for (int t = 0; t < Ring::kTokenTiles; ++t) {
-        load_matrix_x4(b[t], tokens + t * 8 * Ring::kTokenStride + step * 32);
+        load_matrix_x4(b[t], own_tokens + t * 8 * Ring::kTokenStride + step * 32);
       }
     }
 #pragma unroll
     for (int tile = 0; tile < Config::kRowTiles; ++tile) {
-      if (step % Format::kSteps == 0) {
-        const int chunk = step / Format::kSteps;
-        words[tile] = *reinterpret_cast<const uint4*>(codes + tile * Slab<Format>::kTileCodeBytes + chunk * 512);
-      }
+      if (step % Format::kSteps == 0) words[tile] = words_of(tile, step / Format::kSteps);
       uint32_t a[4];
       Format::decode(a, words[tile], row_scales[tile], step % Format::kSteps);
 #pragma unroll
@@ -494,13 +518,32 @@ __device__ __forceinline__ void multiply_slab(WarpSums<Config>& sums, const uint
   }
 }
 
+// Multiplies one slab that has landed in the ring.
+template <class Config>
+__device__ __forceinline__ void multiply_landed(WarpSums<Config>& sums, const uint8_t* stage, int slab_in_stage,
+                                                int lane) {
+  using Format = typename Config::Weights;
+  using Ring = WarpRing<Config>;
+  const uint8_t* codes = stage + slab_in_stage * Ring::kCodeBytes + lane * 16;
+  const uint8_t* scales = stage + Ring::kScaleOffset + slab_in_stage * Ring::kScaleBytes;
+  const uint32_t tokens = smem_address(stage) + Ring::kTokenOffset + slab_in_stage * Ring::kTokenBytes;
+  multiply_slab<Config>(
+      sums, tokens, lane,
+      [codes](int tile, int chunk) {
+        return *reinterpret_cast<const uint4*>(codes + tile * Slab<Format>::kTileCodeBytes + chunk * 512);
+      },
+      [scales, lane](int tile) {
+        return Format::load_scales(scales + tile * Slab<Format>::kTileScaleBytes, lane / 4);
+      });
+}
+
 // Streams slabs `begin` to `end` of `source` through the ring. Source gives slab(i) and tokens(i), k(i), k_end(), the
 // first row tile, and ended(i): whether what follows slab i belongs to another sum (then `fold` is called).
 // Template arguments: kSignal tells where the next grid is let go (0 at entry, by the caller; 1 before the wait for the
 // dependency, 2 after it, 3 when all has been multiplied).
 template <class Config, class Source, class Fold>
-__device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& source, int begin, int end, uint8_t* ring,
-                                             int lane, Fold fold) {
+__device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Source& source, int begin, int end,
+                                                    uint8_t* ring, int lane, Fold fold) {
   using Ring = WarpRing<Config>;
   const uint32_t address = smem_address(ring);
   const int n_stages = ceil_divide(end - begin, Config::kSlabs);
@@ -550,7 +593,7 @@ __device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& sou
     for (int s = 0; s < Config::kSlabs; ++s) {
       const int i = begin + stage * Config::kSlabs + s;
       if (i < end) {
-        multiply_slab<Config>(sums, ring + slot * Ring::kStageBytes, s, lane);
+        multiply_landed<Config>(sums, ring + slot * Ring::kStageBytes, s, lane);
         fold(i);
       }
     }
@@ -559,7 +602,152 @@ __device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& sou
   if constexpr (Config::kSignal == 3) launch_dependents();
   wait_copies<0>();
 }
-#line 41 "templates/moe_mma/kernel.cu"
+#line 42 "templates/moe_mma/kernel.cu"
+#line 1 "templates/lib/warp_registers.cuh"
+// One warp multiplies its range of slabs with the codes in registers: the shortest way from memory to the tensor cores.
+//
+// kSlabs slabs are always on their way. When one has been multiplied, its registers are loaded with the slab kSlabs
+// further on, so there is no ring, no copy through shared memory and no waiting but for the very bytes that are needed.
+// Only tokens lie in shared memory, where all lanes can read them: the first by plain loads and stores, which take less
+// time than cp.async and stand on the critical path of a chain of launches, later ones by cp.async.
+//
+//   weights  |0|1|2|3|                     before the dependency is waited for
+//   tokens           ^ |0 1 2 3|  |4|5|    slot i % kSlabs is refilled when all lanes have read it
+//   multiply                    |0|1|2|3|4|
+//
+// Config gives what lib/warp_stream.cuh asks for; kStages is 1.
+
+// What a lane holds of one slab.
+template <class Config>
+struct FetchedSlab {
+  using Format = typename Config::Weights;
+  uint4 codes[Config::kRowTiles][Format::kChunks];
+  typename Format::Scales scales[Config::kRowTiles];
+};
+
+// Scales of rows g and g + 8, loaded here and not where they are first used.
+__device__ __forceinline__ void fetch_scales(Nvfp4::Scales& to, const uint8_t* tile_scales, int g) {
+  to.bytes = load_once(reinterpret_cast<const uint2*>(tile_scales + 8 * g));
+}
+__device__ __forceinline__ void fetch_scales(Mxfp4::Scales& to, const uint8_t* tile_scales, int g) {
+  to.bytes = load_once(reinterpret_cast<const uint32_t*>(tile_scales + 4 * g));
+}
+__device__ __forceinline__ void fetch_scales(Fp8::Scales& to, const uint8_t* tile_scales, int g) {
+  to.bytes = load_once(reinterpret_cast<const uint16_t*>(tile_scales + 2 * g));
+}
+__device__ __forceinline__ void fetch_scales(Bf16::Scales&, const uint8_t*, int) {}
+
+// Loads one slab; `tile` is the first of this warp's row tiles in it.
+template <class Config>
+__device__ __forceinline__ void fetch_slab(FetchedSlab<Config>& to, const uint8_t* slab, int tile, int lane) {
+  using Format = typename Config::Weights;
+  const uint8_t* codes = slab + tile * Slab<Format>::kTileCodeBytes + lane * 16;
+  const uint8_t* scales = slab + Format::kCodeBytes + tile * Slab<Format>::kTileScaleBytes;
+#pragma unroll
+  for (int t = 0; t < Config::kRowTiles; ++t) {
+#pragma unroll
+    for (int chunk = 0; chunk < Format::kChunks; ++chunk) {
+      const uint8_t* from = codes + t * Slab<Format>::kTileCodeBytes + chunk * 512;
+      to.codes[t][chunk] = load_once(reinterpret_cast<const uint4*>(from));
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < Config::kRowTiles; ++t) {
+    fetch_scales(to.scales[t], scales + t * Slab<Format>::kTileScaleBytes, lane / 4);
+  }
+}
+
+// Brings the tokens of the first kSlabs slabs to shared memory; zeros beyond k and for absent tokens.
+template <class Config, class Source>
+__device__ __forceinline__ void place_first_tokens(const Source& source, uint8_t* slots, int begin, int end, int lane) {
+  using Ring = WarpRing<Config>;
+  constexpr int kSlabPieces = Config::kTokens * (Config::Weights::kSlabK / 8);  // pieces of 16 bytes
+  constexpr int kPieces = Config::kSlabs * kSlabPieces;
+  constexpr int kRounds = ceil_divide(kPieces, 32);
+  uint4 pieces[kRounds];
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    const int piece = round * 32 + lane;
+    const int i = begin + piece / kSlabPieces;
+    const int token = piece % kSlabPieces / (Config::Weights::kSlabK / 8);
+    pieces[round] = make_uint4(0, 0, 0, 0);
+    if (i < end && (kPieces % 32 == 0 || piece < kPieces)) {
+      const int k = source.k(i) + piece % (Config::Weights::kSlabK / 8) * 8;
+      const auto tokens = source.tokens(i);
+      if (k < source.k_end && token < tokens.count) {
+        pieces[round] = *reinterpret_cast<const uint4*>(tokens.row(token) + k);
+      }
+    }
+  }
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    const int piece = round * 32 + lane;
+    const int token = piece % kSlabPieces / (Config::Weights::kSlabK / 8);
+    const int place = piece / kSlabPieces * Ring::kTokenBytes + token * Ring::kTokenStride;
+    if (kPieces % 32 == 0 || piece < kPieces) {
+      *reinterpret_cast<uint4*>(slots + place + piece % (Config::Weights::kSlabK / 8) * 16) = pieces[round];
+    }
+  }
+}
+
+// Streams slabs `begin` to `end` of `source` through registers; arguments are those of stream_through_ring.
+template <class Config, class Source, class Fold>
+__device__ __forceinline__ void stream_through_registers(WarpSums<Config>& sums, Source& source, int begin, int end,
+                                                         uint8_t* slots, int lane, Fold fold) {
+  using Ring = WarpRing<Config>;
+  const uint32_t address = smem_address(slots);
+  FetchedSlab<Config> slabs[Config::kSlabs];
+#pragma unroll
+  for (int s = 0; s < Config::kSlabs; ++s) {
+    if (begin + s < end) fetch_slab<Config>(slabs[s], source.slab(begin + s), source.tile, lane);
+  }
+  if constexpr (Source::kMayPrefetch) {
+    if constexpr (Config::kSignal == 1) launch_dependents();
+    wait_for_dependency();
+    if constexpr (Config::kSignal == 2) launch_dependents();
+    source.resolve();
+  }
+  place_first_tokens<Config>(source, slots, begin, end, lane);
+  __syncwarp();
+  for (int first = begin; first < end; first += Config::kSlabs) {
+#pragma unroll
+    for (int s = 0; s < Config::kSlabs; ++s) {
+      const int i = first + s;
+      if (i < end) {
+        if (first > begin) {
+          wait_copies<Config::kSlabs - 1>();  // one group a slab: that of this slab's tokens is the oldest
+          __syncwarp();
+        }
+        multiply_slab<Config>(
+            sums, address + s * Ring::kTokenBytes, lane,
+            [&](int tile, int chunk) { return slabs[s].codes[tile][chunk]; },
+            [&](int tile) { return slabs[s].scales[tile]; });
+        fold(i);
+        if (i + Config::kSlabs < end) {
+          fetch_slab<Config>(slabs[s], source.slab(i + Config::kSlabs), source.tile, lane);
+          __syncwarp();  // all lanes have read the slot
+          fetch_tokens<Config>(address, s, source.tokens(i + Config::kSlabs), source.k(i + Config::kSlabs),
+                               source.k_end, lane);
+        }
+        commit_copies();
+      }
+    }
+  }
+  if constexpr (Config::kSignal == 3) launch_dependents();
+  wait_copies<0>();
+}
+
+// Streams by the way that the tile has chosen.
+template <class Config, class Source, class Fold>
+__device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& source, int begin, int end, uint8_t* memory,
+                                             int lane, Fold fold) {
+  if constexpr (Config::kStages == 1) {
+    stream_through_registers<Config>(sums, source, begin, end, memory, lane, fold);
+  } else {
+    stream_through_ring<Config>(sums, source, begin, end, memory, lane, fold);
+  }
+}
+#line 43 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -580,7 +768,7 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 42 "templates/moe_mma/kernel.cu"
+#line 44 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/block_sum.cuh"
 // Adds what the warps of a block have summed, in ascending order of k, and hands each result to `store`.
 //
@@ -654,7 +842,7 @@ __device__ __forceinline__ void sum_block(const WarpSums<Config>& sums, uint8_t*
   };
   store.each(sum_at, n_tokens);
 }
-#line 43 "templates/moe_mma/kernel.cu"
+#line 45 "templates/moe_mma/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4;                    // format of W
@@ -663,8 +851,8 @@ struct Config {
   static constexpr int kRowTiles = 2;    // 16-row tiles of a block
   static constexpr int kTokens = 8;         // slots of a block
   static constexpr int kWarps = 4;           // warps of a block: ranges of k
-  static constexpr int kSlabs = 1;           // slabs in a stage
-  static constexpr int kStages = 6;         // stages in a warp's ring
+  static constexpr int kSlabs = 1;           // slabs in a stage, or in registers
+  static constexpr int kStages = 6;         // stages in a warp's ring; 1: registers, no ring
   static constexpr int kSplitK = 1;
   static constexpr int kSignal = 0;         // when the next grid is let go
   static constexpr int kBlocksPerSm = 4;

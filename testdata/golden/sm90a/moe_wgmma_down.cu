@@ -1,5 +1,5 @@
 #line 4 "templates/moe_wgmma/kernel.cu"
-// Generated from templates/moe_wgmma for sm90a, moe_wgmma block_k=128 consumers=2 signal=0 stages=4 tokens=16. Do not edit.
+// Generated from templates/moe_wgmma for sm90a, moe_wgmma block_k=128 consumers=1 signal=0 stages=3 step=16 tokens=16. Do not edit.
 //
 // moe_wgmma: one of the two grouped GEMMs of a block of experts, on wgmma, from a list of tiles.
 //   gate-up   H[p, :] = swiglu(alpha * W13[e] * X[token of p])       rows of X are gathered by the producer's threads
@@ -12,18 +12,26 @@
 //   tiles     [count] int4            expert, position, count, 0       every thread
 //   out       H BF16, or parts f32    row-major                        written by the consumers
 //
-//   block = kConsumers warpgroups of 64 rows + producer warps   grid = (row blocks, tiles); others leave at once
+//   block = kConsumers warpgroups of 64 rows + producer warps   work: every tile with every kRows rows, see WorkList
 //   ---------------------------------------------------------   ring of kStages stages (lib/warpgroup_multiply.cuh)
 //   last warps   producer    wait stage_free[s]   copy tokens and weights      -> stage_full[s]
 //   warpgroups   consumers   wait stage_full[s]   decode, kBlockK / 16 wgmma   -> stage_free[s]
 //
+//   producer  |tile 0 ...      |tile 1 ...      |tile 2     the ring runs on from one tile to the next: a tile's first
+//   consumers    |tile 0 ...   |out|tile 1 ...   |out|      stages are there when the results of the last one are out
+//
 //   barrier      arrivals                                    announces
 //   stage_full   1 + bytes (+ kProducers when gathering)     weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers                              each consumer warp's wgmma have read the stage
+//   1 to 4       128                                         (named) a consumer's warps meet around its staging room
 //
-// Tuned: consumers, tokens, block_k, stages, producers, signal (src/kernels/moe_wgmma.rs). Weights are not fetched
-// before the wait: which expert is needed is what the grid ahead has written.
-// Exactness: operands are exact in BF16; H is rounded to BF16 once; parts are f32 and summed in slot order later.
+// An expert's slots are cut into tiles of nearly equal counts (moe_schedule). A tile of `count` slots is multiplied as
+// the next multiple of kStep columns (lib/warpgroup_multiply.cuh). Stages have room for the widest.
+//
+// Tuned: consumers, tokens, widths, block_k, stages, producers, persistent, signal (src/kernels/moe_wgmma.rs). Weights
+// are not fetched before the wait: which expert is needed is what the grid ahead has written.
+// Exactness: operands are exact in BF16; H is rounded to BF16 once; parts are f32 and summed in slot order later. A
+// column's sum does not depend on the columns beside it, so the width of a tile changes no bits.
 // After: gathering with 16-byte copies into the wgmma swizzle follows FlashAttention-3's paged loads in idea.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
@@ -49,7 +57,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 31 "templates/moe_wgmma/kernel.cu"
+#line 39 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -71,7 +79,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 32 "templates/moe_wgmma/kernel.cu"
+#line 40 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/barrier.cuh"
 // mbarriers in shared memory: arrivals and bytes are counted, phases alternate between parity 0 and 1.
 
@@ -124,7 +132,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 __device__ __forceinline__ void named_barrier_sync(int barrier_idx, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier_idx), "r"(threads) : "memory");
 }
-#line 33 "templates/moe_wgmma/kernel.cu"
+#line 41 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -148,7 +156,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 34 "templates/moe_wgmma/kernel.cu"
+#line 42 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -169,7 +177,7 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 35 "templates/moe_wgmma/kernel.cu"
+#line 43 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/bulk_copy.cuh"
 // The copy engine: whole runs of bytes and boxes of tensors, counted in at an mbarrier.
 
@@ -203,7 +211,7 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 
 // fence.proxy.async: what threads have written to shared memory is there for the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-#line 36 "templates/moe_wgmma/kernel.cu"
+#line 44 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -215,7 +223,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 37 "templates/moe_wgmma/kernel.cu"
+#line 45 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/store_matrix.cuh"
 // stmatrix: fragments to shared memory, the way ldmatrix reads them.
 
@@ -231,7 +239,7 @@ __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t smem_to, uin
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(smem_to), "r"(from0), "r"(from1)
                : "memory");
 }
-#line 38 "templates/moe_wgmma/kernel.cu"
+#line 46 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma.cuh"
 // Warpgroup MMA: four warps multiply 64 rows held in registers with tokens held in shared memory.
 // The instruction itself comes from generated/wgmma.cuh, for the one width that a kernel uses.
@@ -268,7 +276,7 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem_address) {
   constexpr uint64_t kSwizzle128 = 1;
   return uint64_t{(smem_address & 0x3FFFF) >> 4} | (uint64_t{1} << 16) | (kEightRows << 32) | (kSwizzle128 << 62);
 }
-#line 39 "templates/moe_wgmma/kernel.cu"
+#line 47 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/generated/wgmma.cuh"
 // wgmma.mma_async m64n16k16: d += a (64 x 16, BF16, registers) * b (16 x 16, BF16, shared memory).
 __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&a)[4], uint64_t tokens) {
@@ -280,7 +288,7 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens));
 }
 
-#line 40 "templates/moe_wgmma/kernel.cu"
+#line 48 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -446,7 +454,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 41 "templates/moe_wgmma/kernel.cu"
+#line 49 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -485,7 +493,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 42 "templates/moe_wgmma/kernel.cu"
+#line 50 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
 // From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
 
@@ -505,7 +513,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 43 "templates/moe_wgmma/kernel.cu"
+#line 51 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/ring.cuh"
 // A ring of stages in shared memory between one producer and the consumers, with two mbarriers a stage.
 
@@ -534,6 +542,8 @@ struct RingPosition {
   int slot = 0;
   uint32_t parity = 0;
 
+  __device__ __forceinline__ int slot_before() const { return slot == 0 ? kStages - 1 : slot - 1; }
+
   __device__ __forceinline__ void advance() {
     if (++slot == kStages) {
       slot = 0;
@@ -541,7 +551,7 @@ struct RingPosition {
     }
   }
 };
-#line 44 "templates/moe_wgmma/kernel.cu"
+#line 52 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/warpgroup_multiply.cuh"
 // One warpgroup multiplies 64 rows of packed weights with kTokens tokens, stage by stage, on wgmma.
 //
@@ -554,6 +564,10 @@ struct RingPosition {
 //   decode   |k0|k1|  |k2|  |k3|          two register sets, even and odd blocks of 64 k
 //   wgmma       |=k0=|=k1=|=k2=|=k3=|     a group is waited for when the one after it has been issued
 //
+// A tile may be narrower than kTokens, in steps of kStep: its tokens stand at the front of each box, its sums at the
+// front of the sums, and only they are multiplied. The width is part of the instruction, so a branch chooses among the
+// instructions of all widths; they name the same registers, or ptxas would give each width its own and find too few.
+//
 // Config gives: Weights (the format), kTokens, kBlockK, kStages, kConsumers.
 
 template <class Config>
@@ -561,7 +575,7 @@ struct Stage {
   using Format = typename Config::Weights;
   static constexpr int kSlabs = Config::kBlockK / Format::kSlabK;
   static constexpr int kWeightBytes = kSlabs * Slab<Format>::kBytes;  // of one consumer
-  static constexpr int kBoxBytes = Config::kTokens * 128;             // 64 k of all tokens
+  static constexpr int kBoxBytes = Config::kTokens * 128;             // 64 k of the tokens of the widest tile
   static constexpr int kTokenBytes = Config::kBlockK / 64 * kBoxBytes;
   static constexpr int kWeightOffset = kTokenBytes;
   static constexpr int kBytes = round_up(kWeightOffset + Config::kConsumers * kWeightBytes, 1024);
@@ -594,30 +608,34 @@ __device__ __forceinline__ void decode_block(Fragments& a, const uint8_t* weight
   }
 }
 
-// Issues the four wgmma of one block of 64 k. `box` is the address of its tokens.
-template <class Config>
-__device__ __forceinline__ void multiply_block(GroupSums<Config>& sums, const Fragments& a, uint32_t box) {
+// Issues the four wgmma of one block of 64 k for `width` tokens, and closes their group. `box` is the address of its
+// tokens.
+template <class Config, int kStep>
+__device__ __forceinline__ void multiply_block(GroupSums<Config>& sums, const Fragments& a, uint32_t box, int width) {
   wgmma_fence();
   const uint64_t tokens = swizzled_descriptor(box);
+  if constexpr (kStep == Config::kTokens) {
 #pragma unroll
-  for (int step = 0; step < 4; ++step) {
-    wgmma_generated(sums, a[step], tokens + step * 2);  // 16 k are 32 bytes, and the descriptor counts 16
+    for (int step = 0; step < 4; ++step) {
+      wgmma_generated(sums, a[step], tokens + step * 2);  // 16 k are 32 bytes, and the descriptor counts 16
+    }
+    wgmma_commit();
+  } else {
+    wgmma_of_width(sums, a, tokens, width);
   }
-  wgmma_commit();
 }
 
-// Multiplies `n_stages` stages of the ring. One lane of each warp reports a stage free when its MMAs are done.
+// Multiplies `n_stages` stages of the ring from `position` on, and leaves it behind them. One lane of each warp reports
+// a stage free when its MMAs are done. `width` is a multiple of kStep, the same for all threads of the warpgroup.
 // kTokensByThreads: the tokens were written by threads (cp.async), which the tensor cores must be told of.
-template <class Config, bool kTokensByThreads>
-__device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const uint8_t* stages,
-                                                Ring<Config::kStages> ring, int n_stages, int consumer, int warp,
-                                                int lane) {
+template <class Config, bool kTokensByThreads, int kStep>
+__device__ __forceinline__ void multiply_run(GroupSums<Config>& sums, const uint8_t* stages,
+                                             Ring<Config::kStages> ring, RingPosition<Config::kStages>& position,
+                                             int n_stages, int width, int consumer, int warp, int lane) {
   using Stage = Stage<Config>;
   constexpr int kBlocks = Config::kBlockK / 64;
   static_assert(kBlocks % 2 == 0, "two register sets take turns inside a stage");
   Fragments a[2];
-  RingPosition<Config::kStages> position;
-  int previous_slot = 0;
 #pragma unroll
   for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
   for (int stage_idx = 0; stage_idx < n_stages; ++stage_idx) {
@@ -629,18 +647,29 @@ __device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const u
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       decode_block<Config>(a[block % 2], weights, block, warp, lane);
-      multiply_block<Config>(sums, a[block % 2], tokens + block * Stage::kBoxBytes);
+      multiply_block<Config, kStep>(sums, a[block % 2], tokens + block * Stage::kBoxBytes, width);
       wgmma_wait<1>();
-      if (block == 0 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(previous_slot));
+      if (block == 0 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(position.slot_before()));
     }
-    previous_slot = position.slot;
     position.advance();
   }
   wgmma_wait<0>();
+  // A producer that goes on with the next tile waits for the last stage too.
+  if (lane == 0) barrier_arrive(ring.free(position.slot_before()));
 #pragma unroll
   for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
 }
-#line 45 "templates/moe_wgmma/kernel.cu"
+
+// The same for a block with one tile, of full width.
+template <class Config, bool kTokensByThreads>
+__device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const uint8_t* stages,
+                                                Ring<Config::kStages> ring, int n_stages, int consumer, int warp,
+                                                int lane) {
+  RingPosition<Config::kStages> position;
+  multiply_run<Config, kTokensByThreads, Config::kTokens>(sums, stages, ring, position, n_stages, Config::kTokens,
+                                                          consumer, warp, lane);
+}
+#line 53 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -661,13 +690,13 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 46 "templates/moe_wgmma/kernel.cu"
+#line 54 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/warpgroup_store.cuh"
 // From the registers of a warpgroup to memory: sums over splits, alpha, SwiGLU, one rounding, only inside N and M.
 //
 // A fragment pairs tokens, memory wants rows together: BF16 results are transposed 8 x 8 by stmatrix into shared memory
-// (the ring, which is free by then) and leave it as 16-byte pieces of a token's row. f32 results go straight out: eight
-// lanes write the 32 bytes of a sector.
+// (the ring, when it is free by then, or a little room of their own) and leave it as 16-byte pieces of a token's row.
+// f32 results go straight out: eight lanes write the 32 bytes of a sector.
 
 // Adds the parts of the kSplitK blocks that share a tile, one's own included, in ascending order of k. Returns whether
 // this block is the one that stores. `partials` holds [kSplitK][kTokens / 8][thread] float4 for this tile.
@@ -721,6 +750,7 @@ struct TileStore {
     const int row = first_row + warp * kRowTile + lane / 4;
 #pragma unroll
     for (int i = 0; i < Config::kTokens / 8; ++i) {
+      if (i * 8 >= rows.count) break;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int token = i * 8 + lane % 4 * 2 + j;
@@ -738,41 +768,69 @@ struct TileStore {
     }
   }
 
-  // BF16: through `staging`, kTokens x kStride bytes of this consumer. `join` joins its 128 threads.
+  // BF16: through `staging`, room for all tokens of this consumer. `join` joins its 128 threads.
   template <class Join>
   __device__ __forceinline__ void pairs(const GroupSums<Config>& sums, uint8_t* staging, int warp, int lane,
                                         Join join) const {
-    const uint32_t to = smem_address(staging) + lane % 8 * kStride + warp * (kStride - 16) / 4;
 #pragma unroll
-    for (int i = 0; i < Config::kTokens / 8; i += 2) {
-      uint32_t pairs[4];
+    for (int i = 0; i < Config::kTokens / 8; i += 2) stage_sixteen(sums + 4 * i, staging, i * 8, warp, lane);
+    join();
+    copy_out(staging, 0, Config::kTokens, warp, lane);
+  }
+
+  // The same with room for kChunk tokens only, which nobody else uses; two barriers for each chunk.
+  static constexpr int kChunk = 32;
+  static constexpr int kChunkBytes = kChunk * kStride;
+  template <class Join>
+  __device__ __forceinline__ void pairs_in_chunks(const GroupSums<Config>& sums, uint8_t* staging, int warp, int lane,
+                                                  Join join) const {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float* sum = sums + 4 * (i + h);
-        if constexpr (Config::kSwiGlu) {
-          pairs[h] = pair_from_floats(swiglu(sum[0] * alpha_upper, sum[2] * alpha_lower, limit),
-                                      swiglu(sum[1] * alpha_upper, sum[3] * alpha_lower, limit));
-        } else {
-          pairs[2 * h] = pair_from_floats(sum[0] * alpha_upper, sum[1] * alpha_upper);
-          pairs[2 * h + 1] = pair_from_floats(sum[2] * alpha_lower, sum[3] * alpha_lower);
-        }
+    for (int first = 0; first < Config::kTokens; first += kChunk) {
+      if (first >= rows.count) break;
+      join();  // the chunk before this one has been read
+#pragma unroll
+      for (int token = 0; token < kChunk; token += 16) {
+        if (first + token < Config::kTokens) stage_sixteen(sums + (first + token) / 2, staging, token, warp, lane);
       }
+      join();
+      copy_out(staging, first, smaller(kChunk, Config::kTokens - first), warp, lane);
+    }
+  }
+
+  // Two fragments, 16 tokens, to rows `token` and on of `staging`. `sums` are the eight of this thread.
+  __device__ __forceinline__ void stage_sixteen(const float* sums, uint8_t* staging, int token, int warp,
+                                                int lane) const {
+    const uint32_t to = smem_address(staging) + (token + lane % 8) * kStride + warp * (kStride - 16) / 4;
+    uint32_t pairs[4];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float* sum = sums + 4 * h;
       if constexpr (Config::kSwiGlu) {
-        store_matrix_x2_transposed(to + (i + lane / 8 % 2) * 8 * kStride, pairs[0], pairs[1]);
+        pairs[h] = pair_from_floats(swiglu(sum[0] * alpha_upper, sum[2] * alpha_lower, limit),
+                                    swiglu(sum[1] * alpha_upper, sum[3] * alpha_lower, limit));
       } else {
-        store_matrix_x4_transposed(to + (i + lane / 16) * 8 * kStride + lane / 8 % 2 * 16, pairs);
+        pairs[2 * h] = pair_from_floats(sum[0] * alpha_upper, sum[1] * alpha_upper);
+        pairs[2 * h + 1] = pair_from_floats(sum[2] * alpha_lower, sum[3] * alpha_lower);
       }
     }
-    join();
+    if constexpr (Config::kSwiGlu) {
+      store_matrix_x2_transposed(to + lane / 8 % 2 * 8 * kStride, pairs[0], pairs[1]);
+    } else {
+      store_matrix_x4_transposed(to + lane / 16 * 8 * kStride + lane / 8 % 2 * 16, pairs);
+    }
+  }
+
+  // `tokens` staged tokens, of which the first is token `first` of the tile.
+  __device__ __forceinline__ void copy_out(const uint8_t* staging, int first, int tokens, int warp, int lane) const {
     constexpr int kPieces = kColumns / 8;
     const int n_columns = columns();
 #pragma unroll 1
-    for (int piece = warp * 32 + lane; piece < Config::kTokens * kPieces; piece += 128) {
+    for (int piece = warp * 32 + lane; piece < tokens * kPieces; piece += 128) {
       const int token = piece / kPieces;
-      if (token >= rows.count) break;
+      if (first + token >= rows.count) break;
       const int column = first_column() + piece % kPieces * 8;
       const uint4 values = *reinterpret_cast<const uint4*>(staging + token * kStride + piece % kPieces * 16);
-      store_eight(rows.row(token), column, n_columns, values);
+      store_eight(rows.row(first + token), column, n_columns, values);
     }
   }
 
@@ -790,142 +848,218 @@ struct TileStore {
     }
   }
 };
-#line 47 "templates/moe_wgmma/kernel.cu"
+#line 55 "templates/moe_wgmma/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4;                    // format of W
   static constexpr bool kIsDown = true;    // down, or gate-up
   static constexpr bool kSwiGlu = !kIsDown;
-  static constexpr int kConsumers = 2;   // warpgroups, 64 rows each
-  static constexpr int kTokens = 16;         // slots of a block
+  static constexpr int kConsumers = 1;   // warpgroups, 64 rows each
+  static constexpr int kTokens = 16;         // slots of the widest tile
+  static constexpr int kStep = 16;             // widths are multiples of this
   static constexpr int kBlockK = 128;        // k of a stage
-  static constexpr int kStages = 4;         // stages in the ring
+  static constexpr int kStages = 3;         // stages in the ring
   static constexpr int kSplitK = 1;
   static constexpr int kSignal = 0;         // when the next grid is let go: 0 at once, else at the end
-  static constexpr int kThreads = 288;
-  static constexpr int kBlocksPerSm = 2;
-  static constexpr int kSmemBytes = 53328;
+  static constexpr int kThreads = 160;
+  static constexpr int kBlocksPerSm = 3;
+  static constexpr int kSmemBytes = 30272;
 };
 
 constexpr int kRows = Config::kConsumers * kRowBlock;
 constexpr int kConsumerThreads = Config::kConsumers * 128;
 constexpr int kProducers = Config::kThreads - kConsumerThreads;  // threads
-// A whole warpgroup of producers can give registers to the consumers; one that gathers keeps more of them.
-constexpr bool kMovesRegisters = kProducers == 128 && Config::kConsumers == 2;
+// Each of the four warp schedulers has a quarter of the registers, so an odd warp costs as much as four: what two
+// blocks may take is counted with whole rows of four.
+constexpr int kBoundThreads = Config::kBlocksPerSm == 1 ? Config::kThreads : round_up(Config::kThreads, 128);
+// A whole warpgroup of producers can give registers to the consumers; one that gathers keeps more of them. Together
+// they have what launch bounds give: three warpgroups 168 a thread, four 128.
+constexpr bool kMovesRegisters = kProducers == 128 && Config::kConsumers >= 2;
 static_assert(!kMovesRegisters || Config::kBlocksPerSm == 1, "three warpgroups of 168 registers fill an SM");
-constexpr int kProducerRegisters = Config::kIsDown ? 40 : 64;
-constexpr int kConsumerRegisters = Config::kIsDown ? 232 : 216;
-constexpr int kStagingBytes = Config::kTokens * (kRowBlock / 2 * 2 + 16);
+constexpr int kProducerRegisters = Config::kConsumers == 3 || Config::kIsDown ? 56 : 72;
+constexpr int kConsumerRegisters = Config::kConsumers == 3 ? 152 : Config::kIsDown ? 224 : 216;
+// Behind the ring: each consumer's room for results on their way out, then the barriers.
+constexpr int kStagingBytes = 2560;
 constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
-static_assert(kRingBytes + Ring<Config::kStages>::kBarrierBytes + 16 == Config::kSmemBytes,
+constexpr int kBarrierOffset = kRingBytes + Config::kConsumers * kStagingBytes;
+static_assert(kBarrierOffset + Ring<Config::kStages>::kBarrierBytes + 16 == Config::kSmemBytes,
               "host and device disagree on shared memory");
-static_assert(Config::kConsumers * kStagingBytes <= kRingBytes, "the results are staged where the ring was");
+static_assert(kStagingBytes >= 32 * 80 && kStagingBytes >= Config::kTokens * 8, "a chunk, or slots with weights");
+static_assert(Config::kTokens % Config::kStep == 0 && Config::kStep % 16 == 0, "widths are whole pairs of fragments");
 
-// What one block works on.
+// One piece of work but for its rows: kRows of an expert times the slots of a tile.
 struct Work {
-  int4 tile;         // expert, position, count
-  int row_blocks;    // blocks of 64 rows of an expert
-  int first_row;
+  int expert;
+  int position;   // of the tile's first slot
+  int count;      // slots
+};
+
+// All pieces of work, the rows of a tile one after the other, so that blocks side by side share its tokens in L2. A
+// block takes every gridDim.x-th; without persistence there are as many blocks as there can be pieces.
+struct WorkList {
+  const int4* tiles;
+  int row_groups;  // pieces of a tile
+  int end;
+
+  // Beyond the end any will do.
+  __device__ __forceinline__ Work at(int item) const {
+    const int4 tile = tiles[smaller(item, end - 1) / row_groups];
+    return {tile.x, tile.y, tile.z};
+  }
+
+  __device__ __forceinline__ int first_row(int item) const { return item % row_groups * kRows; }
+};
+
+// What all pieces have in common along n and k.
+struct Extent {
+  int row_blocks;  // blocks of 64 rows of an expert
   int n_slabs;
   int n_stages;
+  int k_end;
 };
 
 // Weights of one stage; slabs beyond k and blocks beyond n are replaced by the last one (see dense_wgmma).
-__device__ __forceinline__ void copy_weights(const Work& work, const uint8_t* weights, uint32_t stage, uint32_t barrier,
-                                             int stage_idx) {
+__device__ __forceinline__ void copy_weights(int expert, int first_row, const Extent& extent, const uint8_t* weights,
+                                             uint32_t stage, uint32_t barrier, int stage_idx) {
   constexpr int kSlabs = Stage<Config>::kSlabs;
   constexpr int kSlabBytes = Slab<Config::Weights>::kBytes;
   const int first_slab = stage_idx * kSlabs;
 #pragma unroll
   for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
-    const int row_block = smaller(work.first_row / kRowBlock + consumer, work.row_blocks - 1);
-    const uint8_t* block = weights + (int64_t{work.tile.x} * work.row_blocks + row_block) * work.n_slabs * kSlabBytes;
+    const int row_block = smaller(first_row / kRowBlock + consumer, extent.row_blocks - 1);
+    const int64_t block_idx = int64_t{expert} * extent.row_blocks + row_block;
+    const uint8_t* block = weights + block_idx * extent.n_slabs * kSlabBytes;
     const uint32_t to = stage + Stage<Config>::kWeightOffset + consumer * Stage<Config>::kWeightBytes;
-    if (first_slab + kSlabs <= work.n_slabs) {
+    if (first_slab + kSlabs <= extent.n_slabs) {
       copy_bulk(to, block + int64_t{first_slab} * kSlabBytes, kSlabs * kSlabBytes, barrier);
     } else {
       for (int s = 0; s < kSlabs; ++s) {
-        const int slab = smaller(first_slab + s, work.n_slabs - 1);
+        const int slab = smaller(first_slab + s, extent.n_slabs - 1);
         copy_bulk(to + s * kSlabBytes, block + int64_t{slab} * kSlabBytes, kSlabBytes, barrier);
       }
     }
   }
 }
 
-// Rows that one producer thread gathers: piece `thread % 8` of every (kProducers / 8)-th token.
+// Rows that one producer thread gathers: piece `thread % 8` of every (kProducers / 8)-th token. Columns beyond the
+// count keep whatever the stage held: their products are not stored.
 struct GatheredRows {
   static constexpr int kPasses = ceil_divide(Config::kTokens * 8, kProducers);
-  int row[kPasses];
+  static constexpr int kPassTokens = kProducers / 8;
+  static_assert(Config::kIsDown || kPassTokens % 8 == 0, "the swizzle is the same in every pass");
+  uint32_t at[kPasses];  // slots first, then where the thread's pieces are, in units of 16 bytes
 
-  __device__ __forceinline__ void find(const Work& work, const int* slot_of, int top_k, int thread) {
+  // Nothing waits for the slots before `resolve`.
+  __device__ __forceinline__ void fetch(const Work& work, const int* slot_of, int thread) {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int token = thread / 8 + pass * (kProducers / 8);
-      // Beyond the count any row will do: its column of the product is not stored.
-      row[pass] = slot_of[work.tile.y + (token < work.tile.z ? token : 0)] / top_k;
+      const int token = thread / 8 + pass * kPassTokens;
+      at[pass] = token < work.count ? slot_of[work.position + token] : 0;
     }
   }
 
-  __device__ __forceinline__ void copy(const bf16* from, int64_t ld, int k, int k_end, uint32_t stage,
+  __device__ __forceinline__ void resolve(int top_k, int64_t ld, int thread) {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) at[pass] = at[pass] / top_k * static_cast<uint32_t>(ld / 8) + thread % 8;
+  }
+
+  __device__ __forceinline__ void copy(const Work& work, const bf16* from, int k, int k_end, uint32_t stage,
                                        int thread) const {
-    const int piece = thread % 8;
+    constexpr int kBoxes = Config::kBlockK / 64;
+    const int row = thread / 8;
+    // The 128-byte swizzle of wgmma: piece p of row r stands at place p ^ (r % 8).
+    const uint32_t to = stage + row * 128 + ((thread ^ row) % 8 * 16);
+    const uint4* box_from[kBoxes];
+    int bytes[kBoxes];
+#pragma unroll
+    for (int box = 0; box < kBoxes; ++box) {
+      const bool is_there = k + box * 64 + thread % 8 * 8 < k_end;
+      box_from[box] = reinterpret_cast<const uint4*>(from + (is_there ? k + box * 64 : 0));
+      bytes[box] = is_there ? 16 : 0;
+    }
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int token = thread / 8 + pass * (kProducers / 8);
-      if (Config::kTokens * 8 % kProducers != 0 && token >= Config::kTokens) break;
-      const bf16* row_from = from + row[pass] * ld;
-      // The 128-byte swizzle of wgmma: piece p of row r stands at place p ^ (r % 8).
-      const uint32_t to = stage + token * 128 + ((piece ^ (token % 8)) * 16);
+      if (row + pass * kPassTokens >= work.count) break;
 #pragma unroll
-      for (int box = 0; box < Config::kBlockK / 64; ++box) {
-        const int column = k + box * 64 + piece * 8;
-        const bool is_there = column < k_end;
-        const bf16* piece_from = row_from + (is_there ? column : 0);
-        copy_async_16_or_zeros(to + box * Stage<Config>::kBoxBytes, piece_from, is_there ? 16 : 0);
+      for (int box = 0; box < kBoxes; ++box) {
+        const uint32_t place = to + pass * kPassTokens * 128 + box * Stage<Config>::kBoxBytes;
+        copy_async_16_or_zeros(place, box_from[box] + at[pass], bytes[box]);
       }
     }
   }
 };
 
-// Gate-up: all producer threads gather, the first also brings the weights.
-__device__ __forceinline__ void produce_gathered(const Work& work, const uint8_t* weights, const bf16* from, int64_t ld,
-                                                 const int* slot_of, int top_k, int k_end, uint32_t stages,
-                                                 Ring<Config::kStages> ring, int thread) {
-  GatheredRows rows;
-  rows.find(work, slot_of, top_k, thread);
+// Gate-up: all producer threads gather, the first also brings the weights. A slot of the ring is free from the start.
+__device__ __forceinline__ void produce_gathered(const WorkList& list, const Extent& extent, const uint8_t* weights,
+                                                 const bf16* from, int64_t ld, const int* slot_of, int top_k,
+                                                 uint32_t stages, Ring<Config::kStages> ring, int thread) {
   RingPosition<Config::kStages> position;
-  for (int i = 0; i < work.n_stages; ++i) {
-    if (i >= Config::kStages) barrier_wait(ring.free(position.slot), position.parity ^ 1);
-    const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
-    if (thread == 0) {
-      barrier_arrive_and_expect(ring.full(position.slot), Config::kConsumers * Stage<Config>::kWeightBytes);
-      copy_weights(work, weights, stage, ring.full(position.slot), i);
+  Work next = list.at(blockIdx.x);
+  for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
+    const Work work = next;
+    const int first_row = list.first_row(item);
+    next = list.at(item + gridDim.x);
+    GatheredRows rows;
+    rows.fetch(work, slot_of, thread);
+    for (int i = 0; i < extent.n_stages; ++i) {
+      barrier_wait(ring.free(position.slot), position.parity ^ 1);
+      if (i == 0) rows.resolve(top_k, ld, thread);
+      const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
+      if (thread == 0) {
+        barrier_arrive_and_expect(ring.full(position.slot), Config::kConsumers * Stage<Config>::kWeightBytes);
+        copy_weights(work.expert, first_row, extent, weights, stage, ring.full(position.slot), i);
+      }
+      rows.copy(work, from, i * Config::kBlockK, extent.k_end, stage, thread);
+      barrier_arrive_after_copies(ring.full(position.slot));
+      position.advance();
     }
-    rows.copy(from, ld, i * Config::kBlockK, k_end, stage, thread);
-    barrier_arrive_after_copies(ring.full(position.slot));
-    position.advance();
   }
   wait_copies<0>();
 }
 
-// Down: one thread brings weights and rows.
-__device__ __forceinline__ void produce_in_order(const Work& work, const uint8_t* weights, const TensorMap* from,
-                                                 uint32_t stages, Ring<Config::kStages> ring) {
-  constexpr int kStageBytes = Config::kConsumers * Stage<Config>::kWeightBytes + Stage<Config>::kTokenBytes;
+// Down: one thread brings weights and rows, these in boxes of kStep.
+__device__ __forceinline__ void produce_in_order(const WorkList& list, const Extent& extent, const uint8_t* weights,
+                                                 const TensorMap* from, uint32_t stages,
+                                                 Ring<Config::kStages> ring) {
   RingPosition<Config::kStages> position;
-  for (int i = 0; i < work.n_stages; ++i) {
-    if (i >= Config::kStages) barrier_wait(ring.free(position.slot), position.parity ^ 1);
-    const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
-    const uint32_t full = ring.full(position.slot);
-    barrier_arrive_and_expect(full, kStageBytes);
-    copy_weights(work, weights, stage, full, i);
+  Work next = list.at(blockIdx.x);
+  for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
+    const Work work = next;
+    const int first_row = list.first_row(item);
+    next = list.at(item + gridDim.x);
+    const int n_boxes = ceil_divide(work.count, Config::kStep);
+    const int stage_bytes = Config::kConsumers * Stage<Config>::kWeightBytes +
+                            n_boxes * (Config::kStep * Config::kBlockK * 2);
+    for (int i = 0; i < extent.n_stages; ++i) {
+      barrier_wait(ring.free(position.slot), position.parity ^ 1);
+      const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
+      const uint32_t full = ring.full(position.slot);
+      barrier_arrive_and_expect(full, stage_bytes);
+      copy_weights(work.expert, first_row, extent, weights, stage, full, i);
 #pragma unroll
-    for (int box = 0; box < Config::kBlockK / 64; ++box) {
-      copy_box(stage + box * Stage<Config>::kBoxBytes, from, i * Config::kBlockK + box * 64, work.tile.y, 0, full);
+      for (int box = 0; box < Config::kBlockK / 64; ++box) {
+        // The swizzle repeats every 1,024 bytes, so boxes laid end to end are one wider box.
+        for (int part = 0; part < n_boxes; ++part) {
+          copy_box(stage + box * Stage<Config>::kBoxBytes + part * (Config::kStep * 128), from,
+                   i * Config::kBlockK + box * 64, work.position + part * Config::kStep, 0, full);
+        }
+      }
+      position.advance();
     }
-    position.advance();
   }
 }
+
+// Where the results go.
+struct Results {
+  bf16* h;
+  float* parts;
+  const int* slot_of;
+  const float* routing;
+  const float* alpha;
+  int64_t ld;
+  int n;
+  float limit;
+};
 
 // Rows of H for the positions of a tile.
 struct HiddenRows {
@@ -939,15 +1073,108 @@ struct HiddenRows {
 // Rows of parts for the slots of a tile.
 struct SlotRows {
   float* parts;
-  const int* slot_of;
-  const float* routing;
+  const uint2* slots;  // slot and bits of its routing weight
   int64_t ld;
   int count;
-  __device__ __forceinline__ float* row(int token) const { return parts + slot_of[token] * ld; }
-  __device__ __forceinline__ float factor(int token) const { return routing[slot_of[token]]; }
+  __device__ __forceinline__ float* row(int token) const { return parts + slots[token].x * ld; }
+  __device__ __forceinline__ float factor(int token) const { return __uint_as_float(slots[token].y); }
 };
 
-extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
+// Slots of a tile, spread over a consumer's threads: fetched while the tile before is stored, and with their routing
+// weights in shared memory when the tile itself is.
+struct TileSlots {
+  static constexpr int kPasses = ceil_divide(Config::kTokens, 128);
+  int slot[kPasses];
+  float routing[kPasses];
+
+  __device__ __forceinline__ void fetch(const Results& to, const Work& work, int thread) {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int token = pass * 128 + thread;
+      slot[pass] = token < work.count ? to.slot_of[work.position + token] : 0;
+    }
+  }
+
+  __device__ __forceinline__ void fetch_routing(const Results& to) {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) routing[pass] = to.routing[slot[pass]];
+  }
+
+  __device__ __forceinline__ void store(uint2* slots, int thread) const {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int token = pass * 128 + thread;
+      if (token < Config::kTokens) slots[token] = make_uint2(slot[pass], __float_as_uint(routing[pass]));
+    }
+  }
+};
+
+// Down needs the next tile for its slots as soon as this one is multiplied, and has it in registers until then; where
+// two blocks share an SM they have none left over, and one of them multiplies while the other waits.
+constexpr bool kFetchesEarly = Config::kIsDown && Config::kBlocksPerSm == 1;
+
+// One consumer warpgroup.
+struct Consumer {
+  uint8_t* stages;
+  uint8_t* staging;  // kStagingBytes
+  Ring<Config::kStages> ring;
+  int consumer;
+  int warp;          // of the warpgroup
+  int lane;
+
+  // Stores a tile of down. `tile_slots` are its own, and then those of `next`.
+  __device__ __forceinline__ void store(const GroupSums<Config>& sums, const Work& work, const Work& next,
+                                        const Results& to, int first_row, float factor, TileSlots& tile_slots) const {
+    uint2* slots = reinterpret_cast<uint2*>(staging);
+    join();  // the tile before this one has been stored
+    tile_slots.store(slots, warp * 32 + lane);
+    join();
+    tile_slots.fetch(to, next, warp * 32 + lane);
+    const SlotRows rows{to.parts, slots, to.ld, work.count};
+    const TileStore<Config, SlotRows> store{rows, first_row, to.n, factor, factor, to.limit};
+    store.floats(sums, warp, lane);
+  }
+
+  // Stores a tile of gate-up.
+  __device__ __forceinline__ void store(const GroupSums<Config>& sums, const Work& work, const Results& to,
+                                        int first_row, float gate, float up) const {
+    const HiddenRows rows{to.h + work.position * to.ld, to.ld, work.count};
+    const TileStore<Config, HiddenRows> store{rows, first_row, to.n, gate, up, to.limit};
+    store.pairs_in_chunks(sums, staging, warp, lane, [this] { join(); });
+  }
+
+  __device__ __forceinline__ void join() const { named_barrier_sync(1 + consumer, 128); }
+
+  // Does all work of the block.
+  __device__ __forceinline__ void run(const WorkList& list, const Results& to, int n_stages) const {
+    RingPosition<Config::kStages> position;
+    Work next = list.at(blockIdx.x);
+    TileSlots tile_slots;
+    if constexpr (Config::kIsDown) tile_slots.fetch(to, next, warp * 32 + lane);
+    for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
+      const Work work = next;
+      if constexpr (kFetchesEarly) next = list.at(item + gridDim.x);
+      if constexpr (Config::kIsDown) tile_slots.fetch_routing(to);
+      const float* alpha = to.alpha + work.expert * (Config::kIsDown ? 1 : 2);
+      const float alpha_upper = alpha[0];
+      const float alpha_lower = alpha[Config::kIsDown ? 0 : 1];
+      // The compiler has to see that it is uniform over the warp: wgmma stands behind the branch on it.
+      const int width = round_up(__shfl_sync(~0u, work.count, 0), Config::kStep);
+      GroupSums<Config> sums = {};
+      multiply_run<Config, !Config::kIsDown, Config::kStep>(sums, stages, ring, position, n_stages, width, consumer,
+                                                            warp, lane);
+      const int first_row = list.first_row(item) + consumer * kRowBlock;
+      if constexpr (!kFetchesEarly) next = list.at(item + gridDim.x);
+      if constexpr (Config::kIsDown) {
+        store(sums, work, next, to, first_row, alpha_upper, tile_slots);
+      } else {
+        store(sums, work, to, first_row, alpha_upper, alpha_lower);
+      }
+    }
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(kBoundThreads, Config::kBlocksPerSm)
     moe_wgmma(const uint8_t* __restrict__ weights, const bf16* x, const __grid_constant__ TensorMap h_map, bf16* h,
               float* parts, const int4* tiles, const int* tile_count, const int* slot_of, const float* routing,
               const float* alpha, int64_t ld_from, int64_t ld_out, int n, int k, int top_k, float limit) {
@@ -955,46 +1182,32 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPe
   if constexpr (Config::kSignal == 0) launch_dependents();
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const Ring<Config::kStages> ring{smem_address(shared) + kRingBytes};
+  const Ring<Config::kStages> ring{smem_address(shared) + kBarrierOffset};
   if (threadIdx.x == 0) ring.init(Config::kIsDown ? 1 : 1 + kProducers, 4 * Config::kConsumers);
   __syncthreads();
   wait_for_dependency();
-  if (blockIdx.y >= *tile_count) return;
-  Work work;
-  work.tile = tiles[blockIdx.y];
-  work.row_blocks = ceil_divide(n, kRowBlock);
-  work.first_row = blockIdx.x * kRows;
-  work.n_slabs = ceil_divide(k, Config::Weights::kSlabK);
-  work.n_stages = ceil_divide(work.n_slabs, Stage<Config>::kSlabs);
+  const int row_blocks = ceil_divide(n, kRowBlock);
+  const int row_groups = ceil_divide(row_blocks, Config::kConsumers);
+  const WorkList list{tiles, row_groups, *tile_count * row_groups};
+  if (int(blockIdx.x) >= list.end) return;
+  const int n_slabs = ceil_divide(k, Config::Weights::kSlabK);
+  const Extent extent{row_blocks, n_slabs, ceil_divide(n_slabs, Stage<Config>::kSlabs), k};
 
   if (warp >= 4 * Config::kConsumers) {
     if constexpr (kMovesRegisters) give_registers<kProducerRegisters>();
     const int thread = threadIdx.x - kConsumerThreads;
     if constexpr (!Config::kIsDown) {
-      produce_gathered(work, weights, x, ld_from, slot_of, top_k, k, smem_address(shared), ring, thread);
+      produce_gathered(list, extent, weights, x, ld_from, slot_of, top_k, smem_address(shared), ring, thread);
     } else if (thread == 0) {
-      produce_in_order(work, weights, &h_map, smem_address(shared), ring);
+      produce_in_order(list, extent, weights, &h_map, smem_address(shared), ring);
     }
     if constexpr (Config::kSignal != 0) launch_dependents();
     return;
   }
 
   if constexpr (kMovesRegisters) take_registers<kConsumerRegisters>();
+  const Results to{h, parts, slot_of, routing, alpha, ld_out, n, limit};
   const int consumer = warp / 4;
-  GroupSums<Config> sums = {};
-  multiply_stages<Config, !Config::kIsDown>(sums, shared, ring, work.n_stages, consumer, warp % 4, lane);
-  const int first_row = work.first_row + consumer * kRowBlock;
-  if constexpr (Config::kIsDown) {
-    const SlotRows rows{parts, slot_of + work.tile.y, routing, ld_out, work.tile.z};
-    const float factor = alpha[work.tile.x];
-    const TileStore<Config, SlotRows> store{rows, first_row, n, factor, factor, limit};
-    store.floats(sums, warp % 4, lane);
-  } else {
-    named_barrier_sync(1, kConsumerThreads);  // every stage has been read: the ring may be written over
-    const HiddenRows rows{h + work.tile.y * ld_out, ld_out, work.tile.z};
-    const float* gate_up = alpha + 2 * work.tile.x;
-    const TileStore<Config, HiddenRows> store{rows, first_row, n, gate_up[0], gate_up[1], limit};
-    const auto join_group = [consumer] { named_barrier_sync(2 + consumer, 128); };
-    store.pairs(sums, shared + consumer * kStagingBytes, warp % 4, lane, join_group);
-  }
+  const Consumer self{shared, shared + kRingBytes + consumer * kStagingBytes, ring, consumer, warp % 4, lane};
+  self.run(list, to, extent.n_stages);
 }
