@@ -15,7 +15,7 @@ use tilekiln::kernels::runner::{
 };
 use tilekiln::kernels::{self, Family};
 use tilekiln::problem::{Output, Problem};
-use tilekiln::quant::WeightFormat;
+use tilekiln::quant::{Activations, PackedLayout, WeightFormat};
 
 #[test]
 fn default_kernels_are_what_they_were() {
@@ -101,10 +101,10 @@ fn tools() -> Vec<Request> {
     vec![
         kernels::compare(Output::Bf16),
         kernels::fill(),
-        kernels::pack(format),
+        kernels::pack(PackedLayout::of(format, Activations::A16)),
         kernels::pack_scan(format),
         kernels::probe(format),
-        kernels::reference(format),
+        kernels::reference(format, Activations::A16),
         kernels::reference_moe(),
         kernels::sabotage(),
         kernels::stream(8),
@@ -202,9 +202,10 @@ fn folder() -> PathBuf {
 }
 
 /// One problem for each kernel, as DeepSeek-V4-Flash has them.
-const PROBLEMS: [&str; 6] = [
+const PROBLEMS: [&str; 7] = [
     "nvfp4 4096x8192 m16",
     "nvfp4 4096x8192 m1024",
+    "nvfp4 4096x8192 a8 m1024",
     "moe nvfp4 256 top6 4096x2048 m1",
     "moe nvfp4 256 top6 4096x2048 m16",
     "moe nvfp4 256 top6 4096x2048 m1024",

@@ -55,6 +55,8 @@ pub struct GpuSpec {
     pub chain_gbs: f64,
     /// Dense BF16 rate of a large product, TFLOP/s.
     pub bf16_tflops: f64,
+    /// Dense FP8 rate of a large product, TFLOP/s, where there is one that kernels reach.
+    pub fp8_tflops: Option<f64>,
 }
 
 /// No GPU of that name is known.
@@ -125,6 +127,8 @@ struct GpuFile {
     read_gbs: f64,
     chain_gbs: f64,
     bf16_tflops: f64,
+    #[serde(default)]
+    fp8_tflops: Option<f64>,
 }
 
 impl From<GpuFile> for GpuSpec {
@@ -148,6 +152,7 @@ impl From<GpuFile> for GpuSpec {
             read_gbs: file.read_gbs,
             chain_gbs: file.chain_gbs,
             bf16_tflops: file.bf16_tflops,
+            fp8_tflops: file.fp8_tflops,
         }
     }
 }

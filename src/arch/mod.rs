@@ -42,6 +42,9 @@ pub struct ArchSpec {
     pub blocks_per_sm: u32,
     /// Dense BF16 FLOPs a clock and SM.
     pub bf16_flops_per_clock_per_sm: u32,
+    /// Dense FP8 FLOPs a clock and SM of the instructions that our kernels use, if there are any.
+    #[serde(default)]
+    pub fp8_flops_per_clock_per_sm: Option<u32>,
     /// What instructions there are.
     pub capabilities: Capabilities,
 }

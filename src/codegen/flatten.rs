@@ -49,10 +49,15 @@ impl Flattener<'_> {
         if !self.seen.insert(include.to_string()) {
             return Ok(false);
         }
-        if include == "generated/wgmma.cuh" {
+        let wrapper: Option<fn(_) -> String> = match include {
+            "generated/wgmma.cuh" => Some(wgmma::wrappers),
+            "generated/wgmma_e4m3.cuh" => Some(wgmma::e4m3),
+            _ => None,
+        };
+        if let Some(wrapper) = wrapper {
             let widths = self.request.wgmma_tokens.ok_or_else(|| missing(from, line, include))?;
             self.mark(include, 1);
-            self.out.push_str(&wgmma::wrappers(widths));
+            self.out.push_str(&wrapper(widths));
             return Ok(true);
         }
         let (path, text) = self.resolve(include).ok_or_else(|| missing(from, line, include))?;

@@ -35,6 +35,37 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[{sums}], const uint32
     out
 }
 
+/// `wgmma_generated(d, a, tokens, adds)`: as [`wrapper`] for E4M3 and twice the k; without `adds` d = a * b.
+pub(super) fn e4m3(widths: Widths) -> String {
+    let tokens = widths.most;
+    let sums = tokens / 2;
+    let registers = registers(sums);
+    let operands = operands(sums);
+    let [a0, a1, a2, a3, descriptor, adds] = [0, 1, 2, 3, 4, 5].map(|i| sums + i);
+    let mut out = String::new();
+    let _ = write!(
+        out,
+        "// wgmma.mma_async m64n{tokens}k32: d = a (64 x 32, E4M3, registers) * b (32 x {tokens}, E4M3, shared memory)
+// + d, or 0 without `adds`.
+__device__ __forceinline__ void wgmma_generated(float (&d)[{sums}], const uint32_t (&a)[4], uint64_t tokens,
+                                                int adds) {{
+  asm volatile(
+      \"{{\\n\"
+      \"  .reg .pred adds;\\n\"
+      \"  setp.ne.b32 adds, %{adds}, 0;\\n\"
+      \"  wgmma.mma_async.sync.aligned.m64n{tokens}k32.f32.e4m3.e4m3 {{\"
+      \"{registers}}}, \"
+      \"{{%{a0}, %{a1}, %{a2}, %{a3}}}, %{descriptor}, adds, 1, 1;\\n\"
+      \"}}\"
+      : {operands}
+      : \"r\"(a[0]), \"r\"(a[1]), \"r\"(a[2]), \"r\"(a[3]), \"l\"(tokens), \"r\"(adds));
+}}
+
+"
+    );
+    out
+}
+
 /// `wgmma_of_width(d, a, tokens, width)`: four steps of 16 k at one of `widths`, closed as one group.
 ///
 /// One statement, so that all widths name the same registers for `d`, and each branch with its own commit: where the
@@ -128,12 +159,12 @@ mod tests {
 
     #[test]
     fn every_register_is_named_once_in_each_list() {
-        for tokens in [8, 16, 64, 256] {
-            let text = wrapper(tokens);
+        let texts = |tokens| [(tokens, wrapper(tokens)), (tokens, e4m3(Widths::single(tokens)))];
+        for (tokens, text) in [8, 16, 64, 256].into_iter().flat_map(texts) {
             for i in 0..tokens / 2 {
                 assert_eq!(text.matches(&format!("(d[{i}])")).count(), 1, "n{tokens} d[{i}]");
                 let operand = format!("%{i}");
-                let uses = text.split([',', '{', '}', '"', ' ']);
+                let uses = text.split([',', '{', '}', '"', ' ', ';']);
                 assert_eq!(uses.filter(|word| *word == operand).count(), 1, "n{tokens} {operand}");
             }
             assert!(text.lines().all(|line| line.len() <= 120), "{text}");

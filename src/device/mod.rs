@@ -213,6 +213,9 @@ impl Facts {
             read_gbs,
             chain_gbs: read_gbs,
             bf16_tflops: 0.85 * flops_per_clock * f64::from(clock_mhz) / 1e6,
+            fp8_tflops: arch
+                .fp8_flops_per_clock_per_sm
+                .map(|flops| 0.85 * f64::from(flops) * f64::from(identity.sm_count) * f64::from(clock_mhz) / 1e6),
             identity,
         })
     }

@@ -13,16 +13,18 @@ use super::{DeviceError, DevicePointer};
 /// A tensor map, as a kernel takes it by value.
 pub type TensorMap = CUtensorMap;
 
-/// BF16 `[k, row, group]`, read in boxes of 64 k by `box_rows` rows, swizzled by 128 bytes, zeros outside.
+/// `[k, row, group]`, read in boxes of 128 bytes by `box_rows` rows, swizzled by 128 bytes, zeros outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorShape {
+    /// Bytes of an element: 2, BF16, or 1.
+    pub element_bytes: u64,
     /// Extent of k.
     pub k: u64,
     /// Rows.
     pub rows: u64,
     /// Groups that stand side by side, `k` elements apart.
     pub groups: u64,
-    /// Elements between rows, a multiple of 8.
+    /// Elements between rows, 16 bytes or a multiple.
     pub row_stride: u64,
     /// Rows of a box, at most 256.
     pub box_rows: u32,
@@ -36,12 +38,16 @@ impl TensorShape {
     pub fn encode(&self, pointer: DevicePointer) -> Result<TensorMap, DeviceError> {
         let mut map = TensorMap { opaque: [0; 16] };
         let extents = [self.k, self.rows.max(1), self.groups];
-        let strides = [self.row_stride * BF16, self.k * BF16];
-        let boxes = [64, self.box_rows, 1];
+        let strides = [self.row_stride * self.element_bytes, self.k * self.element_bytes];
+        let boxes = [128 / self.element_bytes as u32, self.box_rows, 1];
+        let element = match self.element_bytes {
+            1 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            _ => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
         let steps = [1, 1, 1];
         driver!(cuTensorMapEncodeTiled(
             &mut map,
-            CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            element,
             3,
             pointer as *mut c_void,
             extents.as_ptr(),
@@ -56,6 +62,3 @@ impl TensorShape {
         Ok(map)
     }
 }
-
-/// Bytes of an element.
-const BF16: u64 = 2;

@@ -2,7 +2,7 @@
 
 use crate::device::DevicePointer;
 use crate::kernels::{Operand, Param, Plan};
-use crate::problem::Problem;
+use crate::problem::{Activations, Problem};
 
 /// Row ranges of a weight with their own alpha: rows below `end[0]` have `alpha[0]`, and so on. Under SwiGLU gate and
 /// up rows alternate, and `alpha[0]` is gate's, `alpha[1]` up's.
@@ -90,7 +90,7 @@ pub struct LaunchArgs {
     pub expert_offset: u32,
     /// Block scales of a conversion to NVFP4.
     pub block_scales: DevicePointer,
-    /// Row scales of a conversion.
+    /// Row scales of a conversion, `[tokens]` f32: written by it, read by a GEMM with FP8 tokens.
     pub row_scales: DevicePointer,
     /// Three uint32 counters of a conversion.
     pub counters: DevicePointer,
@@ -219,7 +219,8 @@ impl LaunchArgs {
             Problem::Dense(dense) => dense.output.bytes(),
             // The combine writes pairs.
             Problem::MoeBlock(_) => 4,
-            Problem::Convert(_) => 1,
+            // Sixteen codes of FP8 are written at once.
+            Problem::Convert(_) => 16,
         };
         let alignments = [
             (Operand::Activations, 16),
@@ -243,8 +244,12 @@ impl LaunchArgs {
             // Codes stand close together.
             Problem::Convert(convert) => (convert.k, 0, 1),
         };
+        let a_multiple = match problem {
+            Problem::Dense(dense) if dense.activations == Activations::A8 => 16,
+            _ => 8,
+        };
         let strides = [
-            (Operand::Activations, a_columns, 8, self.activation_stride),
+            (Operand::Activations, a_columns, a_multiple, self.activation_stride),
             (Operand::Output, d_columns, d_multiple, self.output_stride),
         ];
         for (operand, least, multiple, stride) in strides {

@@ -7,7 +7,7 @@ use super::{ArgsError, LaunchArgs, Segments};
 use crate::arch::GpuSpec;
 use crate::device::{DeviceError, Geometry, Kernel, TensorMap, TensorShape};
 use crate::kernels::{BoxBase, BoxMap, Param, Plan};
-use crate::problem::Problem;
+use crate::problem::{Activations, Problem};
 
 /// A problem's plan with loaded kernels. May be shared by threads.
 pub struct Bound {
@@ -205,7 +205,11 @@ fn encode(map: &BoxMap, args: &LaunchArgs) -> Result<TensorMap, DeviceError> {
         BoxBase::Activations => (args.activations, args.tokens.into(), args.activation_stride.into()),
         BoxBase::Workspace { offset, rows } => (args.workspace + offset, rows, map.k),
     };
-    TensorShape { k: map.k, rows, groups: map.groups, row_stride, box_rows: map.tokens }.encode(pointer)
+    let element_bytes = match map.element {
+        Activations::A16 => 2,
+        Activations::A8 => 1,
+    };
+    TensorShape { element_bytes, k: map.k, rows, groups: map.groups, row_stride, box_rows: map.tokens }.encode(pointer)
 }
 
 /// More than any kernel of ours has.

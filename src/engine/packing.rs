@@ -7,7 +7,7 @@ use crate::device::{Buffer, DeviceError, DevicePointer, Gpu, Stream, Value};
 use crate::jit::Jit;
 use crate::kernels::runner::Op;
 use crate::kernels::{self, FillKind, SCAN_RANGE_START};
-use crate::quant::{self, ExponentRange, PackedLayout, Rebase, WeightFormat};
+use crate::quant::{self, Activations, ExponentRange, PackedLayout, Rebase, WeightFormat};
 
 /// One matrix `[n, k]` on its way to the GPU.
 #[derive(Clone, Debug)]
@@ -67,7 +67,8 @@ impl Packer {
     /// [`EngineError`].
     pub fn new(gpu: &Arc<Gpu>, jit: &Jit, threads: usize) -> Result<Self, EngineError> {
         let mut kernels = Kernels::new(gpu);
-        let ops = WeightFormat::ALL.map(|format| [scan_op(format), pack_op(format, 1)]);
+        let layout = |format| PackedLayout::of(format, Activations::A16);
+        let ops = WeightFormat::ALL.map(|format| [scan_op(format), pack_op(layout(format), 1)]);
         kernels.load(ops.iter().flatten().chain([&fill_op(1)]), jit, threads)?;
         let empty = || Buffer::new(gpu, 0);
         let (codes, scales, in_use, ranges) = (empty()?, empty()?, empty()?, empty()?);
@@ -89,7 +90,7 @@ impl Packer {
         to: DevicePointer,
     ) -> Result<Vec<f32>, EngineError> {
         let first = &matrices[0];
-        let packed_bytes = PackedLayout::of(first.format).packed_bytes(first.n, first.k);
+        let packed_bytes = PackedLayout::of(first.format, Activations::A16).packed_bytes(first.n, first.k);
         let row_bytes = first.code_bytes() / first.n;
         if matrices.len() == 1 && first.format == WeightFormat::Bf16 && first.code_bytes() > MOST_STAGED {
             return self.pack_rows(first, MOST_STAGED / row_bytes / 64 * 64, to);
@@ -108,7 +109,7 @@ impl Packer {
 
     /// A BF16 matrix that is larger than the staging buffer, some rows at a time: it has no scales to agree on.
     fn pack_rows(&mut self, matrix: &Matrix<'_>, rows: usize, to: DevicePointer) -> Result<Vec<f32>, EngineError> {
-        let (layout, row_bytes) = (PackedLayout::of(matrix.format), matrix.code_bytes() / matrix.n);
+        let (layout, row_bytes) = (PackedLayout::of(matrix.format, Activations::A16), matrix.code_bytes() / matrix.n);
         for first_row in (0..matrix.n).step_by(rows) {
             let n = rows.min(matrix.n - first_row);
             let content = match &matrix.content {
@@ -144,7 +145,7 @@ impl Packer {
         let ranges = self.scan(matrices)?;
         let rebases = rebases(matrices, &ranges, alphas)?;
         for (idx, (matrix, rebase)) in matrices.iter().zip(&rebases).enumerate() {
-            let layout = PackedLayout::of(matrix.format);
+            let layout = PackedLayout::of(matrix.format, Activations::A16);
             let values = [
                 Value::Pointer(self.codes.pointer() + (idx * matrix.code_bytes()) as u64),
                 Value::Pointer(self.scales.pointer() + (idx * matrix.scale_bytes()) as u64),
@@ -155,17 +156,13 @@ impl Packer {
                 Value::Int(i32::from(matrix.is_gate_up)),
                 Value::Int(rebase.shift),
             ];
-            let blocks = kernels::pack_blocks(matrix.format, matrix.n, matrix.k);
-            let op = self.kernels.bind(&pack_op(matrix.format, blocks));
+            let blocks = kernels::pack_blocks(layout, matrix.n, matrix.k);
+            let op = self.kernels.bind(&pack_op(layout, blocks));
             // SAFETY: the values are those that `kernels::pack` lists; the buffers outlive the wait below.
             unsafe { op.launch(&values, self.stream.raw())? };
         }
         self.stream.synchronize()?;
-        let alpha = |rebase: &Rebase| match matrices[0].format {
-            WeightFormat::Nvfp4 => quant::rebase::NVFP4_ALPHA,
-            _ => rebase.alpha,
-        };
-        Ok(rebases.iter().map(alpha).collect())
+        Ok(rebases.iter().map(|rebase| rebase.alpha).collect())
     }
 
     /// Uploads codes and scales of all `matrices`, one behind the other.
@@ -279,17 +276,17 @@ fn rebases(
         name: matrix.name.to_string(),
         reason: error.to_string(),
     };
-    let format = matrices[0].format;
+    let layout = PackedLayout::of(matrices[0].format, Activations::A16);
     if alphas == Alphas::Own {
         let each = matrices.iter().zip(ranges);
-        return each.map(|(m, range)| quant::rebase(format, *range).map_err(|error| refused(m, error))).collect();
+        return each.map(|(m, range)| quant::rebase(layout, *range).map_err(|error| refused(m, error))).collect();
     }
     let all = ranges
         .iter()
         .flatten()
         .copied()
         .reduce(|a, b| ExponentRange { largest: a.largest.max(b.largest), smallest: a.smallest.min(b.smallest) });
-    let rebase = quant::rebase(format, all).map_err(|error| refused(&matrices[0], error))?;
+    let rebase = quant::rebase(layout, all).map_err(|error| refused(&matrices[0], error))?;
     Ok(vec![rebase; matrices.len()])
 }
 
@@ -311,8 +308,8 @@ fn grow(gpu: &Gpu, buffer: &mut Buffer, bytes: usize) -> Result<(), DeviceError>
     Ok(())
 }
 
-fn pack_op(format: WeightFormat, blocks: u32) -> Op {
-    Op { kernel: kernels::pack(format), grid: [blocks, 1, 1], threads: 256, smem_bytes: 0 }
+fn pack_op(layout: PackedLayout, blocks: u32) -> Op {
+    Op { kernel: kernels::pack(layout), grid: [blocks, 1, 1], threads: 256, smem_bytes: 0 }
 }
 
 fn scan_op(format: WeightFormat) -> Op {

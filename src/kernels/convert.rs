@@ -1,4 +1,4 @@
-//! Activations to NVFP4 or FP8, one block of threads a token.
+//! Activations to NVFP4, or to FP8 in the order of `a8` operands; one block of threads a token.
 
 use std::collections::BTreeMap;
 

@@ -8,7 +8,7 @@ use super::stream::Stream;
 use super::{Axis, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
 use crate::codegen::{Request, Values};
-use crate::problem::{Dense, Epilogue, Output, Problem, Tile};
+use crate::problem::{Activations, Dense, Epilogue, Output, Problem, Tile};
 
 /// `templates/dense_mma`.
 pub struct DenseMma;
@@ -20,6 +20,9 @@ impl Family for DenseMma {
 
     fn serves(&self, problem: &Problem, arch: &ArchSpec) -> Result<(), String> {
         match problem {
+            Problem::Dense(dense) if dense.activations != Activations::A16 => {
+                Err(format!("expected a16 activations, found {}", dense.activations))
+            }
             Problem::Dense(_) if arch.capabilities.mma_sync => Ok(()),
             Problem::Dense(_) => Err(format!("{} has no mma.sync on BF16", arch.name)),
             other => Err(format!("expected a dense problem, found `{other}`")),
@@ -224,6 +227,7 @@ fn work(dense: &Dense, stream: &Stream, split: u32) -> Work {
         bytes_in_flight: f64::from(stream.bytes_in_flight()),
         block_flops: 2.0 * slabs * stream.layout.slab_k() as f64 * f64::from(stream.rows() * stream.tokens.max(8)),
         is_wgmma: false,
+        is_fp8: false,
         block_issues: stream.issues(slabs),
         tail_steps: if split > 1 { 6.0 } else { 2.0 },
         registers: stream.registers(),

@@ -9,7 +9,7 @@ use super::space::{first_that_fits, number, tile_values};
 use super::{Axis, BoxMap, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
 use crate::codegen::{Request, Values, Widths};
-use crate::problem::{Dense, Epilogue, Problem, Tile};
+use crate::problem::{Activations, Dense, Epilogue, Problem, Tile};
 use crate::quant::PackedLayout;
 
 /// `templates/dense_wgmma`.
@@ -22,6 +22,9 @@ impl Family for DenseWgmma {
 
     fn serves(&self, problem: &Problem, arch: &ArchSpec) -> Result<(), String> {
         match problem {
+            Problem::Dense(dense) if dense.activations != Activations::A16 => {
+                Err(format!("expected a16 activations, found {}", dense.activations))
+            }
             Problem::Dense(dense) if arch.capabilities.wgmma && dense.m >= MIN_TOKENS => Ok(()),
             Problem::Dense(_) if !arch.capabilities.wgmma => Err(format!("{} has no wgmma", arch.name)),
             Problem::Dense(dense) => Err(format!("expected at least {MIN_TOKENS} tokens, found {}", dense.m)),
@@ -70,8 +73,13 @@ impl Family for DenseWgmma {
                 (Param::Workspace(workspace.take(4 * floats)), Param::Workspace(workspace.take(4 * all)))
             }
         };
-        let map =
-            BoxMap { base: BoxBase::Activations, k: dense.k.into(), groups: dense.groups.into(), tokens: group.tokens };
+        let map = BoxMap {
+            base: BoxBase::Activations,
+            element: Activations::A16,
+            k: dense.k.into(),
+            groups: dense.groups.into(),
+            tokens: group.tokens,
+        };
         let launch = Launch {
             kernel: Request {
                 template: self.name(),
@@ -131,7 +139,7 @@ fn dense_of(problem: &Problem) -> &Dense {
 fn group_of(tile: &Tile, problem: &Problem) -> Group {
     let (consumers, tokens) = (number(tile, "consumers"), number(tile, "tokens"));
     Group {
-        layout: PackedLayout::of(dense_of(problem).weights),
+        layout: PackedLayout::of(dense_of(problem).weights, dense_of(problem).activations),
         consumers,
         tokens,
         block_k: number(tile, "block_k"),
@@ -199,6 +207,7 @@ fn work(dense: &Dense, group: &Group, split: u32) -> Work {
         bytes_in_flight: f64::from(group.bytes_in_flight()),
         block_flops: 2.0 * k * f64::from(group.rows() * group.tokens),
         is_wgmma: true,
+        is_fp8: false,
         block_issues: group.issues(k),
         tail_steps: if split > 1 { 8.0 } else { 4.0 },
         registers: group.registers(),

@@ -14,7 +14,7 @@ use super::{Axis, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
 use crate::codegen::{Request, Values};
 use crate::problem::{MoeBlock, Problem, Tile};
-use crate::quant::{PackedLayout, WeightFormat};
+use crate::quant::{Activations, PackedLayout, WeightFormat};
 
 /// `templates/moe_mma`, one token a block.
 pub struct MoeWalk;
@@ -214,6 +214,7 @@ impl Step {
             bytes_in_flight: f64::from(stream.bytes_in_flight()),
             block_flops: 2.0 * slabs * stream.layout.slab_k() as f64 * f64::from(stream.rows() * stream.tokens.max(8)),
             is_wgmma: false,
+            is_fp8: false,
             block_issues: stream.issues(slabs),
             tail_steps: 4.0,
             registers: stream.registers(),
@@ -352,5 +353,5 @@ fn walk_ranges(stream: &Stream, problem: &Problem) -> Result<(), String> {
 }
 
 fn slabs_of(format: WeightFormat, k: u32) -> u32 {
-    PackedLayout::of(format).slabs(k as usize) as u32
+    PackedLayout::of(format, Activations::A16).slabs(k as usize) as u32
 }

@@ -10,7 +10,7 @@ use super::space::{first_that_fits, number, tile_values};
 use super::{Axis, BoxMap, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
 use crate::codegen::{Request, Values, Widths};
-use crate::problem::{MoeBlock, Problem, Tile};
+use crate::problem::{Activations, MoeBlock, Problem, Tile};
 use crate::quant::PackedLayout;
 
 /// `templates/moe_wgmma`.
@@ -104,7 +104,7 @@ fn steps(tile: &Tile, block: &MoeBlock) -> [Step; 2] {
         _ => 32,
     };
     let step = |is_down, tokens, producers, n, k| {
-        let layout = PackedLayout::of(block.weights);
+        let layout = PackedLayout::of(block.weights, block.activations);
         let (block_k, stages) = (number(tile, "block_k"), number(tile, "stages"));
         let group = Group { layout, consumers, tokens, block_k, stages, producers, staging_bytes: STAGING_BYTES };
         let cut = Cut { most: tokens, step: step_of(tokens, number(tile, "widths")) };
@@ -164,7 +164,8 @@ impl Step {
         let rows = slots(block).into();
         let base = BoxBase::Workspace { offset: schedule.hidden, rows };
         // Gate-up takes the map too, and does not use it.
-        let map = BoxMap { base, k: block.intermediate.into(), groups: 1, tokens: self.cut.step };
+        let map =
+            BoxMap { base, element: Activations::A16, k: block.intermediate.into(), groups: 1, tokens: self.cut.step };
         let (weights, alpha) = match self.is_down {
             false => (Operand::Weights, Operand::UpAlpha),
             true => (Operand::DownWeights, Operand::DownAlpha),
@@ -215,6 +216,7 @@ impl Step {
             bytes_in_flight: f64::from(group.bytes_in_flight()),
             block_flops: rounds * 2.0 * k * f64::from(group.rows()) * average.width,
             is_wgmma: true,
+            is_fp8: false,
             block_issues: rounds * (group.issues(k) + gather),
             tail_steps: 6.0,
             registers: group.registers(),

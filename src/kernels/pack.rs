@@ -5,16 +5,18 @@ use std::collections::BTreeMap;
 
 use super::plan::word_of;
 use crate::codegen::Request;
-use crate::quant::{PackedLayout, WeightFormat};
+use crate::quant::{Activations, PackedLayout, WeightFormat};
 
-/// The kernel that packs `format`, 256 threads a block: `(codes, scales, in_use, packed, n, k, is_gate_up, shift)`.
-pub fn pack(format: WeightFormat) -> Request {
-    request("pack", format)
+/// The kernel that packs to `layout`, 256 threads a block: `(codes, scales, in_use, packed, n, k, is_gate_up, shift)`.
+pub fn pack(layout: PackedLayout) -> Request {
+    let mut request = request("pack", layout.format());
+    let is_a8 = ("is_a8", (layout.activations() == Activations::A8).into());
+    request.values.entry("problem").or_default().extend([is_a8]);
+    request
 }
 
 /// Blocks of [`pack`] for a matrix `[n, k]`: a thread writes the 16 bytes of a lane, or one scale byte.
-pub fn pack_blocks(format: WeightFormat, n: usize, k: usize) -> u32 {
-    let layout = PackedLayout::of(format);
+pub fn pack_blocks(layout: PackedLayout, n: usize, k: usize) -> u32 {
     let units = layout.slab_bytes() - layout.codes_bytes() + layout.codes_bytes() / 16;
     (n.div_ceil(64) * layout.slabs(k) * units).div_ceil(256) as u32
 }

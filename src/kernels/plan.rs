@@ -1,6 +1,7 @@
 //! What is to be launched, by name: a plan knows no pointer and no stream.
 
 use crate::codegen;
+use crate::problem::Activations;
 use crate::quant::WeightFormat;
 
 /// The launches of one tile for one problem, in order.
@@ -88,11 +89,13 @@ pub enum Param {
     Box(BoxMap),
 }
 
-/// A tensor map [k, row, group] of BF16, read in boxes of 64 k x `tokens` rows with a 128-byte swizzle.
+/// A tensor map [k, row, group], read in boxes of 128 bytes x `tokens` rows with a 128-byte swizzle.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BoxMap {
     /// Row 0: the activations, or a place in the workspace.
     pub base: BoxBase,
+    /// What is read: BF16, or the codes of FP8.
+    pub element: Activations,
     /// Extent of k.
     pub k: u64,
     /// Groups that stand side by side, `k` elements apart.
@@ -130,6 +133,8 @@ pub struct Work {
     pub block_flops: f64,
     /// Whether they run on wgmma, which is twice as fast as mma.sync on Hopper.
     pub is_wgmma: bool,
+    /// Whether they are products of FP8, which has a rate of its own.
+    pub is_fp8: bool,
     /// Instructions that one block issues for decoding and feeding the tensor cores, counted for a warp.
     pub block_issues: f64,
     /// Dependent steps at the end of a block that nothing hides: barriers, reductions, stores.

@@ -2,7 +2,7 @@
 
 use super::space::number;
 use crate::problem::Tile;
-use crate::quant::{PackedLayout, WeightFormat};
+use crate::quant::{Activations, PackedLayout, WeightFormat};
 
 /// A block of warps that stream packed weights, each its own range of slabs.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +19,7 @@ impl Stream {
     /// The block that `tile` describes, its numbers named `<prefix>row_tiles` and so on.
     pub fn of(tile: &Tile, format: WeightFormat) -> Self {
         Self {
-            layout: PackedLayout::of(format),
+            layout: PackedLayout::of(format, Activations::A16),
             row_tiles: number(tile, "row_tiles"),
             tokens: number(tile, "tokens"),
             warps: number(tile, "warps"),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::dense_mma::out_word;
 use super::plan::word_of;
 use crate::codegen::Request;
-use crate::problem::Output;
+use crate::problem::{Activations, Output};
 use crate::quant::{WeightFormat, e2m1, e4m3, ue8m0};
 
 /// What [`fill`] writes; the numbers are those of `templates/fill`.
@@ -60,16 +60,24 @@ pub fn random_mean_square(format: WeightFormat) -> f64 {
     match format {
         WeightFormat::Nvfp4 => mean(&mut (0..16).map(e2m1::decode)) * scales(e4m3::decode),
         WeightFormat::Mxfp4 => mean(&mut (0..16).map(e2m1::decode)) * scales(ue8m0::decode),
-        // What `templates/fill` makes of kind 1: magnitude bytes from 0x10, 0x48 of them.
-        WeightFormat::Fp8 => mean(&mut (0x10..0x58).map(e4m3::decode)) * scales(ue8m0::decode),
+        WeightFormat::Fp8 => random_fp8_token_mean_square() * scales(ue8m0::decode),
         WeightFormat::Bf16 => 1.0 / 3.0,
     }
 }
 
+/// Mean square of random E4M3 codes: what `templates/fill` makes of kind 1, magnitude bytes from 0x10, 0x48 of them.
+pub fn random_fp8_token_mean_square() -> f64 {
+    (0x10..0x58).map(|byte| f64::from(e4m3::decode(byte)).powi(2)).sum::<f64>() / f64::from(0x48)
+}
+
 /// The f64 product of raw weights: `(codes, scales, a, row_of, tiles, r, lda, ldr, group_code_bytes, group_scale_bytes,
-/// m, n, k, half_rows, alphas, parts)`.
-pub fn reference(format: WeightFormat) -> Request {
-    let problem = BTreeMap::from([("weights", word_of(format).into())]);
+/// m, n, k, half_rows, alphas, parts, row_scales)`; tokens are BF16, or E4M3 in the order of operands.
+pub fn reference(format: WeightFormat, activations: Activations) -> Request {
+    let tokens = match activations {
+        Activations::A16 => "Bf16",
+        Activations::A8 => "E4m3",
+    };
+    let problem = BTreeMap::from([("weights", word_of(format).into()), ("tokens", tokens.into())]);
     Request { template: "reference", values: BTreeMap::from([("problem", problem)]), wgmma_tokens: None }
 }
 

@@ -102,8 +102,13 @@ impl Dense {
 
     /// Bytes of A read once and D written once.
     pub fn activation_bytes(&self) -> u64 {
-        let m = u64::from(self.m);
-        m * (u64::from(self.a_columns()) * BF16_BYTES + u64::from(self.d_columns()) * self.output.bytes())
+        let (m, columns) = (u64::from(self.m), u64::from(self.a_columns()));
+        let token = match self.activations {
+            Activations::A16 => columns * BF16_BYTES,
+            // With the f32 scale of the row.
+            Activations::A8 => columns + 4,
+        };
+        m * (token + u64::from(self.d_columns()) * self.output.bytes())
     }
 
     /// Floating-point operations of the sum.
@@ -111,10 +116,13 @@ impl Dense {
         2 * u64::from(self.m) * u64::from(self.groups) * u64::from(self.n) * u64::from(self.k)
     }
 
-    /// `nvfp4 8x1024x4096 f32 swiglu`: defaults are left out.
+    /// `nvfp4 8x1024x4096 a8 f32 swiglu`: defaults are left out.
     pub fn op(&self) -> String {
         let groups = if self.groups == 1 { String::new() } else { format!("{}x", self.groups) };
         let mut op = format!("{} {groups}{}x{}", self.weights, self.n, self.k);
+        if self.activations != Activations::A16 {
+            op.push_str(&format!(" {}", self.activations));
+        }
         if self.output == Output::F32 {
             op.push_str(" f32");
         }
@@ -128,7 +136,7 @@ impl Dense {
 /// A conversion of BF16 activations, one scale for each token.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Convert {
-    /// What comes out: NVFP4 or FP8.
+    /// What comes out: NVFP4, or FP8 in the order of `a8` operands ([`a8`](crate::quant::a8)).
     pub to: WeightFormat,
     /// Length of a token's row.
     pub k: u32,

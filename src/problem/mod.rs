@@ -18,24 +18,8 @@ pub use tile::{ParseTileError, Tile};
 use serde::{Deserialize, Serialize};
 
 use crate::arch::GpuSpec;
+pub use crate::quant::Activations;
 use crate::quant::PackedLayout;
-
-/// How activations reach the tensor cores.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activations {
-    /// BF16.
-    #[default]
-    A16,
-}
-
-impl std::fmt::Display for Activations {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::A16 => "a16",
-        })
-    }
-}
 
 /// One thing to be done on a GPU, for one bucket of tokens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -92,15 +76,19 @@ impl Problem {
     /// the measured tensor rate, whichever is longer.
     pub fn floor_us(&self, gpu: &GpuSpec) -> f64 {
         let memory_us = self.bytes() as f64 / (gpu.read_gbs * 1e3);
-        let math_us = self.flops() as f64 / (gpu.bf16_tflops * 1e6);
+        let tflops = match self {
+            Self::Dense(Dense { activations: Activations::A8, .. }) => gpu.fp8_tflops.unwrap_or(gpu.bf16_tflops),
+            _ => gpu.bf16_tflops,
+        };
+        let math_us = self.flops() as f64 / (tflops * 1e6);
         memory_us.max(math_us)
     }
 
     /// Id of the packed layout that its weights have, such as `nvfp4@2`; a conversion has none.
     pub fn layout(&self) -> &'static str {
         match self {
-            Self::Dense(dense) => PackedLayout::of(dense.weights).id(),
-            Self::MoeBlock(block) => PackedLayout::of(block.weights).id(),
+            Self::Dense(dense) => PackedLayout::of(dense.weights, dense.activations).id(),
+            Self::MoeBlock(block) => PackedLayout::of(block.weights, block.activations).id(),
             Self::Convert(_) => "none",
         }
     }

@@ -1,7 +1,7 @@
 //! Text to problems: `nvfp4 4096x8192 m64`, `fp8 8x1024x4096`, `moe nvfp4 256 top6 4096x2048 m16`.
 
 use super::{Activations, Convert, Dense, Epilogue, MoeBlock, Output, Problem};
-use crate::quant::WeightFormat;
+use crate::quant::{WeightFormat, a8};
 
 /// A text that is no problem, or asks for what a format cannot hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,10 +39,16 @@ pub enum ParseProblemError {
         n: u32,
     },
     /// Activations that no kernel takes yet.
-    #[error("{found} activations are unsupported so far, on FP4 tensor cores too, expected a16")]
+    #[error("{found} activations are unsupported so far, on FP4 tensor cores too, expected a16 or a8 of a dense GEMM")]
     Activations {
         /// What was asked.
         found: String,
+    },
+    /// FP8 activations with weights that no FP8 tensor core multiplies.
+    #[error("a8 activations need nvfp4, mxfp4 or fp8 weights, found {found}")]
+    Fp8Weights {
+        /// What was asked.
+        found: WeightFormat,
     },
     /// More slots or local experts than experts.
     #[error("expected at most {experts} of {experts} experts, found {what} = {value}")]
@@ -60,7 +66,8 @@ pub enum ParseProblemError {
 pub(super) fn problem(text: &str) -> Result<Problem, ParseProblemError> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let refuse = |word: &str| ParseProblemError::Word { text: text.to_string(), word: word.to_string() };
-    if let Some(found) = words.iter().find(|word| NOT_YET.contains(word)) {
+    let is_missing = |word: &&&str| **word == "a4" || (**word == "a8" && words[0] == "moe");
+    if let Some(found) = words.iter().find(is_missing) {
         return Err(ParseProblemError::Activations { found: found.to_string() });
     }
     let problem = match words.first() {
@@ -90,6 +97,9 @@ fn validate(problem: &Problem) -> Result<(), ParseProblemError> {
             sized("k", dense.k)?;
             sized("groups", dense.groups)?;
             whole_blocks(dense.weights, dense.k)?;
+            if dense.activations == Activations::A8 {
+                fits_fp8(dense)?;
+            }
             match dense.epilogue {
                 Epilogue::SwiGlu if !dense.n.is_multiple_of(16) => Err(ParseProblemError::SwiGluRows { n: dense.n }),
                 _ => Ok(()),
@@ -114,8 +124,21 @@ fn validate(problem: &Problem) -> Result<(), ParseProblemError> {
         }
         Problem::Convert(convert) => {
             sized("k", convert.k)?;
-            whole_blocks(convert.to, convert.k)
+            match convert.k.is_multiple_of(a8::GROUP as u32) {
+                true => Ok(()),
+                false => Err(ParseProblemError::K { format: convert.to, multiple: a8::GROUP as u32, k: convert.k }),
+            }
         }
+    }
+}
+
+/// Refuses weights that are no FP8 operands, and k that the order of FP8 tokens does not divide.
+fn fits_fp8(dense: &Dense) -> Result<(), ParseProblemError> {
+    let multiple = a8::GROUP as u32;
+    match dense.weights {
+        WeightFormat::Bf16 => Err(ParseProblemError::Fp8Weights { found: dense.weights }),
+        format if !dense.k.is_multiple_of(multiple) => Err(ParseProblemError::K { format, multiple, k: dense.k }),
+        _ => Ok(()),
     }
 }
 
@@ -136,6 +159,7 @@ fn dense(words: &[&str], refuse: impl Fn(&str) -> ParseProblemError) -> Result<P
             "bf16" => dense.output = Output::Bf16,
             "swiglu" => dense.epilogue = Epilogue::SwiGlu,
             "a16" => dense.activations = Activations::A16,
+            "a8" => dense.activations = Activations::A8,
             _ => dense.m = prefixed(word, "m").ok_or_else(|| refuse(word))?,
         }
     }
@@ -186,9 +210,6 @@ fn prefixed(word: &str, prefix: &str) -> Option<u32> {
 
 const MAX_SIZE: u32 = 1 << 20;
 
-/// Activations as FP8 and as NVFP4.
-const NOT_YET: [&str; 2] = ["a8", "a4"];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,6 +221,7 @@ mod tests {
             "fp8 8x1024x4096 m1",
             "bf16 129280x4096 f32 m16",
             "nvfp4 4096x4096 swiglu m8192",
+            "mxfp4 8x1024x4096 a8 f32 m64",
             "moe nvfp4 256/256 top6 4096x2048 m16",
             "moe mxfp4 32/256 top6 4096x2048 m1",
             "quantise nvfp4 k4096 m32",
@@ -226,7 +248,16 @@ mod tests {
             ("nvfp4 0x64", "expected n, k and m from 1 to 1048576, found n = 0"),
             ("nvfp4 64x64 m0", "expected n, k and m from 1 to 1048576, found m = 0"),
             ("nvfp4 24x64 swiglu", "swiglu needs n in multiples of 16 (8 gate rows beside 8 up rows), found n = 24"),
-            ("nvfp4 64x64 a4 m1", "a4 activations are unsupported so far, on FP4 tensor cores too, expected a16"),
+            (
+                "nvfp4 64x64 a4 m1",
+                "a4 activations are unsupported so far, on FP4 tensor cores too, expected a16 or a8 of a dense GEMM",
+            ),
+            (
+                "moe nvfp4 4 top2 64x64 a8",
+                "a8 activations are unsupported so far, on FP4 tensor cores too, expected a16 or a8 of a dense GEMM",
+            ),
+            ("bf16 64x64 a8", "a8 activations need nvfp4, mxfp4 or fp8 weights, found bf16"),
+            ("fp8 64x24 a8", "fp8 holds k in multiples of 16, found k = 24"),
             (
                 "quantise nvfp4 k64 m1 f32",
                 "expected a problem such as `nvfp4 4096x8192 m64`, found `quantise nvfp4 k64 m1 f32` (at `f32`)",

@@ -1,4 +1,5 @@
-//! Where each weight of a packed matrix stands: one layout for each format, the same for every kernel that reads it.
+//! Where each weight of a packed matrix stands: one layout for each format and width of activations, the same for every
+//! kernel that reads it.
 //!
 //! Rows are padded to 64 and k to a slab, with zero codes and zero scales:
 //!
@@ -20,8 +21,11 @@
 //!   row g has its sign at bit 15 and the rest from bit 4, where a BF16 has them; row g + 8 fills the gaps: sign at 11,
 //!   the low four bits at 0, the three above them at 12.
 //! - 16 bits: word `j` is pair `j`, even k in the low half.
+//!
+//! For FP8 tensor cores, whose operands are looked up or sorted a byte at a time, codes stay whole: nibbles of pairs 0
+//! to 3 at bits 12, 8, 4 and 0 of a half, bytes of rows g and g + 8 at bits 8 and 0.
 
-use super::WeightFormat;
+use super::{Activations, WeightFormat};
 
 /// Rows that the layout pads to, one row block.
 pub const BLOCK_ROWS: usize = 64;
@@ -29,10 +33,12 @@ pub const BLOCK_ROWS: usize = 64;
 /// Rows of a tile: the M of the instruction.
 pub const TILE_ROWS: usize = 16;
 
-/// The packed layout of a format. Part of a problem's key: its id changes when a byte moves.
+/// The packed layout of a format for one width of activations. Part of a problem's key: its id changes when a byte
+/// moves. Only the place of a code's bits within its half word differs between the two widths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PackedLayout {
     format: WeightFormat,
+    activations: Activations,
 }
 
 /// The place of a code within its slab: a little-endian word of 32 bits, and where in it the bits of the code stand.
@@ -83,9 +89,9 @@ impl BitRun {
 }
 
 impl PackedLayout {
-    /// The layout of `format`.
-    pub const fn of(format: WeightFormat) -> Self {
-        Self { format }
+    /// The layout of `format` for kernels that take such activations.
+    pub const fn of(format: WeightFormat, activations: Activations) -> Self {
+        Self { format, activations }
     }
 
     /// What is packed.
@@ -93,13 +99,22 @@ impl PackedLayout {
         self.format
     }
 
-    /// `nvfp4@2`: format and version.
+    /// What its kernels multiply by.
+    pub const fn activations(self) -> Activations {
+        self.activations
+    }
+
+    /// `nvfp4@2`, `nvfp4-a8@1`: format, width of activations other than a16, and version.
     pub const fn id(self) -> &'static str {
-        match self.format {
-            WeightFormat::Nvfp4 => "nvfp4@2",
-            WeightFormat::Mxfp4 => "mxfp4@2",
-            WeightFormat::Fp8 => "fp8@2",
-            WeightFormat::Bf16 => "bf16@1",
+        match (self.format, self.activations) {
+            (WeightFormat::Nvfp4, Activations::A16) => "nvfp4@2",
+            (WeightFormat::Mxfp4, Activations::A16) => "mxfp4@2",
+            (WeightFormat::Fp8, Activations::A16) => "fp8@2",
+            (WeightFormat::Bf16, Activations::A16) => "bf16@1",
+            (WeightFormat::Nvfp4, Activations::A8) => "nvfp4-a8@1",
+            (WeightFormat::Mxfp4, Activations::A8) => "mxfp4-a8@1",
+            (WeightFormat::Fp8, Activations::A8) => "fp8-a8@1",
+            (WeightFormat::Bf16, Activations::A8) => "bf16-a8@1",
         }
     }
 
@@ -193,9 +208,11 @@ impl PackedLayout {
         let pair = upper + 2 * upper_k;
         let chunks = self.slab_k() / self.chunk_k();
         let bytes = ((tile * chunks + chunk) * 32 + lane) * 16;
-        match self.code_bits() {
-            4 => CodePosition::new(bytes + 4 * step, odd, E2M1_RUNS[pair]),
-            8 => CodePosition::new(bytes + 4 * (2 * step + upper_k), odd, E4M3_RUNS[upper]),
+        match (self.code_bits(), self.activations) {
+            (4, Activations::A16) => CodePosition::new(bytes + 4 * step, odd, E2M1_RUNS[pair]),
+            (4, Activations::A8) => CodePosition::new(bytes + 4 * step, odd, E2M1_RUNS_A8[pair]),
+            (8, Activations::A16) => CodePosition::new(bytes + 4 * (2 * step + upper_k), odd, E4M3_RUNS[upper]),
+            (8, Activations::A8) => CodePosition::new(bytes + 4 * (2 * step + upper_k), odd, E4M3_RUNS_A8[upper]),
             _ => CodePosition::new(bytes + 4 * pair, odd, [(0, 16, 0), NO_RUN, NO_RUN]),
         }
     }
@@ -219,6 +236,17 @@ const E2M1_RUNS: [[(u32, u32, u32); 3]; 4] = [
 
 /// Bits of an E4M3 code in its half, for rows g and g + 8.
 const E4M3_RUNS: [[(u32, u32, u32); 3]; 2] = [[(0, 7, 4), (7, 1, 15), NO_RUN], [(0, 4, 0), (4, 3, 12), (7, 1, 11)]];
+
+/// The same for FP8 tensor cores: whole nibbles, which `prmt` takes as selectors.
+const E2M1_RUNS_A8: [[(u32, u32, u32); 3]; 4] = [
+    [(0, 4, 12), NO_RUN, NO_RUN],
+    [(0, 4, 8), NO_RUN, NO_RUN],
+    [(0, 4, 4), NO_RUN, NO_RUN],
+    [(0, 4, 0), NO_RUN, NO_RUN],
+];
+
+/// Whole bytes, rows g and g + 8 in the high and the low one of a half.
+const E4M3_RUNS_A8: [[(u32, u32, u32); 3]; 2] = [[(0, 8, 8), NO_RUN, NO_RUN], [(0, 8, 0), NO_RUN, NO_RUN]];
 
 const NO_RUN: (u32, u32, u32) = (0, 0, 0);
 
@@ -254,11 +282,18 @@ mod tests {
     use super::*;
 
     const LAYOUTS: [PackedLayout; 4] = [
-        PackedLayout::of(WeightFormat::Nvfp4),
-        PackedLayout::of(WeightFormat::Mxfp4),
-        PackedLayout::of(WeightFormat::Fp8),
-        PackedLayout::of(WeightFormat::Bf16),
+        PackedLayout::of(WeightFormat::Nvfp4, Activations::A16),
+        PackedLayout::of(WeightFormat::Mxfp4, Activations::A16),
+        PackedLayout::of(WeightFormat::Fp8, Activations::A16),
+        PackedLayout::of(WeightFormat::Bf16, Activations::A16),
     ];
+
+    /// Of both widths of activations.
+    fn all() -> impl Iterator<Item = PackedLayout> {
+        LAYOUTS.into_iter().flat_map(|layout| {
+            [Activations::A16, Activations::A8].map(|activations| PackedLayout::of(layout.format(), activations))
+        })
+    }
 
     #[test]
     fn sizes_are_those_of_the_formats() {
@@ -274,12 +309,14 @@ mod tests {
         assert_eq!(offsets, [0, 2304, 2 * 2304, 3 * 2304]);
         assert_eq!(nvfp4.packed_bytes(0, 64), 0);
         assert_eq!(nvfp4.to_string(), "nvfp4@2");
+        let of_a8 = LAYOUTS.map(|layout| PackedLayout::of(layout.format(), Activations::A8).id());
+        assert_eq!(of_a8, ["nvfp4-a8@1", "mxfp4-a8@1", "fp8-a8@1", "bf16-a8@1"]);
     }
 
     /// Walks the slab as a kernel does: lane by lane, word by word, fragment register by fragment register.
     #[test]
     fn positions_are_those_of_the_mma_fragments() {
-        for layout in LAYOUTS {
+        for layout in all() {
             let bits = layout.code_bits();
             let chunks = layout.slab_k() / layout.chunk_k();
             for (tile, chunk, lane) in (0..4 * chunks * 32).map(|idx| (idx / 32 / chunks, idx / 32 % chunks, idx % 32))
@@ -306,7 +343,7 @@ mod tests {
 
     #[test]
     fn codes_and_scales_fill_a_slab_once() {
-        for layout in LAYOUTS {
+        for layout in all() {
             let mut bits_used = vec![0u8; layout.slab_bytes()];
             for (row, k) in (0..64 * layout.slab_k()).map(|idx| (idx / layout.slab_k(), idx % layout.slab_k())) {
                 let position = layout.code_position(row, k);

@@ -3,6 +3,7 @@
 //! Device code is tested against this module, never the other way round. Formats: E2M1 codes in blocks that share an
 //! E4M3 scale (NVFP4) or an E8M0 scale (MXFP4), E4M3 with 128x128 E8M0 blocks (FP8), and BF16.
 
+pub mod a8;
 pub mod activation;
 pub mod bf16;
 pub mod e2m1;
@@ -24,7 +25,7 @@ pub use fp8::{Fp8Activations, Fp8Matrix};
 pub use layout::{CodePosition, PackedLayout, RowOrder};
 pub use mxfp4::{ConvertError, Mxfp4Matrix};
 pub use nvfp4::{Nvfp4Matrix, WeightScaleError, quantize_weights, validate_weight_scales};
-pub use pack::{PackError, PackedWeights, SourceMatrix, pack, rebase_of, unpack_operand};
+pub use pack::{PackError, PackedWeights, SourceMatrix, pack, pack_for, rebase_of, unpack_operand};
 pub use rebase::{ExponentRange, Rebase, SpreadError, rebase};
 pub use shape::{QuantizeError, ShapeError};
 pub use tensor_scale::{TensorScale, TensorScaleError};
@@ -43,6 +44,26 @@ pub enum WeightFormat {
     Fp8,
     /// BF16, no scales.
     Bf16,
+}
+
+/// How activations reach the tensor cores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activations {
+    /// BF16; weights are decoded to BF16, exactly.
+    #[default]
+    A16,
+    /// FP8 with one f32 scale for each token; weights are decoded to FP8.
+    A8,
+}
+
+impl std::fmt::Display for Activations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::A16 => "a16",
+            Self::A8 => "a8",
+        })
+    }
 }
 
 impl WeightFormat {

@@ -5,11 +5,9 @@
 //! it is, subnormals too.
 
 use super::layout::{PackedLayout, RowOrder};
-use super::rebase::{
-    ExponentRange, NVFP4_ALPHA, Rebase, SpreadError, e5m3_factor, e5m3_from_e4m3, rebase, rebased_factor,
-};
+use super::rebase::{ExponentRange, Rebase, SpreadError, e5m3_factor, e5m3_from_e4m3, rebase, rebased_factor};
 use super::shape::Shape;
-use super::{ShapeError, WeightFormat, WeightScaleError, bf16, e2m1, e4m3, fp8, mxfp4, nvfp4, ue8m0};
+use super::{Activations, ShapeError, WeightFormat, WeightScaleError, a8, bf16, e2m1, e4m3, fp8, mxfp4, nvfp4, ue8m0};
 
 /// One weight matrix `[n, k]` as a checkpoint holds it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -113,21 +111,34 @@ pub enum PackError {
     Spread(#[from] SpreadError),
 }
 
-/// Packs `source`, its rows in `order`. Grouped weights are packed a group at a time and concatenated.
+/// Packs `source` for BF16 activations, its rows in `order`. Grouped weights are packed a group at a time and
+/// concatenated.
 ///
 /// # Errors
 /// [`PackError`] for slices that do not fit, rows that cannot be interleaved, weights or scales that are not finite,
 /// scales with a sign, and UE8M0 scales too far apart.
 pub fn pack(source: &SourceMatrix<'_>, order: RowOrder) -> Result<PackedWeights, PackError> {
+    pack_for(Activations::A16, source, order)
+}
+
+/// As [`pack`], for kernels that take such `activations`.
+///
+/// # Errors
+/// As [`pack`]; MXFP4 scales may span fewer binades for FP8.
+pub fn pack_for(
+    activations: Activations,
+    source: &SourceMatrix<'_>,
+    order: RowOrder,
+) -> Result<PackedWeights, PackError> {
     source.validate(order)?;
     let in_use = source.blocks_in_use(order);
-    let choice = rebase(source.format(), exponent_range(source, &in_use))?;
-    let layout = PackedLayout::of(source.format());
+    let layout = PackedLayout::of(source.format(), activations);
+    let choice = rebase(layout, exponent_range(source, &in_use))?;
     let (n, k) = source.shape();
     let mut bytes = vec![0; layout.packed_bytes(n, k)];
     for row in 0..n {
         let source_row = order.source_row(row, n);
-        source.pack_codes(source_row, row, &mut bytes);
+        source.pack_codes(layout, source_row, row, &mut bytes);
         let Some(group_k) = layout.group_k() else { continue };
         for k_start in (0..k).step_by(group_k) {
             let scale_idx = source.scale_idx(order, source_row, k_start);
@@ -136,11 +147,7 @@ pub fn pack(source: &SourceMatrix<'_>, order: RowOrder) -> Result<PackedWeights,
             bytes[layout.slab_offset(row, k_start, layout.slabs(k)) + position] = byte;
         }
     }
-    let alpha = match source.format() {
-        WeightFormat::Nvfp4 => NVFP4_ALPHA,
-        _ => choice.alpha,
-    };
-    Ok(PackedWeights { layout, n, k, bytes, alpha })
+    Ok(PackedWeights { layout, n, k, bytes, alpha: choice.alpha })
 }
 
 /// The shift and alpha with which [`pack`] stores the UE8M0 scales of `source`: arguments of a pack kernel.
@@ -149,12 +156,14 @@ pub fn pack(source: &SourceMatrix<'_>, order: RowOrder) -> Result<PackedWeights,
 /// As [`pack`].
 pub fn rebase_of(source: &SourceMatrix<'_>, order: RowOrder) -> Result<Rebase, PackError> {
     source.validate(order)?;
-    Ok(rebase(source.format(), exponent_range(source, &source.blocks_in_use(order)))?)
+    let layout = PackedLayout::of(source.format(), Activations::A16);
+    Ok(rebase(layout, exponent_range(source, &source.blocks_in_use(order)))?)
 }
 
 /// The MMA operand that a kernel makes of the packed weight of packed row `row`, exactly; padding gives 0.
 ///
-/// `operand * alpha` is the weight, which for NVFP4 is still to be multiplied by the tensor's `scale_2`.
+/// `operand * alpha` is the weight, which for NVFP4 is still to be multiplied by the tensor's `scale_2`, and which for
+/// NVFP4 in FP8 is rounded: see [`a8`]. For FP8 weights the kernel applies the scale to sums; it is part of this.
 ///
 /// # Panics
 /// If `row` or `k` lies beyond the padding.
@@ -162,6 +171,13 @@ pub fn unpack_operand(packed: &PackedWeights, row: usize, k: usize) -> f32 {
     let format = packed.layout.format();
     let code = packed.code(row, k);
     let scale = packed.scale(row, k);
+    if packed.layout.activations() == Activations::A8 {
+        match (format, scale) {
+            (WeightFormat::Nvfp4, Some(byte)) => return e4m3::decode(a8::nvfp4_operand(code as u8, byte)),
+            (WeightFormat::Mxfp4, Some(byte)) => return e4m3::decode(a8::mxfp4_operand(code as u8, byte)),
+            _ => {}
+        }
+    }
     match (format, scale) {
         (WeightFormat::Nvfp4, Some(byte)) => e2m1::decode(code as u8) * e5m3_factor(byte),
         (WeightFormat::Mxfp4, Some(byte)) => e2m1::decode(code as u8) * rebased_factor(format, byte),
@@ -280,8 +296,7 @@ impl SourceMatrix<'_> {
     }
 
     /// Writes the codes of `source_row` to packed row `row`, where `bytes` are still zero.
-    fn pack_codes(&self, source_row: usize, row: usize, bytes: &mut [u8]) {
-        let layout = PackedLayout::of(self.format());
+    fn pack_codes(&self, layout: PackedLayout, source_row: usize, row: usize, bytes: &mut [u8]) {
         let (_, row_k) = self.shape();
         for k in 0..row_k {
             let idx = source_row * row_k + k;

@@ -8,7 +8,7 @@
 //! get a fifth exponent bit ("E5M3"), which leaves no subnormals. Zero blocks, which have no scale worth keeping, get
 //! byte 0.
 
-use super::{WeightFormat, ue8m0};
+use super::{Activations, PackedLayout, WeightFormat, a8, ue8m0};
 
 /// The block scales of a tensor that matter: those of blocks with at least one nonzero code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,8 @@ pub struct Rebase {
     pub e_max: u8,
     /// Added to the byte of each block with a nonzero code; all others are stored as 0.
     pub shift: i32,
-    /// `2^(e_max - 127)`: what an operand is multiplied by to give the weight.
+    /// What an operand is multiplied by to give the weight: `2^(e_max - 127)`, for MXFP4 in FP8 `2^(e_max - 133)`;
+    /// [`NVFP4_ALPHA`] for NVFP4, or [`a8::NVFP4_ALPHA`], without the tensor's own scale; 1 for BF16.
     pub alpha: f32,
 }
 
@@ -55,19 +56,23 @@ pub struct SpreadError {
     pub limit: u8,
 }
 
-/// Chooses the shift for a tensor in `format`, MXFP4 or FP8, whose blocks in use span `range`; `None` if all are zero.
+/// Chooses the shift for a tensor in `layout`, MXFP4 or FP8, whose blocks in use span `range`; `None` if all are zero.
 ///
 /// The largest scale is stored as 253 (MXFP4) or 247 (FP8), which makes its operands the values of the codes
 /// themselves. The smallest must then be at least 128 or 130, the byte under which the smallest nonzero code is still
-/// 2^-126. Formats without UE8M0 scales get a shift of 0 and an alpha of 1.
+/// 2^-126. Formats without UE8M0 scales get a shift of 0.
 ///
 /// # Errors
-/// [`SpreadError`] if `range` spans more than 125 (MXFP4) or 117 (FP8) binades.
-pub fn rebase(format: WeightFormat, range: Option<ExponentRange>) -> Result<Rebase, SpreadError> {
-    let (top, bottom) = match format {
-        WeightFormat::Mxfp4 => (MXFP4_TOP, 128),
-        WeightFormat::Fp8 => (FP8_TOP, 130),
-        WeightFormat::Nvfp4 | WeightFormat::Bf16 => return Ok(Rebase { e_max: 127, shift: 0, alpha: 1.0 }),
+/// [`SpreadError`] if `range` spans more than 125 (MXFP4; 11 for operands in FP8) or 117 (FP8) binades.
+pub fn rebase(layout: PackedLayout, range: Option<ExponentRange>) -> Result<Rebase, SpreadError> {
+    let unmoved = |alpha| Ok(Rebase { e_max: 127, shift: 0, alpha });
+    let (top, bottom, lifted) = match (layout.format(), layout.activations()) {
+        (WeightFormat::Mxfp4, Activations::A16) => (MXFP4_TOP, 128, 0),
+        (WeightFormat::Mxfp4, Activations::A8) => (MXFP4_TOP, MXFP4_TOP - a8::MXFP4_SPREAD, a8::MXFP4_BINADES),
+        (WeightFormat::Fp8, _) => (FP8_TOP, 130, 0),
+        (WeightFormat::Nvfp4, Activations::A16) => return unmoved(NVFP4_ALPHA),
+        (WeightFormat::Nvfp4, Activations::A8) => return unmoved(a8::NVFP4_ALPHA),
+        (WeightFormat::Bf16, _) => return unmoved(1.0),
     };
     let limit = top - bottom;
     let e_max = match range {
@@ -75,7 +80,9 @@ pub fn rebase(format: WeightFormat, range: Option<ExponentRange>) -> Result<Reba
         Some(range) => range.largest,
         None => 127,
     };
-    Ok(Rebase { e_max, shift: i32::from(top) - i32::from(e_max), alpha: ue8m0::decode(e_max) })
+    // At least 2^-133, which f32 holds as a subnormal.
+    let alpha = (f64::from(ue8m0::decode(e_max)) * 2f64.powi(-lifted)) as f32;
+    Ok(Rebase { e_max, shift: i32::from(top) - i32::from(e_max), alpha })
 }
 
 /// The E5M3 byte of an E4M3 scale: `2^x * (1 + m / 8)` is `(x + 22) << 3 | m`, zero is 0.
@@ -151,10 +158,11 @@ mod tests {
     #[test]
     fn the_largest_scale_is_one_and_the_smallest_must_fit() {
         for (format, top, bottom, limit) in [(WeightFormat::Mxfp4, 253, 128, 125), (WeightFormat::Fp8, 247, 130, 117)] {
+            let layout = PackedLayout::of(format, Activations::A16);
             for largest in 0..=254u8 {
                 for smallest in 0..=largest {
                     let range = ExponentRange { largest, smallest };
-                    let Ok(choice) = rebase(format, Some(range)) else {
+                    let Ok(choice) = rebase(layout, Some(range)) else {
                         assert!(largest - smallest > limit);
                         continue;
                     };
@@ -166,14 +174,24 @@ mod tests {
                     assert_eq!(choice.stored(smallest, false), 0);
                 }
             }
-            let nothing = rebase(format, None).unwrap();
+            let nothing = rebase(layout, None).unwrap();
             assert_eq!((nothing.e_max, nothing.alpha, nothing.stored(7, false)), (127, 1.0, 0));
         }
         let range = ExponentRange { largest: 130, smallest: 3 };
         assert_eq!(
-            rebase(WeightFormat::Mxfp4, Some(range)).unwrap_err().to_string(),
+            rebase(PackedLayout::of(WeightFormat::Mxfp4, Activations::A16), Some(range)).unwrap_err().to_string(),
             "expected the block scales of a tensor within 125 binades, found 127 (2^-124 to 2^3)"
         );
-        assert_eq!(rebase(WeightFormat::Nvfp4, None).unwrap(), Rebase { e_max: 127, shift: 0, alpha: 1.0 });
+        let mxfp4_a8 = PackedLayout::of(WeightFormat::Mxfp4, Activations::A8);
+        assert_eq!(
+            rebase(mxfp4_a8, Some(ExponentRange { largest: 127, smallest: 115 })).unwrap_err().to_string(),
+            "expected the block scales of a tensor within 11 binades, found 12 (2^-12 to 2^0)"
+        );
+        let found = rebase(mxfp4_a8, Some(ExponentRange { largest: 127, smallest: 116 })).unwrap();
+        assert_eq!((found.shift, found.alpha), (126, 1.0 / 64.0));
+        let least = rebase(mxfp4_a8, Some(ExponentRange { largest: 0, smallest: 0 })).unwrap();
+        assert_eq!(f64::from(least.alpha), 2f64.powi(-133));
+        let nvfp4 = PackedLayout::of(WeightFormat::Nvfp4, Activations::A16);
+        assert_eq!(rebase(nvfp4, None).unwrap(), Rebase { e_max: 127, shift: 0, alpha: NVFP4_ALPHA });
     }
 }

@@ -24,6 +24,7 @@ $#-
 #include "lib/raw.cuh"
 
 using Format = ${ problem.weights }$;
+constexpr bool kIsA8 = ${ problem.is_a8 }$;  // codes stay whole, for FP8 tensor cores
 
 // The matrix and where its rows come from.
 struct Source {
@@ -81,6 +82,7 @@ struct Source {
 
 // A code in its half of a word: sign and magnitude of pair 0 to 3 (src/quant/layout.rs).
 __device__ __forceinline__ uint32_t placed_e2m1(uint32_t code, int pair) {
+  if (kIsA8) return code << (12 - 4 * pair);
   const int magnitude = pair == 0 ? 6 : pair == 1 ? 3 : pair == 2 ? 0 : 9;
   const int sign = pair == 0 ? 15 : pair == 1 ? 12 : pair == 2 ? 14 : 13;
   return (code & 7) << magnitude | (code >> 3) << sign;
@@ -88,6 +90,7 @@ __device__ __forceinline__ uint32_t placed_e2m1(uint32_t code, int pair) {
 
 // The codes of rows g and g + 8 in their half of a word.
 __device__ __forceinline__ uint32_t placed_e4m3(uint32_t upper, uint32_t lower) {
+  if (kIsA8) return upper << 8 | lower;
   const uint32_t first = (upper & 0x7F) << 4 | (upper >> 7) << 15;
   return first | (lower & 0xF) | (lower >> 4 & 7) << 12 | (lower >> 7) << 11;
 }

@@ -10,7 +10,8 @@ $#-
 //
 //   operand       shape            in memory                           written / read
 //   x             [m, k]           BF16, row-major                     read twice (the second time from L2)
-//   codes         [m, k / 2 or k]  low nibble first, or bytes          written
+//   codes         [m, k / 2 or k]  low nibble first; FP8 bytes of 16 k written
+//                                  in the order of src/quant/a8.rs
 //   block_scales  [m, k / 16]      e4m3, row-major or 128x4 tiles      written (NVFP4); padding of the tiles as zeros
 //   row_scales    [m]              f32                                 written
 //   counters      [3] uint32       saturated blocks, non-finite        added to; the third is the complement of the
@@ -83,6 +84,18 @@ struct Block {
   }
 };
 
+// FP8 codes in the order of operands: byte i of word c is k { 2c + 8, 2c, 2c + 9, 2c + 1 }[i].
+__device__ __forceinline__ uint4 fp8_of(const Block& block, float scale) {
+  uint32_t words[4];
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    const uint32_t even = e4m3_of(block.values[2 * c + 8] / scale) | e4m3_of(block.values[2 * c] / scale) << 8;
+    const uint32_t odd = e4m3_of(block.values[2 * c + 9] / scale) | e4m3_of(block.values[2 * c + 1] / scale) << 8;
+    words[c] = even | odd << 16;
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
 // Largest value of the block of threads, for all of them.
 __device__ __forceinline__ float block_maximum(float value) {
   __shared__ float warps[32];
@@ -153,11 +166,7 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
         to[i] = block_scale == 0 ? 0 : low | high << 4;
       }
     } else {
-      uint8_t* to = codes + int64_t{row} * k + b * 16;
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        if (b * 16 + i < k) to[i] = e4m3_of(block.values[i] / scale);
-      }
+      *reinterpret_cast<uint4*>(codes + int64_t{row} * k + b * 16) = fp8_of(block, scale);
     }
   }
 }

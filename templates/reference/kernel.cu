@@ -3,15 +3,16 @@ $#-
 -#$
 // Generated from templates/reference for ${ arch.name }$. Do not edit.
 //
-// reference: R[row, g * n + r] = alpha[g, part of r] * sum_k A[source row, g * k + k'] * W[g][r, k'], in f64 from raw
-// weights. What every candidate is compared with; it shares no code with them but the meaning of the formats.
+// reference: R[row, g * n + r] = scale[row] * alpha[g, part of r] * sum_k A[source row, g * k + k'] * W[g][r, k'], in
+// f64 from raw weights. What every candidate is compared with; it shares no code with them but the meaning of formats.
 //
 //   operand   shape                   in memory                             written / read
 //   W         [groups][n, k]          raw checkpoint bytes (lib/raw.cuh)    read
-//   A         [rows, groups * k]      BF16, row-major                       read
+//   A         [rows, groups * k]      BF16 or E4M3 codes, row-major         read
 //   row_of    [rows] or null          int32: A's row of each result row     read
 //   tiles     [n_tiles] int4          group, first row, count <= 64, 0      read; null: dense, all rows in every group
 //   alphas    [groups][parts]         f32; a part is n / parts rows         read
+//   scales    [rows] or null          f32: what a row of A is multiplied by read
 //   R         [rows, ldr]             f32, the f64 sum rounded once         written
 //
 //   block = 256 threads, a tile of 64 rows x 64 columns, 4 x 4 sums a thread; grid = (columns of 64, row tiles, groups)
@@ -23,13 +24,14 @@ $#-
 #include "lib/raw_formats.cuh"
 
 using Format = Raw${ problem.weights }$;
+using Tokens = Raw${ problem.tokens }$Tokens;
 constexpr int kTile = 64;
 constexpr int kDepth = 16;
 
 extern "C" __global__ void __launch_bounds__(256)
-    reference(const uint8_t* codes, const uint8_t* scales, const bf16* a, const int* row_of, const int4* tiles,
+    reference(const uint8_t* codes, const uint8_t* scales, const void* a, const int* row_of, const int4* tiles,
               float* r, int64_t lda, int64_t ldr, int64_t group_code_bytes, int64_t group_scale_bytes, int m, int n,
-              int k, int half_rows, const float* alphas, int parts) {
+              int k, int half_rows, const float* alphas, int parts, const float* row_scales) {
   __shared__ double a_part[kTile][kDepth + 1];
   __shared__ double w_part[kTile][kDepth + 1];
   const bool is_listed = tiles != nullptr;
@@ -46,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(256)
       const int row = tile.y + line, column = first_column + line;
       const bool has_a = line < tile.z && at < k, has_w = column < n && at < k;
       const int64_t from = has_a ? (row_of == nullptr ? row : row_of[row]) : 0;
-      a_part[line][i % kDepth] = has_a ? float_of(a[from * lda + a_column + at]) : 0.0;
+      a_part[line][i % kDepth] = has_a ? Tokens::value(a, from * lda + a_column, at) : 0.0;
       w_part[line][i % kDepth] = has_w ? Format::value(raw, column, at, half_rows) : 0.0;
     }
     __syncthreads();
@@ -74,7 +76,8 @@ extern "C" __global__ void __launch_bounds__(256)
       if (line >= tile.z || column >= n) continue;
       const int64_t r_column = is_listed ? column : int64_t{tile.x} * n + column;
       const double alpha = alphas[tile.x * parts + column / (n / parts)];
-      r[(tile.y + line) * ldr + r_column] = static_cast<float>(sums[i][j] * alpha);
+      const double row_scale = row_scales == nullptr ? 1.0 : row_scales[tile.y + line];
+      r[(tile.y + line) * ldr + r_column] = static_cast<float>(sums[i][j] * alpha * row_scale);
     }
   }
 }

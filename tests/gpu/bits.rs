@@ -5,7 +5,7 @@ use tilekiln::device::Buffer;
 use tilekiln::kernels::{self, SCAN_RANGE_START};
 use tilekiln::problem::Problem;
 use tilekiln::quant::{
-    self, ExponentRange, PackedLayout, RowOrder, ScalePolicy, SourceMatrix, WeightFormat, bf16, fp8, math, mxfp4,
+    self, Activations, ExponentRange, RowOrder, ScalePolicy, SourceMatrix, WeightFormat, bf16, e4m3, fp8, math, mxfp4,
     nvfp4, scales,
 };
 use tilekiln::tuner::Live;
@@ -23,8 +23,10 @@ pub fn cases() -> Vec<Case> {
     for format in WeightFormat::ALL {
         let name = format!("bits pack {format}");
         cases.push(Case { name, run: Box::new(move |context| pack_bits(context, format)) });
-        let name = format!("bits reference {format}");
-        cases.push(Case { name, run: Box::new(move |context| reference_is_right(context, format)) });
+        for activations in [Activations::A16, Activations::A8] {
+            let name = format!("bits reference {format} {activations}");
+            cases.push(Case { name, run: Box::new(move |context| reference_is_right(context, format, activations)) });
+        }
     }
     cases
 }
@@ -115,18 +117,27 @@ fn pack_bits(context: &mut Context, format: WeightFormat) -> Result<usize, Failu
     let shapes = [(64, 128), (100, 224), (16, 32), (200, 1056), (320, 512)];
     let orders = [RowOrder::Plain, RowOrder::GateUp];
     let mut checked = 0;
-    for (n, k) in shapes {
+    for ((n, k), activations) in
+        shapes.into_iter().flat_map(|shape| [(shape, Activations::A16), (shape, Activations::A8)])
+    {
         for order in orders {
             if order == RowOrder::GateUp && n % 16 != 0 {
                 continue;
             }
-            let raw = Raw::new(format, n, k, order);
+            let mut raw = Raw::new(format, n, k, order);
+            if (format, activations) == (WeightFormat::Mxfp4, Activations::A8) {
+                // Within the 11 binades that FP8 operands hold.
+                raw.scales.iter_mut().for_each(|scale| *scale = 110 + *scale % 12);
+            }
             let (source, values) = raw.source(format);
             let source =
                 if format == WeightFormat::Bf16 { SourceMatrix::Bf16 { n, k, values: &values } } else { source };
-            let expected = quant::pack(&source, order).map_err(|error| format!("{format} {n}x{k}: {error}"))?;
-            let packed = pack_on_gpu(context, format, &raw, order, &expected)?;
-            show_operands(context, format, &packed, &expected)?;
+            let expected = quant::pack_for(activations, &source, order)
+                .map_err(|error| format!("{format} {activations} {n}x{k}: {error}"))?;
+            let packed = pack_on_gpu(context, &raw, order, &expected)?;
+            if activations == Activations::A16 {
+                show_operands(context, format, &packed, &expected)?;
+            }
             checked += expected.bytes.len();
         }
     }
@@ -135,11 +146,11 @@ fn pack_bits(context: &mut Context, format: WeightFormat) -> Result<usize, Failu
 
 fn pack_on_gpu(
     context: &Context,
-    format: WeightFormat,
     raw: &Raw,
     order: RowOrder,
     expected: &quant::PackedWeights,
 ) -> Result<Buffer, Failure> {
+    let (layout, format) = (expected.layout, expected.layout.format());
     let (codes, scales) = (context.buffer(&raw.codes)?, context.buffer(&raw.scales)?);
     let in_use = Buffer::zeros(&context.gpu, raw.scales.len().max(1))?;
     let range = context.buffer(&SCAN_RANGE_START)?;
@@ -162,8 +173,7 @@ fn pack_on_gpu(
         return Err(format!("{format} {}x{}: {} faults in a matrix without any", raw.n, raw.k, found[2]).into());
     }
     let range = (found[0] >= 0).then(|| ExponentRange { largest: found[0] as u8, smallest: found[1] as u8 });
-    let rebase = quant::rebase(format, range).map_err(|error| error.to_string())?;
-    let layout = PackedLayout::of(format);
+    let rebase = quant::rebase(layout, range).map_err(|error| error.to_string())?;
     let packed = Buffer::new(&context.gpu, layout.packed_bytes(raw.n, raw.k))?;
     packed.set_bytes(0xEE)?;
     let units = layout.scales_bytes() + layout.codes_bytes() / 16;
@@ -178,12 +188,12 @@ fn pack_on_gpu(
         u64::from(is_gate_up),
         u64::from(rebase.shift as u32),
     ];
-    context.run_tool(&kernels::pack(format), blocks as u32, &mut words)?;
+    context.run_tool(&kernels::pack(layout), blocks as u32, &mut words)?;
     let found: Vec<u8> = packed.download(expected.bytes.len())?;
     if let Some(at) = found.iter().zip(&expected.bytes).position(|(a, b)| a != b) {
         let (found, expected) = (found[at], expected.bytes[at]);
         return Err(
-            format!("{format} {}x{} {order:?}: byte {at} is {found:#x}, expected {expected:#x}", raw.n, raw.k).into()
+            format!("{layout} {}x{} {order:?}: byte {at} is {found:#x}, expected {expected:#x}", raw.n, raw.k).into()
         );
     }
     Ok(packed)
@@ -244,7 +254,8 @@ impl Converted {
         if to == WeightFormat::Fp8 {
             let made = fp8::quantize_activations(values, m, k).map_err(|error| error.to_string())?;
             let (row_scales, non_finite) = (bytes(&made.row_scales), made.non_finite);
-            return Ok(Self { codes: made.codes, block_scales: Vec::new(), row_scales, non_finite });
+            let codes = quant::a8::in_operand_order(&made.codes);
+            return Ok(Self { codes, block_scales: Vec::new(), row_scales, non_finite });
         }
         let made =
             quant::quantize_activations(values, m, k, ScalePolicy::PerToken).map_err(|error| error.to_string())?;
@@ -343,7 +354,13 @@ fn parameter_sizes(context: &mut Context) -> Result<usize, Failure> {
         _ => 8,
     };
     let mut checked = 0;
-    let texts = ["nvfp4 256x256 m1", "nvfp4 256x256 m64", "moe nvfp4 8 top2 256x256 m4", "quantise nvfp4 k256 m1"];
+    let texts = [
+        "nvfp4 256x256 m1",
+        "nvfp4 256x256 m64",
+        "nvfp4 256x256 a8 m64",
+        "moe nvfp4 8 top2 256x256 m4",
+        "quantise nvfp4 k256 m1",
+    ];
     for text in texts {
         let problem: Problem = text.parse().map_err(|error| format!("{error}"))?;
         let spec = context.gpu.spec().clone();
@@ -391,23 +408,41 @@ fn moderate(format: WeightFormat, raw: &Raw, [n, k]: [usize; 2]) -> Result<(Vec<
     Ok((grids, weights))
 }
 
+/// Tokens as the reference takes them, and their values.
+fn reference_tokens(activations: Activations, row_scales: &[f32], columns: usize) -> (Vec<u8>, Vec<f32>) {
+    let value = |idx: usize| ((idx * 37) % 101) as f32 / 50.0 - 1.0;
+    let count = row_scales.len() * columns;
+    match activations {
+        Activations::A16 => {
+            let bits: Vec<u16> = (0..count).map(|idx| bf16::encode(value(idx))).collect();
+            let bytes = bits.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+            (bytes, bits.into_iter().map(bf16::decode).collect())
+        }
+        Activations::A8 => {
+            let codes: Vec<u8> = (0..count).map(|idx| e4m3::encode(value(idx))).collect();
+            let decoded = |(idx, &code): (usize, &u8)| e4m3::decode(code) * row_scales[idx / columns];
+            (quant::a8::in_operand_order(&codes), codes.iter().enumerate().map(decoded).collect())
+        }
+    }
+}
+
 /// A candidate that agrees with the GPU's reference also agrees with the CPU's: so the reference is right.
-fn reference_is_right(context: &mut Context, format: WeightFormat) -> Result<usize, Failure> {
+fn reference_is_right(context: &mut Context, format: WeightFormat, activations: Activations) -> Result<usize, Failure> {
     let (groups, n, k, m) = (2, 48, 160, 5);
     let count = groups * n * k;
     let raw = Raw::new(format, groups * n, k, RowOrder::Plain);
     let (grids, weights) = moderate(format, &raw, [n, k])?;
-    let tokens: Vec<u16> =
-        (0..m * groups * k).map(|idx| bf16::encode(((idx * 37) % 101) as f32 / 50.0 - 1.0)).collect();
     let alphas = [0.5f32, 0.25, 2.0, 1.0];
-    let decoded: Vec<f32> = tokens.iter().map(|&bits| bf16::decode(bits)).collect();
+    let row_scales: Vec<f32> = (0..m).map(|token| 0.5 + token as f32).collect();
+    let (bytes, decoded) = reference_tokens(activations, &row_scales, groups * k);
     let expected = check::dense(&weights, &decoded, &alphas, [groups, n, k]);
-    let (codes, scale_bytes, a) = (context.buffer(&raw.codes)?, context.buffer(&grids)?, context.buffer(&tokens)?);
+    let (codes, scale_bytes, a) = (context.buffer(&raw.codes)?, context.buffer(&grids)?, context.buffer(&bytes)?);
+    let row_scales = context.buffer(&row_scales)?;
     let alpha_buffer = context.buffer(&alphas)?;
     let result = Buffer::zeros(&context.gpu, 4 * m * groups * n)?;
     let spec = context.gpu.spec().clone();
-    let source =
-        tilekiln::codegen::render(&kernels::reference(format), spec.arch, &spec.target).map_err(|e| e.to_string())?;
+    let source = tilekiln::codegen::render(&kernels::reference(format, activations), spec.arch, &spec.target)
+        .map_err(|e| e.to_string())?;
     let (cubin, _) = context.jit.compile(&source).map_err(|error| error.to_string())?;
     let kernel = tilekiln::device::Kernel::load(&context.gpu, &cubin, 0)?;
     let mut words = [
@@ -427,6 +462,7 @@ fn reference_is_right(context: &mut Context, format: WeightFormat) -> Result<usi
         0,
         alpha_buffer.pointer(),
         2,
+        if activations == Activations::A8 { row_scales.pointer() } else { 0 },
     ];
     let mut pointers: Vec<_> = words.iter_mut().map(|word| (word as *mut u64).cast()).collect();
     let geometry = tilekiln::device::Geometry {

@@ -33,7 +33,7 @@ fn tiles_of(text: &'static str, count: usize) -> Case {
 const TILES_SAMPLED: usize = 14;
 
 /// Tails: rows that fill no block of 64 or 16, k that fills no slab, tokens that fill no tile.
-const SAMPLED: [&str; 37] = [
+const SAMPLED: [&str; 54] = [
     "nvfp4 64x64 m1",
     "nvfp4 100x208 m1",
     "nvfp4 72x16 m3",
@@ -71,6 +71,23 @@ const SAMPLED: [&str; 37] = [
     "mxfp4 256x1024 m16",
     "fp8 256x2048 m32",
     "nvfp4 512x2048 m64",
+    "nvfp4 64x64 a8 m1",
+    "nvfp4 100x208 a8 m20",
+    "nvfp4 321x528 a8 m70",
+    "nvfp4 512x4096 a8 m130",
+    "nvfp4 3x200x272 a8 m50",
+    "nvfp4 1024x2048 a8 swiglu m260",
+    "nvfp4 250x4112 a8 f32 m90",
+    "mxfp4 100x224 a8 m3",
+    "mxfp4 320x1056 a8 m37",
+    "mxfp4 256x2048 a8 swiglu m129",
+    "mxfp4 500x3104 a8 f32 m300",
+    "mxfp4 1536x4096 a8 m512",
+    "fp8 130x272 a8 m1",
+    "fp8 300x1008 a8 m20",
+    "fp8 2x1024x512 a8 m64",
+    "fp8 256x1040 a8 swiglu m70",
+    "fp8 512x2048 a8 f32 m200",
 ];
 
 const WHOLE_SPACES: [&str; 2] = ["nvfp4 256x1024 m8", "nvfp4 384x1024 m300"];

@@ -8,7 +8,7 @@ use crate::device::Buffer;
 use crate::dispatch::LaunchArgs;
 use crate::kernels::FillKind;
 use crate::problem::Convert;
-use crate::quant::{self, ScalePolicy, WeightFormat, bf16, fp8};
+use crate::quant::{self, ScalePolicy, WeightFormat, a8, bf16, fp8};
 
 pub(super) struct ConvertSubject {
     convert: Convert,
@@ -67,7 +67,7 @@ impl ConvertSubject {
             }
             _ => {
                 let expected = fp8::quantize_activations(&x, m, k).map_err(shape)?;
-                (expected.codes, Vec::new(), expected.row_scales)
+                (a8::in_operand_order(&expected.codes), Vec::new(), expected.row_scales)
             }
         };
         let differing = |found: &[u8], expected: &[u8]| found.iter().zip(expected).filter(|(a, b)| a != b).count();

@@ -6,8 +6,9 @@ use super::{Candidate, LiveError, Mode, launch_with};
 use crate::check::{Comparison, Path};
 use crate::device::{Buffer, Stream};
 use crate::dispatch::{LaunchArgs, Segments};
-use crate::kernels::{self, FillKind};
-use crate::problem::{Dense, Epilogue, Output};
+use crate::kernels::{self, FillKind, random_fp8_token_mean_square, random_mean_square};
+use crate::problem::{Activations, Dense, Epilogue, Output};
+use crate::quant::WeightFormat;
 
 pub(super) struct DenseSubject {
     dense: Dense,
@@ -17,6 +18,8 @@ pub(super) struct DenseSubject {
     segments: Segments,
     /// Random tokens, `[m, stride]`.
     pristine: Buffer,
+    /// `[m]` f32, with FP8 tokens.
+    row_scales: Buffer,
     /// What a chain reads and writes in turn, `[m, stride]` each; the first is also where checks write.
     buffers: [Buffer; 2],
     /// `[m, d_columns]` f32.
@@ -28,7 +31,7 @@ impl DenseSubject {
         let [groups, n, k] = [dense.groups, dense.n, dense.k].map(|size| size as usize);
         let is_gate_up = dense.epilogue == Epilogue::SwiGlu;
         let raw = RawWeights::random(tools, dense.weights, [groups, n, k], is_gate_up, seed)?;
-        let (packed, packed_alpha) = raw.pack(tools)?;
+        let (packed, packed_alpha) = raw.pack(tools, dense.activations)?;
         // Two parts with alphas of their own, so that a kernel that takes the wrong one is found out. One keeps sums at
         // the size of the tokens, so that a chain neither grows nor dies out; gate and up are larger, so that clamps
         // are met.
@@ -49,6 +52,7 @@ impl DenseSubject {
             is_warm: false,
             segments,
             pristine: Buffer::new(&tools.gpu, 0)?,
+            row_scales: Buffer::new(&tools.gpu, 0)?,
             buffers: [Buffer::new(&tools.gpu, 0)?, Buffer::new(&tools.gpu, 0)?],
             reference: Buffer::new(&tools.gpu, 0)?,
         };
@@ -64,24 +68,43 @@ impl DenseSubject {
     }
 
     pub fn judged_by(&self) -> (Output, Path) {
-        (self.dense.output, Path::Sum { k: self.dense.k })
+        let dense = &self.dense;
+        let path = match dense.activations {
+            Activations::A16 => Path::Sum { k: dense.k },
+            Activations::A8 => Path::Fp8 {
+                is_rounded: dense.weights == WeightFormat::Nvfp4,
+                is_swiglu: dense.epilogue == Epilogue::SwiGlu,
+            },
+        };
+        (dense.output, path)
     }
 
     /// Elements between rows: wide enough for A and D, so that one can stand where the other was.
     fn stride(&self) -> u32 {
-        self.dense.a_columns().max(self.dense.d_columns()).next_multiple_of(8)
+        self.dense.a_columns().max(self.dense.d_columns()).next_multiple_of(16)
     }
 
-    /// A BF16 result without SwiGLU can be the next launch's tokens. SwiGLU squares the size of what it is fed, and an
-    /// f32 result is no operand: those launches only follow each other.
+    /// A BF16 result without SwiGLU can be the next launch's tokens. SwiGLU squares the size of what it is fed, an f32
+    /// result is no operand, and FP8 tokens would have to be converted: those launches only follow each other.
     fn feeds_itself(&self) -> bool {
-        self.dense.output == Output::Bf16 && self.dense.epilogue == Epilogue::Plain
+        let Dense { output, epilogue, activations, .. } = self.dense;
+        output == Output::Bf16 && epilogue == Epilogue::Plain && activations == Activations::A16
     }
 
     fn make_tokens(&mut self, tools: &mut Toolbox, seed: u64) -> Result<(), LiveError> {
         let elements = self.dense.m as usize * self.stride() as usize;
-        self.pristine = Buffer::new(&tools.gpu, 2 * elements)?;
-        tools.fill(&self.pristine, elements, FillKind::Bf16, [0, 0], seed ^ 0xA)?;
+        let (kind, element_bytes) = match self.dense.activations {
+            Activations::A16 => (FillKind::Bf16, 2),
+            Activations::A8 => (FillKind::E4m3, 1),
+        };
+        self.pristine = Buffer::new(&tools.gpu, element_bytes * elements)?;
+        tools.fill(&self.pristine, elements, kind, [0, 0], seed ^ 0xA)?;
+        if self.dense.activations == Activations::A8 {
+            // The size of BF16 tokens, and no two neighbours alike.
+            let size = (random_mean_square(WeightFormat::Bf16) / random_fp8_token_mean_square()).sqrt() as f32;
+            let scales: Vec<f32> = (0..self.dense.m).map(|token| size * (0.75 + 0.0625 * (token % 9) as f32)).collect();
+            self.row_scales = Buffer::of(&tools.gpu, &scales)?;
+        }
         let bytes = elements * self.dense.output.bytes() as usize;
         let second = if self.feeds_itself() { bytes } else { 0 };
         self.buffers = [Buffer::new(&tools.gpu, bytes)?, Buffer::new(&tools.gpu, second)?];
@@ -129,8 +152,9 @@ impl DenseSubject {
             Value::Int(raw.half_rows() as i32),
             (&alphas).into(),
             Value::Int(parts.len() as i32),
+            if self.row_scales.bytes() == 0 { Value::Pointer(0) } else { (&self.row_scales).into() },
         ];
-        tools.run(&kernels::reference(dense.weights), grid, &values)?;
+        tools.run(&kernels::reference(dense.weights, dense.activations), grid, &values)?;
         tools.stream.synchronize()?;
         if dense.epilogue == Epilogue::Plain {
             return Ok(sums);
@@ -167,6 +191,7 @@ impl DenseSubject {
             output_stride: self.stride(),
             tokens: m,
             segments: self.segments,
+            row_scales: self.row_scales.pointer(),
             limit: LIMIT,
             ..LaunchArgs::default()
         }

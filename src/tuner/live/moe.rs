@@ -11,7 +11,7 @@ use crate::check::{Comparison, Path};
 use crate::device::Buffer;
 use crate::dispatch::LaunchArgs;
 use crate::kernels::{self, FillKind};
-use crate::problem::{MoeBlock, Output, Routing};
+use crate::problem::{Activations, MoeBlock, Output, Routing};
 
 pub(super) struct MoeSubject {
     block: MoeBlock,
@@ -45,8 +45,8 @@ struct RawExperts {
 impl MoeSubject {
     pub fn new(tools: &mut Toolbox, block: &MoeBlock, routings: &[Routing], seed: u64) -> Result<Self, LiveError> {
         let raw = RawExperts::random(tools, block, seed)?;
-        let (up, up_factor) = raw.up.pack(tools)?;
-        let (down, down_factor) = raw.down.pack(tools)?;
+        let (up, up_factor) = raw.up.pack(tools, Activations::A16)?;
+        let (down, down_factor) = raw.down.pack(tools, Activations::A16)?;
         let scaled = |alphas: &[f32], factor: f32| -> Vec<f32> { alphas.iter().map(|alpha| alpha * factor).collect() };
         let elements = block.m as usize * block.hidden as usize;
         let tokens = Buffer::new(&tools.gpu, 2 * elements)?;
@@ -230,9 +230,14 @@ impl RawExperts {
             Value::Int(raw.half_rows() as i32),
             (&alphas).into(),
             Value::Int(parts),
+            Value::Pointer(0),
         ];
         if n_tiles > 0 {
-            tools.run(&kernels::reference(raw.format), [(raw.n as u32).div_ceil(64), n_tiles, 1], &values)?;
+            tools.run(
+                &kernels::reference(raw.format, Activations::A16),
+                [(raw.n as u32).div_ceil(64), n_tiles, 1],
+                &values,
+            )?;
         }
         Ok(tools.stream.synchronize()?)
     }

@@ -4,7 +4,7 @@ use super::LiveError;
 use super::tools::{Toolbox, Value};
 use crate::device::{Buffer, DevicePointer};
 use crate::kernels::{self, FillKind, SCAN_RANGE_START};
-use crate::quant::{self, ExponentRange, PackedLayout, Rebase, WeightFormat};
+use crate::quant::{self, Activations, ExponentRange, PackedLayout, Rebase, WeightFormat};
 
 /// Raw matrices `[groups][n, k]` of one format in device memory.
 pub(super) struct RawWeights {
@@ -51,20 +51,15 @@ impl RawWeights {
         if self.is_gate_up { self.n / 2 } else { 0 }
     }
 
-    /// Bytes of all groups, packed.
-    pub fn packed_bytes(&self) -> usize {
-        self.groups * PackedLayout::of(self.format).packed_bytes(self.n, self.k)
-    }
-
-    /// Packs all groups into one buffer, with one rebase for all of them. Gives the buffer and what operands are to be
-    /// multiplied by, besides a weight's own scale.
-    pub fn pack(&self, tools: &mut Toolbox) -> Result<(Buffer, f32), LiveError> {
+    /// Packs all groups into one buffer for such `activations`, with one rebase for all of them. Gives the buffer and
+    /// what operands are to be multiplied by, besides a weight's own scale.
+    pub fn pack(&self, tools: &mut Toolbox, activations: Activations) -> Result<(Buffer, f32), LiveError> {
+        let layout = PackedLayout::of(self.format, activations);
         let in_use_bytes = if self.format == WeightFormat::Fp8 { self.group_scale_bytes() * self.groups } else { 0 };
         let in_use = Buffer::new(&tools.gpu, in_use_bytes)?;
-        let rebase = self.scan(tools, &in_use)?;
-        let packed = Buffer::new(&tools.gpu, self.packed_bytes())?;
-        let layout = PackedLayout::of(self.format);
-        let blocks = kernels::pack_blocks(self.format, self.n, self.k);
+        let rebase = self.scan(tools, layout, &in_use)?;
+        let packed = Buffer::new(&tools.gpu, self.groups * layout.packed_bytes(self.n, self.k))?;
+        let blocks = kernels::pack_blocks(layout, self.n, self.k);
         for group in 0..self.groups {
             let values = [
                 Value::Pointer(self.codes_of(group)),
@@ -76,15 +71,14 @@ impl RawWeights {
                 Value::Int(i32::from(self.is_gate_up)),
                 Value::Int(rebase.shift),
             ];
-            tools.run(&kernels::pack(self.format), [blocks, 1, 1], &values)?;
+            tools.run(&kernels::pack(layout), [blocks, 1, 1], &values)?;
         }
         tools.stream.synchronize()?;
-        let alpha = if self.format == WeightFormat::Nvfp4 { quant::rebase::NVFP4_ALPHA } else { rebase.alpha };
-        Ok((packed, alpha))
+        Ok((packed, rebase.alpha))
     }
 
     /// Looks for scales in use over all groups.
-    fn scan(&self, tools: &mut Toolbox, in_use: &Buffer) -> Result<Rebase, LiveError> {
+    fn scan(&self, tools: &mut Toolbox, layout: PackedLayout, in_use: &Buffer) -> Result<Rebase, LiveError> {
         let range = Buffer::of(&tools.gpu, &SCAN_RANGE_START)?;
         let n_blocks = match self.format {
             WeightFormat::Bf16 => self.n * self.k,
@@ -111,7 +105,7 @@ impl RawWeights {
             return Err(LiveError::Data(format!("{faults} random weights or scales are not finite")));
         }
         let range = (largest >= 0).then_some(ExponentRange { largest: largest as u8, smallest: smallest as u8 });
-        quant::rebase(self.format, range).map_err(|error| LiveError::Data(error.to_string()))
+        quant::rebase(layout, range).map_err(|error| LiveError::Data(error.to_string()))
     }
 
     pub fn codes_of(&self, group: usize) -> DevicePointer {

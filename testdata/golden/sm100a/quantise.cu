@@ -8,7 +8,8 @@
 //
 //   operand       shape            in memory                           written / read
 //   x             [m, k]           BF16, row-major                     read twice (the second time from L2)
-//   codes         [m, k / 2 or k]  low nibble first, or bytes          written
+//   codes         [m, k / 2 or k]  low nibble first; FP8 bytes of 16 k written
+//                                  in the order of src/quant/a8.rs
 //   block_scales  [m, k / 16]      e4m3, row-major or 128x4 tiles      written (NVFP4); padding of the tiles as zeros
 //   row_scales    [m]              f32                                 written
 //   counters      [3] uint32       saturated blocks, non-finite        added to; the third is the complement of the
@@ -42,7 +43,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 24 "templates/quantise/kernel.cu"
+#line 25 "templates/quantise/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -54,7 +55,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 25 "templates/quantise/kernel.cu"
+#line 26 "templates/quantise/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -62,7 +63,7 @@ __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcon
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
 }
-#line 26 "templates/quantise/kernel.cu"
+#line 27 "templates/quantise/kernel.cu"
 
 struct Config {
   static constexpr bool kIsNvfp4 = true;
@@ -122,6 +123,18 @@ struct Block {
     }
   }
 };
+
+// FP8 codes in the order of operands: byte i of word c is k { 2c + 8, 2c, 2c + 9, 2c + 1 }[i].
+__device__ __forceinline__ uint4 fp8_of(const Block& block, float scale) {
+  uint32_t words[4];
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    const uint32_t even = e4m3_of(block.values[2 * c + 8] / scale) | e4m3_of(block.values[2 * c] / scale) << 8;
+    const uint32_t odd = e4m3_of(block.values[2 * c + 9] / scale) | e4m3_of(block.values[2 * c + 1] / scale) << 8;
+    words[c] = even | odd << 16;
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
 
 // Largest value of the block of threads, for all of them.
 __device__ __forceinline__ float block_maximum(float value) {
@@ -193,11 +206,7 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
         to[i] = block_scale == 0 ? 0 : low | high << 4;
       }
     } else {
-      uint8_t* to = codes + int64_t{row} * k + b * 16;
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        if (b * 16 + i < k) to[i] = e4m3_of(block.values[i] / scale);
-      }
+      *reinterpret_cast<uint4*>(codes + int64_t{row} * k + b * 16) = fp8_of(block, scale);
     }
   }
 }

@@ -241,7 +241,7 @@ impl Pass<'_> {
             return self.linear(fused, projection, a, d);
         }
         let config = &self.model.config;
-        let layout = crate::quant::PackedLayout::of(projection.format);
+        let layout = crate::quant::PackedLayout::of(projection.format, crate::quant::Activations::A16);
         let (mut weights, mut at) = (projection.pointer(), d.pointer);
         for (part_idx, (name, n)) in [(first, config.q_rank), (second, config.head_dim)].into_iter().enumerate() {
             let rounded = self.quantised(name, a)?;

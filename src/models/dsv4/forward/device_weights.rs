@@ -11,7 +11,7 @@ use super::{ForwardError, Ledger, Progress};
 use crate::device::{Buffer, DevicePointer, Gpu};
 use crate::dispatch::Segments;
 use crate::engine::{Alphas, Content, EngineError, Matrix, Packer};
-use crate::quant::{PackedLayout, WeightFormat};
+use crate::quant::{Activations, PackedLayout, WeightFormat};
 
 /// A packed projection.
 pub(super) struct Projection {
@@ -228,7 +228,7 @@ impl Uploader<'_> {
     /// Parts that read the same input, one below the other.
     fn projection(&mut self, op: &str, parts: &[&Linear<'_>]) -> Result<Projection, ForwardError> {
         let format = same_format(parts)?;
-        let layout = PackedLayout::of(format);
+        let layout = PackedLayout::of(format, Activations::A16);
         let bytes = parts.iter().map(|part| layout.packed_bytes(part.n, part.k)).sum();
         let packed = self.buffer(op, bytes)?;
         let (mut at, mut ranges) = (packed.pointer(), Vec::new());
@@ -248,7 +248,7 @@ impl Uploader<'_> {
     /// `o_groups` matrices that stand one below the other in the file, with one alpha.
     fn grouped(&mut self, op: &str, linear: &Linear<'_>) -> Result<Projection, ForwardError> {
         let groups = self.config.o_groups as usize;
-        let (n, layout) = (linear.n / groups, PackedLayout::of(linear.format));
+        let (n, layout) = (linear.n / groups, PackedLayout::of(linear.format, Activations::A16));
         let code_bytes = linear.codes.len() / groups;
         let matrices: Vec<Matrix<'_>> = (0..groups)
             .map(|group| Matrix {
@@ -270,7 +270,7 @@ impl Uploader<'_> {
     fn gate_up(&mut self, op: &str, expert: &Expert<'_>) -> Result<Projection, ForwardError> {
         let parts = [&expert.w1, &expert.w3];
         let format = same_format(&parts)?;
-        let bytes = PackedLayout::of(format).packed_bytes(2 * expert.w1.n, expert.w1.k);
+        let bytes = PackedLayout::of(format, Activations::A16).packed_bytes(2 * expert.w1.n, expert.w1.k);
         let packed = self.buffer(op, bytes)?;
         let alpha = self.packer.pack(&[gate_up_matrix(expert)], Alphas::Own, packed.pointer())?[0];
         self.note(&parts, op, packed.pointer());
@@ -292,7 +292,7 @@ impl Uploader<'_> {
         };
         let all: Vec<&Linear<'_>> = experts.iter().flat_map(|expert| [&expert.w1, &expert.w3, &expert.w2]).collect();
         let format = same_format(&all)?;
-        let (layout, first) = (PackedLayout::of(format), &experts[0]);
+        let (layout, first) = (PackedLayout::of(format, Activations::A16), &experts[0]);
         let up_bytes = experts.len() * layout.packed_bytes(2 * first.w1.n, first.w1.k);
         let gate_up = self.buffer(op, up_bytes)?;
         let down = self.buffer(op, experts.len() * layout.packed_bytes(first.w2.n, first.w2.k))?;

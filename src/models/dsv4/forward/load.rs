@@ -299,7 +299,7 @@ fn bind(gpu: &Arc<Gpu>, problem: Problem, plan: Plan, options: &PrepareOptions) 
 /// Bytes of an op's packed weights in one layer.
 fn packed_bytes(op: &Op) -> u64 {
     let matrix_bytes = |matrix: &crate::models::Matrix, format| {
-        let layout = PackedLayout::of(format);
+        let layout = PackedLayout::of(format, Activations::A16);
         matrix.groups as usize * layout.packed_bytes(matrix.n() as usize, matrix.k as usize)
     };
     let bytes = match &op.product {

@@ -16,7 +16,7 @@ use crate::dispatch::{PrepareOptions, Segments};
 use crate::engine::{Alphas, Content, Matrix, Packer};
 use crate::kernels::random_mean_square;
 use crate::models::dsv4::{Config, Formats, LayerKind};
-use crate::quant::{PackedLayout, WeightFormat};
+use crate::quant::{Activations, PackedLayout, WeightFormat};
 
 impl Forward {
     /// A model of `config` with random weights in `formats`.
@@ -170,14 +170,15 @@ impl Synthesiser<'_> {
 
     fn projection(&mut self, format: WeightFormat, parts: &[u32], k: u32) -> Result<Projection, ForwardError> {
         let n: u32 = parts.iter().sum();
-        let packed = Buffer::new(self.gpu, PackedLayout::of(format).packed_bytes(n as usize, k as usize))?;
+        let packed =
+            Buffer::new(self.gpu, PackedLayout::of(format, Activations::A16).packed_bytes(n as usize, k as usize))?;
         let alpha = self.pack(&[self.matrix(format, [n, k], false)], &packed)?[0] * size_of_sum(format, k);
         let segments = Segments::of(&parts.iter().map(|rows| (*rows, alpha)).collect::<Vec<_>>());
         Ok(Projection::new(packed, segments, vec![None; parts.len()], format))
     }
 
     fn grouped(&mut self, format: WeightFormat, [groups, n, k]: [u32; 3]) -> Result<Projection, ForwardError> {
-        let bytes = PackedLayout::of(format).packed_bytes(n as usize, k as usize);
+        let bytes = PackedLayout::of(format, Activations::A16).packed_bytes(n as usize, k as usize);
         let packed = Buffer::new(self.gpu, groups as usize * bytes)?;
         let matrices: Vec<_> = (0..groups).map(|_| self.matrix(format, [n, k], false)).collect();
         let seeded = self.seeded(matrices);
@@ -187,7 +188,10 @@ impl Synthesiser<'_> {
 
     fn gate_up(&mut self, format: WeightFormat, inner: u32) -> Result<Projection, ForwardError> {
         let hidden = self.config.hidden;
-        let packed = Buffer::new(self.gpu, PackedLayout::of(format).packed_bytes(2 * inner as usize, hidden as usize))?;
+        let packed = Buffer::new(
+            self.gpu,
+            PackedLayout::of(format, Activations::A16).packed_bytes(2 * inner as usize, hidden as usize),
+        )?;
         let alpha = self.pack(&[self.matrix(format, [2 * inner, hidden], true)], &packed)?[0];
         let alpha = alpha * size_of_sum(format, hidden);
         Ok(Projection::new(packed, Segments::gate_up(alpha, alpha), vec![None; 2], format))
@@ -196,7 +200,7 @@ impl Synthesiser<'_> {
     fn experts(&mut self) -> Result<Experts, ForwardError> {
         let &Config { experts, hidden, intermediate, .. } = self.config;
         let (format, count) = (self.formats.experts, experts as usize);
-        let layout = PackedLayout::of(format);
+        let layout = PackedLayout::of(format, Activations::A16);
         let gate_up = Buffer::new(self.gpu, count * layout.packed_bytes(2 * intermediate as usize, hidden as usize))?;
         let down = Buffer::new(self.gpu, count * layout.packed_bytes(hidden as usize, intermediate as usize))?;
         let ups: Vec<_> = (0..count).map(|_| self.matrix(format, [2 * intermediate, hidden], true)).collect();

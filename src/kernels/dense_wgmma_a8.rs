@@ -1,0 +1,390 @@
+//! Dense GEMM on the FP8 tensor cores of Hopper: FP8 tokens, weights decoded to FP8.
+
+use std::collections::BTreeMap;
+
+use super::dense_mma::out_word;
+use super::group::token_choices;
+use super::plan::{BoxBase, Workspace, word_of};
+use super::space::{first_that_fits, number, tile_values};
+use super::{Axis, BoxMap, Family, Launch, Operand, Param, Plan, Rule, Work};
+use crate::arch::{ArchSpec, GpuSpec};
+use crate::codegen::{Request, Values, Widths};
+use crate::problem::{Activations, Dense, Epilogue, Problem, Tile};
+use crate::quant::{PackedLayout, WeightFormat};
+
+/// `templates/dense_wgmma_a8`.
+pub struct DenseWgmmaA8;
+
+impl Family for DenseWgmmaA8 {
+    fn name(&self) -> &'static str {
+        "dense_wgmma_a8"
+    }
+
+    fn serves(&self, problem: &Problem, arch: &ArchSpec) -> Result<(), String> {
+        match problem {
+            Problem::Dense(_) if !arch.capabilities.wgmma => Err(format!("{} has no wgmma", arch.name)),
+            Problem::Dense(dense) if dense.weights == WeightFormat::Bf16 => {
+                Err("bf16 weights are no FP8 operands".to_string())
+            }
+            Problem::Dense(dense) if dense.activations == Activations::A8 => Ok(()),
+            Problem::Dense(dense) => Err(format!("expected a8 activations, found {}", dense.activations)),
+            other => Err(format!("expected a dense problem, found `{other}`")),
+        }
+    }
+
+    fn axes(&self, problem: &Problem, arch: &ArchSpec) -> Vec<Axis> {
+        let clusters: &[u32] = if arch.capabilities.clusters { &[1, 2] } else { &[1] };
+        let chains: &[u32] = match dense_of(problem).weights {
+            WeightFormat::Fp8 => &[128],
+            _ => &[0, 128, 256, 512],
+        };
+        vec![
+            Axis::new("consumers", [1, 2]),
+            Axis::new("tokens", token_choices(problem.m())),
+            Axis::new("block_k", [128, 256]),
+            Axis::new("stages", [2, 3, 4, 5, 6, 8]),
+            Axis::new("split", [1, 2, 4, 8]),
+            Axis::new("promote", chains),
+            Axis::new("cluster", clusters),
+            Axis::new("signal", [0, 1, 3]),
+            Axis::new("raster", [0, 1]),
+        ]
+    }
+
+    fn rules(&self) -> &'static [Rule] {
+        &RULES
+    }
+
+    fn default_tile(&self, problem: &Problem, gpu: &GpuSpec) -> Tile {
+        let tokens = token_choices(problem.m()).last().copied().unwrap_or(16).min(128);
+        let promote = match dense_of(problem).weights {
+            WeightFormat::Fp8 => 128,
+            _ => 512,
+        };
+        let fixed = [("consumers", 2), ("tokens", tokens), ("block_k", 128), ("signal", 3), ("raster", 0)];
+        let numbers = |(stages, split, promote, cluster)| {
+            let chosen = [("stages", stages), ("split", split), ("promote", promote), ("cluster", cluster)];
+            Tile::new(self.name(), fixed.into_iter().chain(chosen))
+        };
+        // Where a chain would never end, or k is not worth splitting, the next is tried.
+        let choices = [
+            (4, 4, promote, 1),
+            (4, 4, 0, 1),
+            (4, 2, promote, 1),
+            (4, 2, 0, 1),
+            (4, 1, promote, 1),
+            (4, 1, 0, 1),
+            (3, 1, 0, 1),
+            (2, 1, 0, 1),
+            (2, 1, 128, 1),
+        ]
+        .map(numbers);
+        first_that_fits(self, &choices, problem, gpu)
+    }
+
+    fn plan(&self, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Plan {
+        let dense = dense_of(problem);
+        let group = GroupA8::of(tile, problem);
+        let split = number(tile, "split");
+        let rows = dense.groups * group.row_tiles(dense.n);
+        let token_tiles = dense.m.div_ceil(group.tokens);
+        let is_by_token = number(tile, "raster") == 1;
+        let mut workspace = Workspace::default();
+        let (partials, tickets) = match split {
+            1 => (Param::Null, Param::Null),
+            _ => {
+                let all = u64::from(rows) * u64::from(token_tiles);
+                let floats = all * u64::from(split * group.tokens * group.rows());
+                (Param::Workspace(workspace.take(4 * floats)), Param::Workspace(workspace.take(4 * all)))
+            }
+        };
+        let map = BoxMap {
+            base: BoxBase::Activations,
+            element: Activations::A8,
+            k: dense.k.into(),
+            groups: dense.groups.into(),
+            tokens: group.tokens / group.cluster,
+        };
+        let launch = Launch {
+            kernel: Request {
+                template: self.name(),
+                values: values(dense, tile, &group, gpu),
+                wgmma_tokens: Some(Widths::single(group.tokens)),
+            },
+            grid: if is_by_token { [token_tiles, rows * split, 1] } else { [rows * split, token_tiles, 1] },
+            threads: group.threads(),
+            smem_bytes: group.smem_bytes(),
+            params: vec![
+                Param::Operand(Operand::Weights),
+                Param::Box(map),
+                Param::Operand(Operand::RowScales),
+                Param::Operand(Operand::Output),
+                Param::TokensOnDevice,
+                partials,
+                tickets,
+                Param::OutputStride,
+                Param::Tokens,
+                Param::Int(dense.n as i32),
+                Param::Int(dense.k as i32),
+                Param::Int(i32::from(is_by_token)),
+                Param::Limit,
+                Param::Segments,
+            ],
+            work: work(dense, &group, split),
+        };
+        Plan { workspace_bytes: workspace.bytes(), ..Plan::single(launch) }
+    }
+
+    fn numerics(&self, _: &Problem, tile: &Tile) -> String {
+        let (chain, block_k) = (number(tile, "promote"), number(tile, "block_k"));
+        match number(tile, "split") {
+            // Where k ends within a chain of 512, stages say how much of it belongs to the last one.
+            1 if chain < 512 => format!("wgmma.e4m3.k32/chain={chain}/ranges=1"),
+            split => format!("wgmma.e4m3.k32/chain={chain}/ranges={split}/k{block_k}"),
+        }
+    }
+}
+
+const AXES: [&str; 8] = ["consumers", "tokens", "block_k", "stages", "split", "promote", "cluster", "signal"];
+
+const RULES: [Rule; 8] = [
+    Rule { name: "smem", check: |tile, problem, gpu| GroupA8::of(tile, problem).fits_shared_memory(gpu) },
+    Rule { name: "registers", check: |tile, problem, _| GroupA8::of(tile, problem).fits_registers() },
+    Rule { name: "block-scales", check: scales_belong_to_chains },
+    Rule { name: "promote-moot", check: chains_end_before_k },
+    Rule { name: "cluster", check: a_cluster_shares_tokens },
+    Rule { name: "stages-idle", check: the_ring_is_used },
+    Rule { name: "split-idle", check: split_fills_idle_sms },
+    Rule { name: "raster-moot", check: raster_makes_a_difference },
+];
+
+/// Geometry of `templates/lib/warpgroup_multiply_a8.cuh`: the same sizes that the device asserts.
+#[derive(Clone, Copy, Debug)]
+struct GroupA8 {
+    layout: PackedLayout,
+    consumers: u32,
+    tokens: u32,
+    block_k: u32,
+    stages: u32,
+    promote: u32,
+    cluster: u32,
+}
+
+impl GroupA8 {
+    fn of(tile: &Tile, problem: &Problem) -> Self {
+        let dense = dense_of(problem);
+        Self {
+            layout: PackedLayout::of(dense.weights, dense.activations),
+            consumers: number(tile, "consumers"),
+            tokens: number(tile, "tokens"),
+            block_k: number(tile, "block_k"),
+            stages: number(tile, "stages"),
+            promote: number(tile, "promote"),
+            cluster: number(tile, "cluster"),
+        }
+    }
+
+    fn rows(&self) -> u32 {
+        self.consumers * 64
+    }
+
+    /// Tiles of rows of one group, whole clusters.
+    fn row_tiles(&self, n: u32) -> u32 {
+        n.div_ceil(64).div_ceil(self.consumers).next_multiple_of(self.cluster)
+    }
+
+    /// Threads that feed the ring: a warp, or a warpgroup that gives its registers away.
+    fn producers(&self) -> u32 {
+        let sums = if self.promote > 0 { self.tokens } else { self.tokens / 2 };
+        if self.consumers == 2 && sums >= 96 { 128 } else { 32 }
+    }
+
+    fn threads(&self) -> u32 {
+        self.consumers * 128 + self.producers()
+    }
+
+    fn slabs(&self) -> u32 {
+        self.block_k / self.layout.slab_k() as u32
+    }
+
+    fn weight_bytes(&self) -> u32 {
+        self.consumers * self.slabs() * self.layout.slab_bytes() as u32
+    }
+
+    fn stage_bytes(&self) -> u32 {
+        (self.block_k * self.tokens + self.weight_bytes()).next_multiple_of(1024)
+    }
+
+    /// The products of NVFP4's scales, eight bytes for each.
+    fn table_bytes(&self) -> u32 {
+        if self.layout.format() == WeightFormat::Nvfp4 { 256 * 8 } else { 0 }
+    }
+
+    /// Dynamic shared memory of a block, bytes: the ring, its barriers, room for a flag, the table.
+    fn smem_bytes(&self) -> u32 {
+        self.stages * (self.stage_bytes() + 16) + 16 + self.table_bytes()
+    }
+
+    fn stages_of(&self, k: u32) -> u32 {
+        (self.layout.slabs(k as usize) as u32).div_ceil(self.slabs())
+    }
+
+    /// Registers of a thread, from what ptxas has given tiles of every size: sums, twice with promotion.
+    fn registers(&self) -> u32 {
+        let sums = if self.promote > 0 { self.tokens } else { self.tokens / 2 };
+        if self.producers() == 128 { 168 } else { (72 + sums).next_multiple_of(8) }
+    }
+
+    fn blocks_per_sm(&self, gpu: &GpuSpec) -> u32 {
+        let threads = self.threads().next_multiple_of(128);
+        gpu.blocks_per_sm(threads, self.registers(), self.smem_bytes()).max(1)
+    }
+
+    /// Warp instructions that a block issues for `k` of its rows: decoding, wgmma, promotion.
+    fn issues(&self, k: f64) -> f64 {
+        let decode = match self.layout.format() {
+            WeightFormat::Nvfp4 => 2.0 * 17.5,
+            WeightFormat::Mxfp4 => 2.0 * 15.0,
+            WeightFormat::Fp8 | WeightFormat::Bf16 => 2.0 * 2.5,
+        };
+        let promotions = match self.promote {
+            0 => 0.0,
+            chain => k / f64::from(chain) * f64::from(self.tokens) / 2.0,
+        };
+        f64::from(self.consumers) * 4.0 * (k / 32.0 * (decode + WGMMA_ISSUES) + promotions)
+    }
+
+    fn fits_shared_memory(&self, gpu: &GpuSpec) -> Result<(), String> {
+        let (need, have) = (self.smem_bytes(), gpu.arch.smem_per_block);
+        if need > have {
+            return Err(format!("{} stages need {need} B of shared memory, {} has {have} B", self.stages, gpu.name));
+        }
+        let (staged, ring) = (self.consumers * self.tokens * 144, self.stages * self.stage_bytes());
+        match staged <= ring {
+            true => Ok(()),
+            false => Err(format!("results of {staged} B are staged in the ring, which has {ring} B")),
+        }
+    }
+
+    fn fits_registers(&self) -> Result<(), String> {
+        if self.promote == 0 || self.tokens <= 128 {
+            return Ok(());
+        }
+        Err(format!("{} tokens take more registers than a thread has if their sums are kept twice", self.tokens))
+    }
+}
+
+fn dense_of(problem: &Problem) -> &Dense {
+    let Problem::Dense(dense) = problem else { unreachable!("`serves` has refused other problems") };
+    dense
+}
+
+fn scales_belong_to_chains(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
+    match (dense_of(problem).weights, number(tile, "promote")) {
+        (WeightFormat::Fp8, chain) if chain != 128 => {
+            Err(format!("a scale of fp8 weights is for 128 k, a chain of {chain} would need several"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn chains_end_before_k(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
+    let (dense, chain) = (dense_of(problem), number(tile, "promote"));
+    let range = dense.k.div_ceil(number(tile, "split"));
+    if chain < range || dense.weights == WeightFormat::Fp8 {
+        return Ok(());
+    }
+    Err(format!("a chain of {chain} never ends before the {range} k of a block"))
+}
+
+fn a_cluster_shares_tokens(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
+    let group = GroupA8::of(tile, problem);
+    if group.cluster == 1 {
+        return Ok(());
+    }
+    let (split, row_blocks) = (number(tile, "split"), dense_of(problem).n.div_ceil(group.rows()));
+    if split > 1 {
+        return Err(format!("blocks of a cluster share tokens, {split} parts of k have their own"));
+    }
+    if row_blocks < group.cluster {
+        return Err(format!("{row_blocks} tile of rows fills no cluster of {}", group.cluster));
+    }
+    Ok(())
+}
+
+fn the_ring_is_used(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
+    let group = GroupA8::of(tile, problem);
+    let stages = group.stages_of(dense_of(problem).k).div_ceil(number(tile, "split"));
+    if group.stages <= stages.max(2) {
+        return Ok(());
+    }
+    Err(format!("a block has {stages} stages of work, a ring of {} is never full", group.stages))
+}
+
+fn split_fills_idle_sms(tile: &Tile, problem: &Problem, gpu: &GpuSpec) -> Result<(), String> {
+    let (dense, group, split) = (dense_of(problem), GroupA8::of(tile, problem), number(tile, "split"));
+    let blocks = dense.groups * group.row_tiles(dense.n) * dense.m.div_ceil(group.tokens);
+    let stages = group.stages_of(dense.k);
+    if split > 1 && split > stages {
+        return Err(format!("k = {} has {stages} stages of {}, fewer than {split} parts", dense.k, group.block_k));
+    }
+    if split == 1 || blocks * split <= 2 * gpu.sm_count() {
+        return Ok(());
+    }
+    Err(format!("{blocks} blocks already fill {} SMs, splitting k only adds sums", gpu.sm_count()))
+}
+
+fn raster_makes_a_difference(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
+    if number(tile, "raster") == 0 || dense_of(problem).m > number(tile, "tokens") {
+        return Ok(());
+    }
+    Err("there is one tile of tokens, both orders are the same".to_string())
+}
+
+fn values(dense: &Dense, tile: &Tile, group: &GroupA8, gpu: &GpuSpec) -> Values {
+    let problem = BTreeMap::from([
+        ("weights", word_of(dense.weights).into()),
+        ("out", out_word(dense.output).into()),
+        ("swiglu", (dense.epilogue == Epilogue::SwiGlu).into()),
+    ]);
+    // Along the rows, whichever axis of the grid these are.
+    let cluster = match (group.cluster, number(tile, "raster")) {
+        (1, _) => String::new(),
+        (blocks, 0) => format!(" __cluster_dims__({blocks}, 1, 1)"),
+        (blocks, _) => format!(" __cluster_dims__(1, {blocks}, 1)"),
+    };
+    let launch = BTreeMap::from([
+        ("threads", group.threads().into()),
+        ("blocks_per_sm", group.blocks_per_sm(gpu).into()),
+        ("smem_bytes", group.smem_bytes().into()),
+        ("cluster", cluster.into()),
+    ]);
+    BTreeMap::from([("problem", problem), ("tile", tile_values(tile, &AXES)), ("launch", launch)])
+}
+
+fn work(dense: &Dense, group: &GroupA8, split: u32) -> Work {
+    let rows = f64::from(dense.groups * group.row_tiles(dense.n));
+    let token_tiles = f64::from(dense.m.div_ceil(group.tokens));
+    let blocks = rows * token_tiles * f64::from(split);
+    let k = group.layout.padded_k(dense.k as usize) as f64 / f64::from(split);
+    let block_weights =
+        k / group.layout.slab_k() as f64 * f64::from(group.consumers) * group.layout.slab_bytes() as f64;
+    let block_tokens = k * f64::from(group.tokens) / f64::from(group.cluster);
+    let partials = if split > 1 { 8.0 * f64::from(group.tokens * group.rows()) } else { 0.0 };
+    Work {
+        blocks,
+        memory_bytes: (dense.weight_bytes() + dense.activation_bytes()) as f64,
+        l2_bytes: blocks * (block_weights + block_tokens + partials),
+        bytes_in_flight: f64::from((group.stages - 1) * (group.block_k * group.tokens + group.weight_bytes())),
+        block_flops: 2.0 * k * f64::from(group.rows() * group.tokens),
+        is_wgmma: true,
+        is_fp8: true,
+        block_issues: group.issues(k),
+        tail_steps: if split > 1 { 8.0 } else { 4.0 },
+        registers: group.registers(),
+        is_prefetching: true,
+    }
+}
+
+/// Descriptor arithmetic, fences and barrier traffic for one step of 32 k.
+const WGMMA_ISSUES: f64 = 4.0;
