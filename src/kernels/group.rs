@@ -127,8 +127,9 @@ pub(super) fn token_choices(m: u32) -> Vec<u32> {
         32 => &[16, 32],
         64 => &[32, 64],
         128 => &[32, 64, 128],
-        _ if m <= 256 => &[64, 128, 256],
-        _ => &[64, 128, 192, 256],
+        _ if m <= 256 => &[64, 96, 128, 256],
+        // Steps of 32: which one fills the last wave of blocks depends on n.
+        _ => &[64, 96, 128, 160, 192, 224, 256],
     };
     choices.to_vec()
 }

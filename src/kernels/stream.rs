@@ -64,9 +64,11 @@ impl Stream {
         self.stages == 1
     }
 
-    /// Weight bytes that one block keeps on their way.
+    /// Weight bytes that one block keeps on their way. What goes straight to registers arrives sooner than what passes a
+    /// ring, and is asked for again at once: measured, it counts twice.
     pub fn bytes_in_flight(&self) -> u32 {
-        self.warps * (self.stages - 1).max(1) * self.slabs * self.slab_bytes()
+        let deep = if self.is_in_registers() { 2 } else { self.stages - 1 };
+        self.warps * deep * self.slabs * self.slab_bytes()
     }
 
     /// Registers of a thread, from what ptxas has given tiles of every size.
