@@ -118,8 +118,8 @@ impl Stream {
 /// Instructions for the eight weights of a lane in one step of 16 k, counted in SASS: docs/packed_layout.md.
 pub(super) fn decode_issues(format: WeightFormat) -> f64 {
     match format {
-        WeightFormat::Nvfp4 => 20.5,
-        WeightFormat::Mxfp4 => 19.5,
+        WeightFormat::Nvfp4 => 17.5,
+        WeightFormat::Mxfp4 => 16.5,
         WeightFormat::Fp8 => 15.1,
         WeightFormat::Bf16 => 1.0,
     }
