@@ -205,7 +205,8 @@ mod tests {
             ("moe mxfp4 256/256 top6 4096x2048", 10),
             ("fp8 8x1024x4096", 5),
             ("bf16 129280x4096 f32", 5),
-            ("bf16 2048x7168 f32", 5),
+            ("bf16 2624x7168 f32", 5),
+            ("bf16 1024x7168 f32", 5),
             ("fp8 8192x8192", 5),
         ] {
             assert_eq!(member(op).map(|member| member.tokens.len()), Some(tokens), "{op}");

@@ -75,16 +75,33 @@ impl Stream {
     pub fn registers(&self) -> u32 {
         let (rows, tokens) = (self.row_tiles, self.token_tiles());
         if self.is_in_registers() {
-            let pieces = (self.slabs * self.tokens * self.layout.slab_k() as u32 / 8).div_ceil(32);
-            return (28 + self.slab_registers() + 4 * rows * tokens + 4 * tokens + pieces).next_multiple_of(8);
+            let multiplying = 28 + self.slab_registers() + 4 * rows * tokens + 4 * tokens + self.first_pieces();
+            return multiplying.max(self.placing_registers()).next_multiple_of(8);
         }
         (48 + 4 * rows * tokens + 6 * tokens + 10 * rows).next_multiple_of(8)
     }
 
     /// Registers of a thread for the slabs that are on their way: 16 bytes a chunk, and scales.
     fn slab_registers(&self) -> u32 {
-        let chunks = (self.layout.slab_k() / self.layout.chunk_k()) as u32;
-        self.slabs * self.row_tiles * (4 * chunks + 2)
+        self.slabs * self.row_tiles * (4 * self.chunks() + 2)
+    }
+
+    /// Registers of a thread while the first tokens, too, are on their way: below this ptxas spills.
+    fn placing_registers(&self) -> u32 {
+        let scales = (2 * self.layout.slab_groups() as u32).div_ceil(4);
+        let slabs = self.slabs * self.row_tiles * (4 * self.chunks() + scales);
+        let sums = 4 * self.row_tiles * self.token_tiles();
+        slabs + 4 * self.first_pieces() + sums + 5 * self.token_tiles() + 2 * self.slabs
+    }
+
+    /// Pieces of 16 bytes that a lane brings of the first tokens.
+    fn first_pieces(&self) -> u32 {
+        (self.slabs * self.tokens * self.layout.slab_k() as u32 / 8).div_ceil(32)
+    }
+
+    /// Chunks of 16 bytes that a lane has of a slab and row tile.
+    fn chunks(&self) -> u32 {
+        (self.layout.slab_k() / self.layout.chunk_k()) as u32
     }
 
     /// What does not go together with or without a ring.

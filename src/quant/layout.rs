@@ -15,8 +15,8 @@
 //! k 2c + 8), a3 = (row g + 8, k 2c + 8), each of this k and the next. The 16 bytes are four little-endian words:
 //!
 //! - 4 bits: word `s` is the 16 of k that begin at `16 s`, its low half the even k and its high half the odd k of all
-//!   four pairs. Within a half the sign and the magnitude of pairs 0 to 3 stand at bits 15 and 6, 12 and 3, 14 and 0, 13
-//!   and 9: one mask, or a shift and a mask, or two of both, bring a pair to where BF16 has its sign and exponent.
+//!   four pairs. Within a half the sign and the magnitude of pairs 0 to 3 stand at bits 15 and 6, 12 and 3, 14 and 0,
+//!   13 and 9: one mask, or a shift and a mask, or two of both, bring a pair to where BF16 has its sign and exponent.
 //! - 8 bits: words `2 s` and `2 s + 1` are step `s`, k `2c` and `2c + 8`; again even k in the low half. Within a half
 //!   row g has its sign at bit 15 and the rest from bit 4, where a BF16 has them; row g + 8 fills the gaps: sign at 11,
 //!   the low four bits at 0, the three above them at 12.

@@ -133,8 +133,8 @@ __device__ __forceinline__ void stream_through_registers(WarpSums<Config>& sums,
 
 // Streams by the way that the tile has chosen.
 template <class Config, class Source, class Fold>
-__device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& source, int begin, int end, uint8_t* memory,
-                                             int lane, Fold fold) {
+__device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& source, int begin, int end,
+                                             uint8_t* memory, int lane, Fold fold) {
   if constexpr (Config::kStages == 1) {
     stream_through_registers<Config>(sums, source, begin, end, memory, lane, fold);
   } else {

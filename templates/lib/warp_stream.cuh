@@ -69,8 +69,8 @@ __device__ __forceinline__ void fetch_tokens(uint32_t stage, int slab_in_stage, 
   }
 }
 
-// Multiplies one slab. `tokens` is the address of its tokens in shared memory; words_of(tile, chunk) and scales_of(tile)
-// give a lane's codes and scales of a row tile.
+// Multiplies one slab. `tokens` is the address of its tokens in shared memory; words_of(tile, chunk) and
+// scales_of(tile) give a lane's codes and scales of a row tile.
 template <class Config, class WordsOf, class ScalesOf>
 __device__ __forceinline__ void multiply_slab(WarpSums<Config>& sums, uint32_t tokens, int lane, WordsOf words_of,
                                               ScalesOf scales_of) {

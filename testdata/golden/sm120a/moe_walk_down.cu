@@ -189,8 +189,8 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
 // registers, so one layout serves both. a[0], a[2] belong to row g and a[1], a[3] to row g + 8; a[0], a[1] hold
 // k = 2c, 2c + 1 and a[2], a[3] k = 2c + 8, 2c + 9 of a step of 16 k. Definition: src/quant/pack.rs.
 //
-// The integer pipe has half the rate of the multipliers and bounds the decode, so masks are saved where that is possible
-// and the halves of a scale word are picked by the multiplication itself (docs/hopper.md counts the instructions).
+// The integer pipe has half the rate of the multipliers and bounds the decode, so masks are saved where possible, and
+// the halves of a scale word are picked by the multiplication itself (docs/hopper.md counts the instructions).
 //
 // Each format gives: kCodeBits of a weight, kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane
 // and slab; kSteps of 16 k in a chunk; Scales, what a lane needs for its two rows; and decode, the only code that knows
@@ -200,8 +200,8 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
 constexpr int kRowBlock = 64;  // rows that share a slab
 constexpr int kRowTile = 16;   // rows of one fragment
 
-// The four pairs of e2m1 codes of a word to BF16 * 2^-126: sign to bit 15, the other three bits to 8..6. Left shifts run
-// on the multipliers, so the integer pipe, which has half the rate, is left with six masks and one shift.
+// The four pairs of e2m1 codes of a word to BF16 * 2^-126: sign to bit 15, the other three bits to 8..6. Left shifts
+// run on the multipliers, so the integer pipe, which has half the rate, is left with six masks and one shift.
 __device__ __forceinline__ void pairs_of_e2m1(uint32_t (&pairs)[4], uint32_t word) {
   pairs[0] = word & 0x81C081C0u;
   pairs[1] = (word << 3) & 0x81C081C0u;
@@ -483,8 +483,8 @@ __device__ __forceinline__ void fetch_tokens(uint32_t stage, int slab_in_stage, 
   }
 }
 
-// Multiplies one slab. `tokens` is the address of its tokens in shared memory; words_of(tile, chunk) and scales_of(tile)
-// give a lane's codes and scales of a row tile.
+// Multiplies one slab. `tokens` is the address of its tokens in shared memory; words_of(tile, chunk) and
+// scales_of(tile) give a lane's codes and scales of a row tile.
 template <class Config, class WordsOf, class ScalesOf>
 __device__ __forceinline__ void multiply_slab(WarpSums<Config>& sums, uint32_t tokens, int lane, WordsOf words_of,
                                               ScalesOf scales_of) {
@@ -739,8 +739,8 @@ __device__ __forceinline__ void stream_through_registers(WarpSums<Config>& sums,
 
 // Streams by the way that the tile has chosen.
 template <class Config, class Source, class Fold>
-__device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& source, int begin, int end, uint8_t* memory,
-                                             int lane, Fold fold) {
+__device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& source, int begin, int end,
+                                             uint8_t* memory, int lane, Fold fold) {
   if constexpr (Config::kStages == 1) {
     stream_through_registers<Config>(sums, source, begin, end, memory, lane, fold);
   } else {

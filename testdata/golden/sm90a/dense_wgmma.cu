@@ -270,8 +270,8 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&
 // registers, so one layout serves both. a[0], a[2] belong to row g and a[1], a[3] to row g + 8; a[0], a[1] hold
 // k = 2c, 2c + 1 and a[2], a[3] k = 2c + 8, 2c + 9 of a step of 16 k. Definition: src/quant/pack.rs.
 //
-// The integer pipe has half the rate of the multipliers and bounds the decode, so masks are saved where that is possible
-// and the halves of a scale word are picked by the multiplication itself (docs/hopper.md counts the instructions).
+// The integer pipe has half the rate of the multipliers and bounds the decode, so masks are saved where possible, and
+// the halves of a scale word are picked by the multiplication itself (docs/hopper.md counts the instructions).
 //
 // Each format gives: kCodeBits of a weight, kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane
 // and slab; kSteps of 16 k in a chunk; Scales, what a lane needs for its two rows; and decode, the only code that knows
@@ -281,8 +281,8 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&
 constexpr int kRowBlock = 64;  // rows that share a slab
 constexpr int kRowTile = 16;   // rows of one fragment
 
-// The four pairs of e2m1 codes of a word to BF16 * 2^-126: sign to bit 15, the other three bits to 8..6. Left shifts run
-// on the multipliers, so the integer pipe, which has half the rate, is left with six masks and one shift.
+// The four pairs of e2m1 codes of a word to BF16 * 2^-126: sign to bit 15, the other three bits to 8..6. Left shifts
+// run on the multipliers, so the integer pipe, which has half the rate, is left with six masks and one shift.
 __device__ __forceinline__ void pairs_of_e2m1(uint32_t (&pairs)[4], uint32_t word) {
   pairs[0] = word & 0x81C081C0u;
   pairs[1] = (word << 3) & 0x81C081C0u;
