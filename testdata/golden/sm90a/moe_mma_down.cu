@@ -950,8 +950,8 @@ struct Work {
 // Fills in `work` from the tile list; thread i takes slot i.
 __device__ __forceinline__ void work_from_list(Work& work, const int4* tiles, const int* tile_count, const int* slot_of,
                                                const float* routing, const float* alpha, int top_k) {
-  const bool is_there = blockIdx.y < *tile_count;
-  const int4 tile = is_there ? tiles[blockIdx.y] : make_int4(0, 0, 0, 0);
+  const int4 listed = tiles[blockIdx.y];  // the list has room for the whole grid: both loads are on their way at once
+  const int4 tile = blockIdx.y < *tile_count ? listed : make_int4(0, 0, 0, 0);
   if (threadIdx.x == 0) {
     work.expert_idx[0] = tile.x;
     work.n_tokens = tile.z;
@@ -967,28 +967,30 @@ __device__ __forceinline__ void work_from_list(Work& work, const int4* tiles, co
   }
 }
 
-// Fills in `work` for one slot (gate-up) or all local slots of one token (down). One thread does it: a token has few
-// slots, and foreign ones must be left out without changing the order of the others.
+// Fills in `work` for one slot (gate-up) or all local slots of one token (down), a lane of the first warp each: one after
+// the other, six slots would cost as many times the latency of two loads. Foreign ones are left out, the order is kept.
 __device__ __forceinline__ void work_from_slots(Work& work, const int* experts, const float* routing,
                                                 const float* alpha, int n_tokens, int top_k, int expert_offset,
                                                 int n_local) {
-  if (threadIdx.x != 0) return;
+  if (threadIdx.x >= 32) return;
   const int first = Config::kIsDown ? blockIdx.y * top_k : blockIdx.y;
-  const int last = Config::kIsDown ? first + top_k : first + 1;
-  work.n_slots = 0;
-  if (first < n_tokens * top_k) {
-    for (int slot = first; slot < last; ++slot) {
-      const int expert = experts[slot] - expert_offset;
-      if (expert < 0 || expert >= n_local) continue;
-      const int i = work.n_slots++;
-      work.expert_idx[i] = expert;
-      work.row_idx[i] = Config::kIsDown ? slot : slot / top_k;
-      work.factor[i] = Config::kIsDown ? routing[slot] * alpha[expert] : 1.0f;
-      work.out_idx[0] = slot;
-    }
+  const int slot = first + threadIdx.x;
+  const bool is_own = threadIdx.x < (Config::kIsDown ? top_k : 1) && slot < n_tokens * top_k;
+  const int expert = is_own ? experts[slot] - expert_offset : -1;
+  const bool is_local = expert >= 0 && expert < n_local;
+  const unsigned local = __ballot_sync(~0u, is_local);
+  if (is_local) {
+    const int i = __popc(local & ((1u << threadIdx.x) - 1));
+    work.expert_idx[i] = expert;
+    work.row_idx[i] = Config::kIsDown ? slot : slot / top_k;
+    work.factor[i] = Config::kIsDown ? routing[slot] * alpha[expert] : 1.0f;
+    if constexpr (!Config::kIsDown) work.out_idx[0] = slot;
   }
-  // A token without a local slot still gets its row of zeros.
-  work.n_tokens = Config::kIsDown ? first < n_tokens * top_k : work.n_slots;
+  if (threadIdx.x == 0) {
+    work.n_slots = __popc(local);
+    // A token without a local slot still gets its row of zeros.
+    work.n_tokens = Config::kIsDown ? first < n_tokens * top_k : __popc(local);
+  }
 }
 
 // The experts that the rows of this block are multiplied with, one after the other.
@@ -1031,6 +1033,10 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlock
 
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
+  // Down's alpha is in the factors. Loaded now, so that nobody waits for it at the end.
+  const float* gate_up = alpha + 2 * work.expert_idx[0];
+  const float alpha_gate = Config::kIsDown ? 1.0f : gate_up[0];
+  const float alpha_up = Config::kIsDown ? 1.0f : gate_up[1];
   Experts source = experts_of_block(work, weights, from, ld_from, n, k);
   WarpSums<Config> sums = {};
   const int all_slabs = source.n_slabs * work.n_slots;
@@ -1056,10 +1062,6 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlock
   } else {
     stream_slabs<Config>(sums, source, begin, end, ring, lane, [](int) {});
   }
-  // Down's alpha is in the factors.
-  const float* gate_up = alpha + 2 * work.expert_idx[0];
-  const float alpha_gate = Config::kIsDown ? 1.0f : gate_up[0];
-  const float alpha_up = Config::kIsDown ? 1.0f : gate_up[1];
   const int first_row = blockIdx.x * kRows;
   const Results results{h, parts, d + blockIdx.y * ld_out, work.out_idx, work.factor, ld_out, first_row,
                         n, alpha_gate, alpha_up, limit};
