@@ -207,11 +207,13 @@ impl Step {
         let tokens = (local_slots / tiles).max(1.0).min(f64::from(stream.tokens));
         let matrix = block.weights.bytes(self.n.into(), self.k.into()) as f64 * block.touched_experts();
         let columns = if self.is_down { 4.0 * f64::from(self.n) } else { f64::from(self.n) };
+        // Nothing is fetched before the wait, so registers have no head start over a ring here.
+        let in_flight = f64::from(stream.bytes_in_flight()) / if stream.is_in_registers() { 2.0 } else { 1.0 };
         Work {
             blocks,
             memory_bytes: matrix + local_slots * (2.0 * f64::from(self.k) + columns),
             l2_bytes: blocks * slabs * (slab_bytes + tokens * 2.0 * stream.layout.slab_k() as f64),
-            bytes_in_flight: f64::from(stream.bytes_in_flight()),
+            bytes_in_flight: in_flight.min(MOST_IN_FLIGHT),
             block_flops: 2.0 * slabs * stream.layout.slab_k() as f64 * f64::from(stream.rows() * stream.tokens.max(8)),
             is_wgmma: false,
             is_fp8: false,
@@ -305,6 +307,9 @@ fn steps([up, down]: [Tile; 2], block: &MoeBlock) -> [Step; 2] {
         |is_down, tile: Tile, n, k| Step { is_down, stream: Stream::of(&tile, block.weights), n, k, values_id: tile };
     [step(false, up, 2 * block.intermediate, block.hidden), step(true, down, block.hidden, block.intermediate)]
 }
+
+/// Bytes that a block can have on their way with profit: what is asked for beyond them waits behind other blocks' loads.
+const MOST_IN_FLIGHT: f64 = 36_864.0;
 
 const MAX_WALK_TOKENS: u32 = 64;
 

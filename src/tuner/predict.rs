@@ -174,8 +174,8 @@ struct Model {
     whole_waves: f64,
 }
 
-/// Fitted by random search to what one H100 measured (driver 580.159, NVRTC 13.2, 2026-11-22): every tile of the six
-/// problems of `tuning_db/h100-sxm/exhaustive.trials.gz`, and 70 problems of `testdata/h100_full.trials.gz`. Counted
+/// Fitted by random search to what one H100 measured (driver 580.159, NVRTC 13.2, 2026-11-22): every tile of six
+/// problems under the first packed layout, and 70 problems of `testdata/h100_full.trials.gz`. Counted
 /// were log times, the fastest most, and the regret of the first and of the nine best predicted. What it reaches on all
 /// of them is in `tests/search_replay.rs`.
 const MODEL: Model = Model {

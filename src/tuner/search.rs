@@ -4,7 +4,7 @@
 //! interleaved rounds, their neighbours join; and the winner must beat the default by more than noise. Level candidates
 //! are told apart by rules and not by luck, so that two runs agree.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::bench::{Bench, Miss};
 use super::live::Mode;
@@ -20,19 +20,37 @@ use crate::store::{Outcome, Timing};
 pub struct Effort {
     /// Candidates of the first field, the default among them.
     pub first: usize,
-    /// Neighbours of the leader that may join.
+    /// Neighbours of those in front that may join.
     pub neighbours: usize,
+    /// How many are in front.
+    pub in_front: usize,
     /// Rounds of the final.
     pub rounds: usize,
 }
 
 impl Effort {
     /// Two minutes for a model.
-    pub const QUICK: Self = Self { first: 9, neighbours: 14, rounds: 5 };
+    pub const QUICK: Self = Self { first: 9, neighbours: 16, in_front: 2, rounds: 5 };
     /// Ten minutes for a model.
-    pub const FULL: Self = Self { first: 20, neighbours: 20, rounds: 7 };
+    pub const FULL: Self = Self { first: 20, neighbours: 30, in_front: 3, rounds: 7 };
     /// Every tile.
-    pub const EXHAUSTIVE: Self = Self { first: usize::MAX, neighbours: 0, rounds: 7 };
+    pub const EXHAUSTIVE: Self = Self { first: usize::MAX, neighbours: 0, in_front: 1, rounds: 7 };
+
+    /// What is tried for `problem`: of a block of experts at few tokens never less than `FULL` tries. Three families serve
+    /// it in five kinds, whose times the cost model compares badly, and a candidate takes a few milliseconds.
+    fn on(self, problem: &Problem) -> Self {
+        match problem {
+            Problem::MoeBlock(block) if block.m <= FEW_TOKENS && self.first < Self::FULL.first => {
+                Self { rounds: self.rounds, ..Self::FULL }
+            }
+            _ => self,
+        }
+    }
+
+    /// Places of each kind of kernel in the first field.
+    fn of_kind(&self) -> usize {
+        (self.first / 4).clamp(1, 5)
+    }
 
     /// Candidates that a search of this effort has tried at least, if there are as many.
     pub(super) fn least_tried(&self) -> usize {
@@ -148,6 +166,12 @@ impl Search<'_> {
     /// # Errors
     /// [`SearchError`] if nothing was found.
     pub fn run(&self, bench: &mut dyn Bench, on_trial: &mut OnTrial<'_>) -> Result<Found, SearchError> {
+        let Self { problem, gpu, effort, hints, known_bad, should_stop, expect } = *self;
+        let search = Search { problem, gpu, effort: effort.on(problem), hints, known_bad, should_stop, expect };
+        search.run_field(bench, on_trial)
+    }
+
+    fn run_field(&self, bench: &mut dyn Bench, on_trial: &mut OnTrial<'_>) -> Result<Found, SearchError> {
         let mut ranked = predict::ranked(self.problem, self.gpu);
         let default = kernels::default_tile(self.problem, self.gpu);
         let Some(default) = default.filter(|_| !ranked.is_empty()) else {
@@ -185,7 +209,7 @@ impl Search<'_> {
     }
 }
 
-/// The default, the hints, the best of each family, then the best that differ from each other, then the best.
+/// The default, the hints, the best few of each kind, then the best that differ from each other, then the best.
 pub(super) fn first_field(
     problem: &Problem,
     gpu: &GpuSpec,
@@ -201,10 +225,14 @@ pub(super) fn first_field(
     };
     let is_valid = |tile: &&Tile| kernels::plan(problem, tile, gpu).is_ok();
     hints.iter().filter(is_valid).for_each(|tile| add(&mut chosen, tile));
-    let mut families = HashSet::new();
+    let mut of_kind: HashMap<(&str, bool), Vec<&Tile>> = HashMap::new();
     for (tile, us) in ranked {
-        // A family that is expected to be far behind gets no place of its own.
-        if families.insert(tile.family()) && *us < 2.0 * ranked[0].1 {
+        // A kind that is expected to be far behind gets no place of its own; the others get more than one, because the
+        // model knows less of how kinds compare than of how tiles of one do.
+        let own = of_kind.entry(kind(tile)).or_default();
+        let is_new = own.iter().all(|other| steps_between(tile, other) > 1);
+        if own.len() < effort.of_kind() && is_new && *us < 2.0 * ranked[0].1 {
+            own.push(tile);
             add(&mut chosen, tile);
         }
     }
@@ -224,6 +252,11 @@ pub(super) fn first_field(
 /// Tiles of `ranked` one step away from `tile`, the best predicted first.
 pub(super) fn neighbours<'r>(tile: &'r Tile, ranked: &'r [(Tile, f64)]) -> impl Iterator<Item = &'r Tile> {
     ranked.iter().map(|(tile, _)| tile).filter(move |other| steps_between(other, tile) == 1)
+}
+
+/// What makes a kernel another one than a number does: its family, and whether codes pass a ring.
+fn kind(tile: &Tile) -> (&str, bool) {
+    (tile.family(), tile.number("stages") == Some(1))
 }
 
 /// Parameters in which two tiles differ; between families they all do.
@@ -311,7 +344,7 @@ impl Field<'_, '_> {
         }
     }
 
-    /// Tiles one step away from the leader, best predicted first, as long as the leader changes and the effort lasts.
+    /// Tiles one step away from those in front, best predicted first, as long as there are new ones and the effort lasts.
     fn visit_neighbours(&mut self, ranked: &[(Tile, f64)]) -> Result<(), SearchError> {
         let mut left = self.search.effort.neighbours;
         while left > 0 && !self.stops() {
@@ -329,15 +362,36 @@ impl Field<'_, '_> {
         Ok(())
     }
 
-    /// Tiles one step away from the leader that were not tried, best predicted first: as many as a search may visit.
+    /// Tiles one step away from those in front that were not tried, as many as a search may visit: of each the best
+    /// predicted first, in turn, because the best way of another kind may be a step away from the second.
     fn near(&self, ranked: &[(Tile, f64)]) -> Vec<Tile> {
-        let Some(leader) = self.leader() else { return Vec::new() };
-        let near: Vec<Tile> = match ranked.iter().any(|(tile, _)| *tile == leader) {
-            true => neighbours(&leader, ranked).cloned().collect(),
-            false => self.around(&leader, ranked),
+        let lists: Vec<Vec<Tile>> = self.in_front().iter().map(|tile| self.near_to(tile, ranked)).collect();
+        let mut near = Vec::new();
+        for place in 0..lists.iter().map(Vec::len).max().unwrap_or(0) {
+            for tile in lists.iter().filter_map(|list| list.get(place)) {
+                if !near.contains(tile) {
+                    near.push(tile.clone());
+                }
+            }
+        }
+        near.truncate(self.search.effort.neighbours);
+        near
+    }
+
+    /// Tiles one step away from `tile` that were not tried, best predicted first.
+    fn near_to(&self, tile: &Tile, ranked: &[(Tile, f64)]) -> Vec<Tile> {
+        let near: Vec<Tile> = match ranked.iter().any(|(other, _)| other == tile) {
+            true => neighbours(tile, ranked).cloned().collect(),
+            false => self.around(tile, ranked),
         };
-        let untried = near.into_iter().filter(|tile| !self.tried.contains(tile));
-        untried.take(self.search.effort.neighbours).collect()
+        near.into_iter().filter(|tile| !self.tried.contains(tile)).collect()
+    }
+
+    /// The leader, and those behind it whose neighbours are looked at too.
+    fn in_front(&self) -> Vec<Tile> {
+        let mut entrants: Vec<&Entrant> = self.entrants.iter().collect();
+        entrants.sort_by(|a, b| a.times.score().total_cmp(&b.times.score()));
+        entrants.iter().take(self.search.effort.in_front).map(|entrant| entrant.tile.clone()).collect()
     }
 
     /// Tiles one step away from one that won another bucket and is not on this one's axes: its own numbers, each in
@@ -528,6 +582,9 @@ pub fn sentence(outcome: &Outcome) -> String {
 
 /// Rounds when a candidate is first seen.
 const FIRST_LOOK: usize = 2;
+
+/// Tokens of a block of experts up to which a candidate is cheap to try.
+const FEW_TOKENS: u32 = 64;
 
 /// Rounds before neighbours are looked at, and of the default's pairing.
 const SHORT_RACE: usize = 4;

@@ -103,7 +103,7 @@ fn a_run_in_small(context: &mut Context) -> Result<usize, Failure> {
     let (database, _) = Database::open(&folder.path().join("db")).map_err(|error| error.to_string())?;
     let settings = Settings {
         gpu: context.gpu.spec().clone(),
-        effort: Effort { first: 4, neighbours: 2, rounds: 3 },
+        effort: Effort { first: 4, neighbours: 2, in_front: 1, rounds: 3 },
         deadline: None,
         toolchain: Toolchain {
             driver: context.gpu.driver_version().to_string(),
