@@ -34,9 +34,11 @@ impl Ceiling {
             let blocks = gpu.spec().sm_count() * blocks_per_sm;
             Read { gpu: &gpu, kernel, blocks, buffers: &buffers, sink: &sink }
         };
-        let grids = [1, 2, 3, 4, 6, 8];
-        let reads: Vec<Read<'_>> =
-            [&few, &many].into_iter().flat_map(|kernel| grids.map(|blocks| read(kernel, blocks))).collect();
+        // Launches that are on the SMs together must not read the same buffer: the later ones would find it in the L2.
+        let have_their_own = |&blocks: &u32| copies as u32 > BLOCKS_OF_AN_SM / blocks;
+        let grids: Vec<u32> = [1, 2, 3, 4, 6, 8].into_iter().filter(have_their_own).collect();
+        let of_kernel = |kernel| grids.iter().map(move |&blocks| read(kernel, blocks));
+        let reads: Vec<Read<'_>> = [&few, &many].into_iter().flat_map(of_kernel).collect();
         let best = |overlaps| fastest(&reads, &stream, overlaps);
         Ok(Self { chained_us: best(true)?, unchained_us: best(false)? })
     }
@@ -116,6 +118,9 @@ fn load(gpu: &Gpu, jit: &Jit, request: &codegen::Request) -> Result<Kernel, Live
 
 /// Buffers together are at least this large, several times any L2.
 const COLD_BYTES: usize = 400 << 20;
+
+/// Blocks of 256 threads that an SM holds.
+const BLOCKS_OF_AN_SM: u32 = 8;
 
 const LAUNCHES: u32 = 200;
 
