@@ -1,7 +1,7 @@
 //! The search on recorded trials: what `--effort quick` and `full` find of what every tile together has.
 //!
-//! `tuning_db/h100-sxm/exhaustive.trials.gz` has every tile of five problems as one H100 measured them: two dense at few
-//! tokens, two at many, a block of experts. The search sees of it only what it visits. A problem whose space has
+//! `tuning_db/h100-sxm/exhaustive.trials.gz` has every tile of five problems as one H100 measured them: two dense at
+//! few tokens, two at many, a block of experts. The search sees of it only what it visits. A problem whose space has
 //! grown an axis since is left out until it is recorded anew.
 
 use std::collections::HashSet;

@@ -308,7 +308,7 @@ fn steps([up, down]: [Tile; 2], block: &MoeBlock) -> [Step; 2] {
     [step(false, up, 2 * block.intermediate, block.hidden), step(true, down, block.hidden, block.intermediate)]
 }
 
-/// Bytes that a block can have on their way with profit: what is asked for beyond them waits behind other blocks' loads.
+/// Bytes that a block can have on their way with profit: more would wait behind the loads of other blocks.
 const MOST_IN_FLIGHT: f64 = 36_864.0;
 
 const MAX_WALK_TOKENS: u32 = 64;

@@ -64,8 +64,8 @@ impl Stream {
         self.stages == 1
     }
 
-    /// Weight bytes that one block keeps on their way. What goes straight to registers arrives sooner than what passes a
-    /// ring, and is asked for again at once: measured, it counts twice.
+    /// Weight bytes that one block keeps on their way. What goes straight to registers arrives sooner than what passes
+    /// a ring, and is asked for again at once: measured, it counts twice.
     pub fn bytes_in_flight(&self) -> u32 {
         let deep = if self.is_in_registers() { 2 } else { self.stages - 1 };
         self.warps * deep * self.slabs * self.slab_bytes()

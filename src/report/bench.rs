@@ -189,8 +189,8 @@ impl BenchRow {
         self.floor_us / self.chained_us
     }
 
-    /// The stream ceiling in a chain, if it can be one: overlap saves the start and the end of a launch, and a read that
-    /// is shorter by more came from the L2, because launches that ran together read the same buffer.
+    /// The stream ceiling in a chain, if it can be one: overlap saves the start and the end of a launch, and a read
+    /// that is shorter by more came from the L2, because launches that ran together read the same buffer.
     pub fn ceiling_us(&self) -> Option<f64> {
         (self.ceiling_unchained_us - self.ceiling_chained_us <= MOST_SAVED_US).then_some(self.ceiling_chained_us)
     }

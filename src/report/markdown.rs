@@ -81,8 +81,8 @@ pub(super) fn line(row: &BenchRow) -> String {
 /// What a row is compared with.
 pub(super) const BEST_PEER: &str = "\
 The best peer is the fastest with BF16 activations, as ours are; for FP8 weights it is cuBLAS with FP8 activations, \
-because it has no other. A stream ceiling that came out of the L2 is left out. `(a8)` marks 8-bit activations: where such a peer was measured too, the fastest stands behind \
-the best peer, and the ratio stays that to the best peer.";
+because it has no other. A stream ceiling that came out of the L2 is left out. `(a8)` marks 8-bit activations: where \
+such a peer was measured too, the fastest stands behind the best peer, and the ratio stays that to the best peer.";
 
 pub(super) const HEAD: &str = "
 | problem | chained us | unchained us | floor us | stream ceiling us | of floor | of ceiling | best peer us \

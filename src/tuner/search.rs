@@ -36,8 +36,7 @@ impl Effort {
     /// Every tile.
     pub const EXHAUSTIVE: Self = Self { first: usize::MAX, neighbours: 0, in_front: 1, rounds: 7 };
 
-    /// What is tried for `problem`: of a block of experts at few tokens never less than `FULL` tries. Three families serve
-    /// it in five kinds, whose times the cost model compares badly, and a candidate takes a few milliseconds.
+    /// What is tried for `problem`: of few tokens' experts as much as `FULL`; the model compares their kinds badly.
     fn on(self, problem: &Problem) -> Self {
         match problem {
             Problem::MoeBlock(block) if block.m <= FEW_TOKENS && self.first < Self::FULL.first => {
@@ -227,8 +226,7 @@ pub(super) fn first_field(
     hints.iter().filter(is_valid).for_each(|tile| add(&mut chosen, tile));
     let mut of_kind: HashMap<(&str, bool), Vec<&Tile>> = HashMap::new();
     for (tile, us) in ranked {
-        // A kind that is expected to be far behind gets no place of its own; the others get more than one, because the
-        // model knows less of how kinds compare than of how tiles of one do.
+        // A kind far behind gets no place; others get some: the model knows tiles of one kind better than kinds.
         let own = of_kind.entry(kind(tile)).or_default();
         let is_new = own.iter().all(|other| steps_between(tile, other) > 1);
         if own.len() < effort.of_kind() && is_new && *us < 2.0 * ranked[0].1 {
@@ -344,7 +342,7 @@ impl Field<'_, '_> {
         }
     }
 
-    /// Tiles one step away from those in front, best predicted first, as long as there are new ones and the effort lasts.
+    /// Tiles one step away from those in front, as long as there are new ones and the effort lasts.
     fn visit_neighbours(&mut self, ranked: &[(Tile, f64)]) -> Result<(), SearchError> {
         let mut left = self.search.effort.neighbours;
         while left > 0 && !self.stops() {

@@ -967,8 +967,8 @@ __device__ __forceinline__ void work_from_list(Work& work, const int4* tiles, co
   }
 }
 
-// Fills in `work` for one slot (gate-up) or all local slots of one token (down), a lane of the first warp each: one after
-// the other, six slots would cost as many times the latency of two loads. Foreign ones are left out, the order is kept.
+// Fills in `work` for one slot (gate-up) or all local slots of one token (down), a lane of the first warp each: one
+// after the other, six slots would cost six times the latency of two loads. Foreign ones are left out, the order stays.
 __device__ __forceinline__ void work_from_slots(Work& work, const int* experts, const float* routing,
                                                 const float* alpha, int n_tokens, int top_k, int expert_offset,
                                                 int n_local) {
