@@ -59,20 +59,14 @@ impl Family for DenseMma {
     }
 
     fn plan(&self, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Plan {
-        let Problem::Dense(dense) = problem else { unreachable!("`serves` has refused other problems") };
+        let dense = dense_of(problem);
         let stream = Stream::of(tile, dense.weights);
         let split = number(tile, "split");
         let tiles = dense.groups * dense.n.next_multiple_of(64).div_ceil(stream.rows());
         let token_tiles = dense.m.div_ceil(stream.tokens);
         let mut workspace = Workspace::default();
-        let (partials, tickets) = match split {
-            1 => (Param::Null, Param::Null),
-            _ => {
-                let all = u64::from(tiles) * u64::from(token_tiles);
-                let floats = all * u64::from(split * stream.tokens * stream.rows());
-                (Param::Workspace(workspace.take(4 * floats)), Param::Workspace(workspace.take(4 * all)))
-            }
-        };
+        let all = u64::from(tiles) * u64::from(token_tiles);
+        let (partials, tickets) = workspace.take_splits(split, all, stream.tokens * stream.rows());
         let launch = Launch {
             kernel: Request { template: self.name(), values: values(dense, tile, &stream, gpu), wgmma_tokens: None },
             grid: [tiles * split, token_tiles, 1],
@@ -153,13 +147,19 @@ const RULES: [Rule; 6] = [
     Rule { name: "split-idle", check: split_fills_idle_sms },
 ];
 
-fn stream_of(tile: &Tile, problem: &Problem) -> Stream {
+/// The product of a problem that `serves` has let through.
+pub(super) fn dense_of(problem: &Problem) -> &Dense {
     let Problem::Dense(dense) = problem else { unreachable!("`serves` has refused other problems") };
+    dense
+}
+
+fn stream_of(tile: &Tile, problem: &Problem) -> Stream {
+    let dense = dense_of(problem);
     Stream::of(tile, dense.weights)
 }
 
 fn every_warp_has_a_slab(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
-    let Problem::Dense(dense) = problem else { unreachable!("`serves` has refused other problems") };
+    let dense = dense_of(problem);
     let stream = stream_of(tile, problem);
     let (slabs, ranges) = (stream.layout.slabs(dense.k as usize) as u32, number(tile, "split") * stream.warps);
     // The smallest tile must do for any k.
@@ -170,7 +170,7 @@ fn every_warp_has_a_slab(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<
 }
 
 fn registers_are_used(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
-    let Problem::Dense(dense) = problem else { unreachable!("`serves` has refused other problems") };
+    let dense = dense_of(problem);
     let stream = stream_of(tile, problem);
     let ranges = number(tile, "split") * stream.warps;
     let slabs = (stream.layout.slabs(dense.k as usize) as u32).div_ceil(ranges);
@@ -181,7 +181,7 @@ fn registers_are_used(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(),
 }
 
 fn split_fills_idle_sms(tile: &Tile, problem: &Problem, gpu: &GpuSpec) -> Result<(), String> {
-    let Problem::Dense(dense) = problem else { unreachable!("`serves` has refused other problems") };
+    let dense = dense_of(problem);
     let (stream, split) = (stream_of(tile, problem), number(tile, "split"));
     let blocks = dense.groups * dense.n.div_ceil(stream.rows()) * dense.m.div_ceil(stream.tokens);
     let room = gpu.sm_count() * blocks_per_sm(&stream, gpu);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::dense_mma::out_word;
+use super::dense_mma::{dense_of, out_word};
 use super::group::{Group, token_choices};
 use super::plan::{BoxBase, Workspace, word_of};
 use super::space::{first_that_fits, number, tile_values};
@@ -65,14 +65,8 @@ impl Family for DenseWgmma {
         let token_tiles = dense.m.div_ceil(group.tokens);
         let is_by_token = number(tile, "raster") == 1;
         let mut workspace = Workspace::default();
-        let (partials, tickets) = match split {
-            1 => (Param::Null, Param::Null),
-            _ => {
-                let all = u64::from(rows) * u64::from(token_tiles);
-                let floats = all * u64::from(split * group.tokens * group.rows());
-                (Param::Workspace(workspace.take(4 * floats)), Param::Workspace(workspace.take(4 * all)))
-            }
-        };
+        let all = u64::from(rows) * u64::from(token_tiles);
+        let (partials, tickets) = workspace.take_splits(split, all, group.tokens * group.rows());
         let map = BoxMap {
             base: BoxBase::Activations,
             element: Activations::A16,
@@ -131,11 +125,6 @@ const RULES: [Rule; 6] = [
     Rule { name: "raster-moot", check: raster_makes_a_difference },
 ];
 
-fn dense_of(problem: &Problem) -> &Dense {
-    let Problem::Dense(dense) = problem else { unreachable!("`serves` has refused other problems") };
-    dense
-}
-
 fn group_of(tile: &Tile, problem: &Problem) -> Group {
     let (consumers, tokens) = (number(tile, "consumers"), number(tile, "tokens"));
     Group {
@@ -171,7 +160,7 @@ fn split_fills_idle_sms(tile: &Tile, problem: &Problem, gpu: &GpuSpec) -> Result
     Err(format!("{blocks} blocks already fill {} SMs, splitting k only adds sums", gpu.sm_count()))
 }
 
-fn raster_makes_a_difference(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
+pub(super) fn raster_makes_a_difference(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
     if number(tile, "raster") == 0 || dense_of(problem).m > number(tile, "tokens") {
         return Ok(());
     }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::dense_mma::out_word;
+use super::dense_mma::{dense_of, out_word};
+use super::dense_wgmma::raster_makes_a_difference;
 use super::group::token_choices;
 use super::plan::{BoxBase, Workspace, word_of};
 use super::space::{first_that_fits, number, tile_values};
@@ -90,14 +91,8 @@ impl Family for DenseWgmmaA8 {
         let token_tiles = dense.m.div_ceil(group.tokens);
         let is_by_token = number(tile, "raster") == 1;
         let mut workspace = Workspace::default();
-        let (partials, tickets) = match split {
-            1 => (Param::Null, Param::Null),
-            _ => {
-                let all = u64::from(rows) * u64::from(token_tiles);
-                let floats = all * u64::from(split * group.tokens * group.rows());
-                (Param::Workspace(workspace.take(4 * floats)), Param::Workspace(workspace.take(4 * all)))
-            }
-        };
+        let all = u64::from(rows) * u64::from(token_tiles);
+        let (partials, tickets) = workspace.take_splits(split, all, group.tokens * group.rows());
         let map = BoxMap {
             base: BoxBase::Activations,
             element: Activations::A8,
@@ -274,11 +269,6 @@ impl GroupA8 {
     }
 }
 
-fn dense_of(problem: &Problem) -> &Dense {
-    let Problem::Dense(dense) = problem else { unreachable!("`serves` has refused other problems") };
-    dense
-}
-
 fn scales_belong_to_chains(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
     match (dense_of(problem).weights, number(tile, "promote")) {
         (WeightFormat::Fp8, chain) if chain != 128 => {
@@ -332,13 +322,6 @@ fn split_fills_idle_sms(tile: &Tile, problem: &Problem, gpu: &GpuSpec) -> Result
         return Ok(());
     }
     Err(format!("{blocks} blocks already fill {} SMs, splitting k only adds sums", gpu.sm_count()))
-}
-
-fn raster_makes_a_difference(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
-    if number(tile, "raster") == 0 || dense_of(problem).m > number(tile, "tokens") {
-        return Ok(());
-    }
-    Err("there is one tile of tokens, both orders are the same".to_string())
 }
 
 fn values(dense: &Dense, tile: &Tile, group: &GroupA8, gpu: &GpuSpec) -> Values {

@@ -171,6 +171,16 @@ impl Workspace {
         at
     }
 
+    /// Room for what `split` blocks sum of each of `tiles` output tiles, `sums` f32 a block, and for a ticket each:
+    /// partials, then tickets; null where nobody shares a tile.
+    pub(super) fn take_splits(&mut self, split: u32, tiles: u64, sums: u32) -> (Param, Param) {
+        if split == 1 {
+            return (Param::Null, Param::Null);
+        }
+        let floats = tiles * u64::from(split) * u64::from(sums);
+        (Param::Workspace(self.take(4 * floats)), Param::Workspace(self.take(4 * tiles)))
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }

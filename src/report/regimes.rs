@@ -218,16 +218,7 @@ mod tests {
     }
 
     fn report(rows: Vec<BenchRow>) -> BenchReport {
-        let meta = BenchMeta {
-            gpu: String::new(),
-            driver: String::new(),
-            nvrtc: String::new(),
-            commit: String::new(),
-            written_at: 0,
-            method: String::new(),
-            peers: String::new(),
-        };
-        BenchReport { meta, rows, chains: Vec::new() }
+        BenchReport { meta: BenchMeta::default(), rows, chains: Vec::new() }
     }
 
     fn of<'a>(standings: &'a [Standing], regime: &str, sentence: &str) -> &'a Standing {

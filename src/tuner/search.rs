@@ -691,4 +691,19 @@ mod tests {
         let found = found.unwrap();
         assert!(found.winner.tile != first && found.winner.timing.unchained_us == 2.0, "{:?}", found.winner);
     }
+
+    #[test]
+    fn each_kind_of_kernel_has_places_in_the_first_field() {
+        let (problem, gpu) =
+            ("moe nvfp4 256 top6 4096x2048 m4".parse::<Problem>().unwrap(), GpuSpec::named("h100").unwrap());
+        let ranked = predict::ranked(&problem, gpu);
+        let field = first_field(&problem, gpu, Effort::QUICK.on(&problem), &[], &ranked);
+        for kind_wanted in [("moe_walk", true), ("moe_walk", false), ("moe_mma", true), ("moe_mma", false)] {
+            assert!(field.iter().any(|tile| kind(tile) == kind_wanted), "{kind_wanted:?}: {field:?}");
+        }
+        assert!(field.iter().any(|tile| kind(tile) == ("moe_wgmma", false)), "{field:?}");
+        let many = problem.with_m(1024);
+        assert_eq!((Effort::QUICK.on(&problem).first, Effort::QUICK.on(&many)), (Effort::FULL.first, Effort::QUICK));
+        assert_eq!(Effort::EXHAUSTIVE.on(&problem), Effort::EXHAUSTIVE);
+    }
 }

@@ -34,14 +34,18 @@ impl Ceiling {
             let blocks = gpu.spec().sm_count() * blocks_per_sm;
             Read { gpu: &gpu, kernel, blocks, buffers: &buffers, sink: &sink }
         };
-        // Launches that are on the SMs together must not read the same buffer: the later ones would find it in the L2.
-        let have_their_own = |&blocks: &u32| copies as u32 > BLOCKS_OF_AN_SM / blocks;
-        let grids: Vec<u32> = [1, 2, 3, 4, 6, 8].into_iter().filter(have_their_own).collect();
+        let grids = grids(copies);
         let of_kernel = |kernel| grids.iter().map(move |&blocks| read(kernel, blocks));
         let reads: Vec<Read<'_>> = [&few, &many].into_iter().flat_map(of_kernel).collect();
         let best = |overlaps| fastest(&reads, &stream, overlaps);
         Ok(Self { chained_us: best(true)?, unchained_us: best(false)? })
     }
+}
+
+/// Blocks an SM to try. Launches that are on the SMs together must not read the same of `copies` buffers: the later
+/// ones would find it in the L2.
+fn grids(copies: usize) -> Vec<u32> {
+    [1, 2, 3, 4, 6, 8].into_iter().filter(|blocks| copies as u32 > BLOCKS_OF_AN_SM / blocks).collect()
 }
 
 /// Median of the fastest of `reads`. Two replays of each find the two that are measured longer.
@@ -128,3 +132,15 @@ const LAUNCHES: u32 = 200;
 const GRAPH_BYTES: usize = 8 << 30;
 
 const REPLAYS: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn launches_that_run_together_read_different_buffers() {
+        assert_eq!(grids(200), [1, 2, 3, 4, 6, 8]);
+        assert_eq!(grids(4), [3, 4, 6, 8]);
+        assert_eq!(grids(2), [6, 8]);
+    }
+}
