@@ -1,6 +1,5 @@
 $#-
-  tile: src/kernels/dense_mma.rs   without a ring: lib/warp_registers.cuh   arch: templates/arch/
-  (M, N, K, strides and alpha are run-time arguments)
+  tile: src/kernels/dense_mma.rs   without a ring: lib/warp_registers.cuh   arch: templates/arch/   (sizes: run time)
 -#$
 // Generated from templates/dense_mma for ${ arch.name }$, ${ tile.id }$. Do not edit.
 //
