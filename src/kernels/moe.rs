@@ -79,6 +79,9 @@ impl Cut {
     }
 }
 
+/// Slots from which another block is worth its reading of all of them.
+const SLOTS_OF_BLOCK: u32 = 512;
+
 impl Schedule {
     /// Reserves room for `block` with these tiles.
     pub fn reserve(workspace: &mut Workspace, block: &MoeBlock, up: Cut, down: Cut) -> Self {
@@ -111,10 +114,16 @@ impl Schedule {
         slots(block).div_ceil(32).next_power_of_two().clamp(4, 32)
     }
 
-    /// Counters of each warp and expert, then the ends of both tile lists and of the slots.
+    /// Blocks that share the experts. Each reads all slots, so a few slots are read by one.
+    fn blocks(block: &MoeBlock) -> u32 {
+        (slots(block) / SLOTS_OF_BLOCK).clamp(1, block.local_experts.div_ceil(2))
+    }
+
+    /// Totals of the experts, the ends of both tile lists and of the slots, counters of each warp and own expert.
     fn smem_bytes(block: &MoeBlock) -> u64 {
+        let own = block.local_experts.div_ceil(Self::blocks(block));
         let (warps, experts) = (u64::from(Self::warps(block)), u64::from(block.local_experts));
-        4 * (warps * experts + 3 * (experts + 1) + experts)
+        4 * (warps * u64::from(own) + 3 * (experts + 1) + experts)
     }
 
     /// The launch that sorts the slots.
@@ -128,7 +137,7 @@ impl Schedule {
                 values: BTreeMap::from([("tile", numbers)]),
                 wgmma_tokens: None,
             },
-            grid: [1, 1, 1],
+            grid: [Self::blocks(block), 1, 1],
             threads: warps * 32,
             smem_bytes: Self::smem_bytes(block) as u32,
             params: vec![
@@ -149,11 +158,13 @@ impl Schedule {
                 Param::Int(self.down.step as i32),
             ],
             work: Work {
-                blocks: 1.0,
+                blocks: f64::from(Self::blocks(block)),
                 memory_bytes: 12.0 * f64::from(slots),
-                l2_bytes: 12.0 * f64::from(slots),
+                l2_bytes: 12.0 * f64::from(slots) * f64::from(Self::blocks(block)),
                 bytes_in_flight: f64::from(warps * 128),
-                block_issues: f64::from(slots.div_ceil(32)) * 120.0 + f64::from(block.local_experts) * 8.0,
+                // Walking twice; placing the slots of its own experts.
+                block_issues: f64::from(slots.div_ceil(32)) * (40.0 + 80.0 / f64::from(Self::blocks(block)))
+                    + f64::from(block.local_experts) * 8.0,
                 tail_steps: 12.0,
                 registers: 32,
                 ..Work::default()
