@@ -31,6 +31,7 @@ impl Family for DenseMma {
 
     fn axes(&self, problem: &Problem, arch: &ArchSpec) -> Vec<Axis> {
         let signals: &[u32] = if arch.capabilities.dependent_launch { &[0, 1, 2, 3] } else { &[0] };
+        let clusters: &[u32] = if arch.capabilities.clusters { &[1, 2, 4, 8] } else { &[1] };
         vec![
             Axis::new("row_tiles", [1, 2, 4]),
             Axis::new("tokens", token_choices(problem.m())),
@@ -38,6 +39,7 @@ impl Family for DenseMma {
             Axis::new("slabs", [1, 2, 4, 8]),
             Axis::new("stages", [1, 3, 4, 6, 8]),
             Axis::new("split", [1, 2, 4]),
+            Axis::new("cluster", clusters),
             Axis::new("signal", signals),
         ]
     }
@@ -51,8 +53,9 @@ impl Family for DenseMma {
         let signal = if gpu.arch.capabilities.dependent_launch { 1 } else { 0 };
         let row_tiles = if tokens > 16 { 2 } else { 1 };
         let numbers = |warps, stages| {
-            let fixed = [("row_tiles", row_tiles), ("tokens", tokens), ("slabs", 1), ("split", 1), ("signal", signal)];
-            Tile::new(self.name(), fixed.into_iter().chain([("warps", warps), ("stages", stages)]))
+            let fixed = [("row_tiles", row_tiles), ("tokens", tokens), ("slabs", 1), ("signal", signal)];
+            let chosen = [("warps", warps), ("stages", stages), ("split", 1), ("cluster", 1)];
+            Tile::new(self.name(), fixed.into_iter().chain(chosen))
         };
         let choices = [(8, 6), (8, 4), (4, 6), (4, 4), (4, 3)].map(|(warps, stages)| numbers(warps, stages));
         first_that_fits(self, &choices, problem, gpu)
@@ -60,7 +63,7 @@ impl Family for DenseMma {
 
     fn plan(&self, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Plan {
         let dense = dense_of(problem);
-        let stream = Stream::of(tile, dense.weights);
+        let stream = stream_of(tile, problem);
         let split = number(tile, "split");
         let tiles = dense.groups * dense.n.next_multiple_of(64).div_ceil(stream.rows());
         let token_tiles = dense.m.div_ceil(stream.tokens);
@@ -69,7 +72,7 @@ impl Family for DenseMma {
         let (partials, tickets) = workspace.take_splits(split, all, stream.tokens * stream.rows());
         let launch = Launch {
             kernel: Request { template: self.name(), values: values(dense, tile, &stream, gpu), wgmma_tokens: None },
-            grid: [tiles * split, token_tiles, 1],
+            grid: [tiles * parts(tile), token_tiles, 1],
             threads: stream.threads(),
             smem_bytes: stream.smem_bytes(),
             params: vec![
@@ -88,15 +91,20 @@ impl Family for DenseMma {
                 Param::Limit,
                 Param::Segments,
             ],
-            work: work(dense, &stream, split),
+            work: work(dense, &stream, tile),
         };
         Plan { workspace_bytes: workspace.bytes(), ..Plan::single(launch) }
     }
 
     fn numerics(&self, _: &Problem, tile: &Tile) -> String {
         // Ranges of slabs in ascending order; the tokens of a tile do not touch each other.
-        format!("mma.k16/ranges={}x{}", number(tile, "split"), number(tile, "warps"))
+        format!("mma.k16/ranges={}x{}", parts(tile), number(tile, "warps"))
     }
+}
+
+/// Blocks that share a tile's k, through memory or in a cluster.
+pub(super) fn parts(tile: &Tile) -> u32 {
+    number(tile, "split") * number(tile, "cluster")
 }
 
 /// Tokens of a block for `m` tokens: the smallest tile that holds them all, and smaller ones where that is a choice.
@@ -136,15 +144,16 @@ pub(super) fn fits_registers(stream: &Stream, gpu: &GpuSpec) -> Result<(), Strin
     Err(format!("the sums of a warp need about {need} registers a thread, {} warps leave {have}", stream.warps))
 }
 
-const AXES: [&str; 7] = ["row_tiles", "tokens", "warps", "slabs", "stages", "split", "signal"];
+const AXES: [&str; 8] = ["row_tiles", "tokens", "warps", "slabs", "stages", "split", "cluster", "signal"];
 
-const RULES: [Rule; 6] = [
+const RULES: [Rule; 7] = [
     Rule { name: "way", check: |tile, problem, _| stream_of(tile, problem).fits_its_way() },
     Rule { name: "smem", check: |tile, problem, gpu| fits_shared_memory(&stream_of(tile, problem), gpu) },
     Rule { name: "registers", check: |tile, problem, gpu| fits_registers(&stream_of(tile, problem), gpu) },
     Rule { name: "k-ranges", check: every_warp_has_a_slab },
     Rule { name: "slabs-idle", check: registers_are_used },
-    Rule { name: "split-idle", check: split_fills_idle_sms },
+    Rule { name: "split-idle", check: parts_fill_idle_sms },
+    Rule { name: "one-way", check: |tile, _, _| parts_meet_in_one_place(tile) },
 ];
 
 /// The product of a problem that `serves` has let through.
@@ -154,14 +163,16 @@ pub(super) fn dense_of(problem: &Problem) -> &Dense {
 }
 
 fn stream_of(tile: &Tile, problem: &Problem) -> Stream {
-    let dense = dense_of(problem);
-    Stream::of(tile, dense.weights)
+    let stream = Stream::of(tile, dense_of(problem).weights);
+    let cluster = number(tile, "cluster");
+    let received_bytes = if cluster == 1 { 0 } else { cluster * stream.tokens.div_ceil(cluster) * stream.rows() * 4 };
+    Stream { received_bytes, ..stream }
 }
 
 fn every_warp_has_a_slab(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
     let dense = dense_of(problem);
     let stream = stream_of(tile, problem);
-    let (slabs, ranges) = (stream.layout.slabs(dense.k as usize) as u32, number(tile, "split") * stream.warps);
+    let (slabs, ranges) = (stream.layout.slabs(dense.k as usize) as u32, parts(tile) * stream.warps);
     // The smallest tile must do for any k.
     if ranges <= slabs || ranges == 4 {
         return Ok(());
@@ -172,7 +183,7 @@ fn every_warp_has_a_slab(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<
 fn registers_are_used(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
     let dense = dense_of(problem);
     let stream = stream_of(tile, problem);
-    let ranges = number(tile, "split") * stream.warps;
+    let ranges = parts(tile) * stream.warps;
     let slabs = (stream.layout.slabs(dense.k as usize) as u32).div_ceil(ranges);
     if !stream.is_in_registers() || stream.slabs < 2 * slabs {
         return Ok(());
@@ -180,12 +191,20 @@ fn registers_are_used(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(),
     Err(format!("a warp has {slabs} slabs, registers for {} would stay empty", stream.slabs))
 }
 
-fn split_fills_idle_sms(tile: &Tile, problem: &Problem, gpu: &GpuSpec) -> Result<(), String> {
+pub(super) fn parts_meet_in_one_place(tile: &Tile) -> Result<(), String> {
+    let (split, cluster) = (number(tile, "split"), number(tile, "cluster"));
+    if split == 1 || cluster == 1 {
+        return Ok(());
+    }
+    Err(format!("{split} parts meet in memory, so {cluster} blocks cannot add theirs in a cluster"))
+}
+
+fn parts_fill_idle_sms(tile: &Tile, problem: &Problem, gpu: &GpuSpec) -> Result<(), String> {
     let dense = dense_of(problem);
-    let (stream, split) = (stream_of(tile, problem), number(tile, "split"));
+    let (stream, parts) = (stream_of(tile, problem), parts(tile));
     let blocks = dense.groups * dense.n.div_ceil(stream.rows()) * dense.m.div_ceil(stream.tokens);
     let room = gpu.sm_count() * blocks_per_sm(&stream, gpu);
-    if split == 1 || blocks * split <= 2 * room {
+    if parts == 1 || blocks * parts <= 2 * room {
         return Ok(());
     }
     Err(format!("{blocks} blocks already fill {} SMs, splitting k only adds sums", gpu.sm_count()))
@@ -197,7 +216,12 @@ fn values(dense: &Dense, tile: &Tile, stream: &Stream, gpu: &GpuSpec) -> Values 
         ("out", out_word(dense.output).into()),
         ("swiglu", (dense.epilogue == Epilogue::SwiGlu).into()),
     ]);
+    let cluster = match number(tile, "cluster") {
+        1 => String::new(),
+        blocks => format!(" __cluster_dims__({blocks}, 1, 1)"),
+    };
     let launch = BTreeMap::from([
+        ("cluster", cluster.into()),
         ("blocks_per_sm", blocks_per_sm(stream, gpu).into()),
         ("smem_bytes", stream.smem_bytes().into()),
     ]);
@@ -212,13 +236,14 @@ pub(super) fn out_word(output: Output) -> &'static str {
     }
 }
 
-fn work(dense: &Dense, stream: &Stream, split: u32) -> Work {
+fn work(dense: &Dense, stream: &Stream, tile: &Tile) -> Work {
+    let (split, parts) = (number(tile, "split"), parts(tile));
     let tiles = f64::from(dense.groups * dense.n.div_ceil(stream.rows()));
     let token_tiles = f64::from(dense.m.div_ceil(stream.tokens));
-    let blocks = tiles * token_tiles * f64::from(split);
-    let slabs = stream.layout.slabs(dense.k as usize) as f64 / f64::from(split);
+    let blocks = tiles * token_tiles * f64::from(parts);
+    let slabs = stream.layout.slabs(dense.k as usize) as f64 / f64::from(parts);
     let block_weights = slabs * f64::from(stream.row_tiles) * stream.layout.slab_bytes() as f64 / 4.0;
-    let block_tokens = f64::from(stream.tokens.min(dense.m)) * f64::from(dense.k) * 2.0 / f64::from(split);
+    let block_tokens = f64::from(stream.tokens.min(dense.m)) * f64::from(dense.k) * 2.0 / f64::from(parts);
     let partials = if split > 1 { 8.0 * f64::from(stream.tokens * stream.rows()) } else { 0.0 };
     Work {
         blocks,
@@ -229,7 +254,7 @@ fn work(dense: &Dense, stream: &Stream, split: u32) -> Work {
         is_wgmma: false,
         is_fp8: false,
         block_issues: stream.issues(slabs),
-        tail_steps: if split > 1 { 6.0 } else { 2.0 },
+        tail_steps: if split > 1 { 6.0 } else if parts > 1 { 3.0 } else { 2.0 },
         registers: stream.registers(),
         is_prefetching: true,
     }

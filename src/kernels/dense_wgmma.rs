@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::dense_mma::{dense_of, out_word};
+use super::dense_mma::{dense_of, out_word, parts, parts_meet_in_one_place};
 use super::group::{Group, token_choices};
 use super::plan::{BoxBase, Workspace, word_of};
 use super::space::{first_that_fits, number, tile_values};
@@ -39,6 +39,7 @@ impl Family for DenseWgmma {
             Axis::new("block_k", [128, 256]),
             Axis::new("stages", [2, 3, 4, 6, 8]),
             Axis::new("split", [1, 2, 4, 8]),
+            Axis::new("cluster", [1, 2, 4, 8]),
             Axis::new("signal", [0, 1, 3]),
             Axis::new("raster", [0, 1]),
         ]
@@ -50,7 +51,7 @@ impl Family for DenseWgmma {
 
     fn default_tile(&self, problem: &Problem, gpu: &GpuSpec) -> Tile {
         let tokens = token_choices(problem.m()).last().copied().unwrap_or(16).min(128);
-        let fixed = [("consumers", 2), ("tokens", tokens), ("block_k", 128), ("signal", 3), ("raster", 0)];
+        let fixed = [("consumers", 2), ("tokens", tokens), ("block_k", 128), ("signal", 3), ("raster", 0), ("cluster", 1)];
         let numbers =
             |(stages, split)| Tile::new(self.name(), fixed.into_iter().chain([("stages", stages), ("split", split)]));
         let choices = [(4, 4), (4, 2), (4, 1), (3, 1), (2, 1)].map(numbers);
@@ -60,7 +61,7 @@ impl Family for DenseWgmma {
     fn plan(&self, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Plan {
         let dense = dense_of(problem);
         let group = group_of(tile, problem);
-        let split = number(tile, "split");
+        let (split, parts) = (number(tile, "split"), parts(tile));
         let rows = dense.groups * dense.n.div_ceil(64).div_ceil(group.consumers);
         let token_tiles = dense.m.div_ceil(group.tokens);
         let is_by_token = number(tile, "raster") == 1;
@@ -80,7 +81,7 @@ impl Family for DenseWgmma {
                 values: values(dense, tile, &group, gpu),
                 wgmma_tokens: Some(Widths::single(group.tokens)),
             },
-            grid: if is_by_token { [token_tiles, rows * split, 1] } else { [rows * split, token_tiles, 1] },
+            grid: if is_by_token { [token_tiles, rows * parts, 1] } else { [rows * parts, token_tiles, 1] },
             threads: group.threads(),
             smem_bytes: group.smem_bytes(),
             params: vec![
@@ -98,15 +99,15 @@ impl Family for DenseWgmma {
                 Param::Limit,
                 Param::Segments,
             ],
-            work: work(dense, &group, split),
+            work: work(dense, &group, tile),
         };
         Plan { workspace_bytes: workspace.bytes(), ..Plan::single(launch) }
     }
 
     fn numerics(&self, _: &Problem, tile: &Tile) -> String {
-        match number(tile, "split") {
+        match parts(tile) {
             1 => "wgmma.k16/ranges=1".to_string(),
-            split => format!("wgmma.k16/ranges={split}/k{}", number(tile, "block_k")),
+            parts => format!("wgmma.k16/ranges={parts}/k{}", number(tile, "block_k")),
         }
     }
 }
@@ -114,14 +115,16 @@ impl Family for DenseWgmma {
 /// Below this a tile of 16 tokens would be mostly padding.
 const MIN_TOKENS: u32 = 16;
 
-const AXES: [&str; 6] = ["consumers", "tokens", "block_k", "stages", "split", "signal"];
+const AXES: [&str; 7] = ["consumers", "tokens", "block_k", "stages", "split", "cluster", "signal"];
 
-const RULES: [Rule; 6] = [
+const RULES: [Rule; 8] = [
     Rule { name: "smem", check: |tile, problem, gpu| group_of(tile, problem).fits_shared_memory(gpu) },
     Rule { name: "registers", check: |tile, problem, _| group_of(tile, problem).fits_registers() },
     Rule { name: "slabs", check: |tile, problem, _| group_of(tile, problem).k_is_whole_slabs() },
     Rule { name: "stages-idle", check: the_ring_is_used },
-    Rule { name: "split-idle", check: split_fills_idle_sms },
+    Rule { name: "split-idle", check: parts_fill_idle_sms },
+    Rule { name: "one-way", check: |tile, _, _| parts_meet_in_one_place(tile) },
+    Rule { name: "cluster", check: |tile, _, _| a_block_has_tokens_of_its_own(tile) },
     Rule { name: "raster-moot", check: raster_makes_a_difference },
 ];
 
@@ -140,21 +143,29 @@ fn group_of(tile: &Tile, problem: &Problem) -> Group {
 
 fn the_ring_is_used(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
     let group = group_of(tile, problem);
-    let stages = group.stages_of(dense_of(problem).k).div_ceil(number(tile, "split"));
+    let stages = group.stages_of(dense_of(problem).k).div_ceil(parts(tile));
     if group.stages <= stages.max(2) {
         return Ok(());
     }
     Err(format!("a block has {stages} stages of work, a ring of {} is never full", group.stages))
 }
 
-fn split_fills_idle_sms(tile: &Tile, problem: &Problem, gpu: &GpuSpec) -> Result<(), String> {
-    let (dense, group, split) = (dense_of(problem), group_of(tile, problem), number(tile, "split"));
+fn a_block_has_tokens_of_its_own(tile: &Tile) -> Result<(), String> {
+    let (tokens, cluster) = (number(tile, "tokens"), number(tile, "cluster"));
+    if cluster == 1 || tokens.is_multiple_of(16 * cluster) {
+        return Ok(());
+    }
+    Err(format!("{tokens} tokens are no sixteens for each of {cluster} blocks"))
+}
+
+fn parts_fill_idle_sms(tile: &Tile, problem: &Problem, gpu: &GpuSpec) -> Result<(), String> {
+    let (dense, group, parts) = (dense_of(problem), group_of(tile, problem), parts(tile));
     let blocks = dense.groups * dense.n.div_ceil(group.rows()) * dense.m.div_ceil(group.tokens);
     let stages = group.stages_of(dense.k);
-    if split > 1 && split > stages {
-        return Err(format!("k = {} has {stages} stages of {}, fewer than {split} parts", dense.k, group.block_k));
+    if parts > 1 && parts > stages {
+        return Err(format!("k = {} has {stages} stages of {}, fewer than {parts} parts", dense.k, group.block_k));
     }
-    if split == 1 || blocks * split <= 2 * gpu.sm_count() {
+    if parts == 1 || blocks * parts <= 2 * gpu.sm_count() {
         return Ok(());
     }
     Err(format!("{blocks} blocks already fill {} SMs, splitting k only adds sums", gpu.sm_count()))
@@ -173,7 +184,14 @@ fn values(dense: &Dense, tile: &Tile, group: &Group, gpu: &GpuSpec) -> Values {
         ("out", out_word(dense.output).into()),
         ("swiglu", (dense.epilogue == Epilogue::SwiGlu).into()),
     ]);
+    // Along the rows, whichever axis of the grid these are.
+    let cluster = match (number(tile, "cluster"), number(tile, "raster")) {
+        (1, _) => String::new(),
+        (blocks, 0) => format!(" __cluster_dims__({blocks}, 1, 1)"),
+        (blocks, _) => format!(" __cluster_dims__(1, {blocks}, 1)"),
+    };
     let launch = BTreeMap::from([
+        ("cluster", cluster.into()),
         ("threads", group.threads().into()),
         ("blocks_per_sm", group.blocks_per_sm(gpu).into()),
         ("smem_bytes", group.smem_bytes().into()),
@@ -181,11 +199,12 @@ fn values(dense: &Dense, tile: &Tile, group: &Group, gpu: &GpuSpec) -> Values {
     BTreeMap::from([("problem", problem), ("tile", tile_values(tile, &AXES)), ("launch", launch)])
 }
 
-fn work(dense: &Dense, group: &Group, split: u32) -> Work {
+fn work(dense: &Dense, group: &Group, tile: &Tile) -> Work {
+    let (split, parts) = (number(tile, "split"), parts(tile));
     let rows = f64::from(dense.groups * dense.n.div_ceil(group.rows()));
     let token_tiles = f64::from(dense.m.div_ceil(group.tokens));
-    let blocks = rows * token_tiles * f64::from(split);
-    let k = group.layout.padded_k(dense.k as usize) as f64 / f64::from(split);
+    let blocks = rows * token_tiles * f64::from(parts);
+    let k = group.layout.padded_k(dense.k as usize) as f64 / f64::from(parts);
     let block_weights =
         k / group.layout.slab_k() as f64 * f64::from(group.consumers) * group.layout.slab_bytes() as f64;
     let partials = if split > 1 { 8.0 * f64::from(group.tokens * group.rows()) } else { 0.0 };
@@ -198,7 +217,7 @@ fn work(dense: &Dense, group: &Group, split: u32) -> Work {
         is_wgmma: true,
         is_fp8: false,
         block_issues: group.issues(k),
-        tail_steps: if split > 1 { 8.0 } else { 4.0 },
+        tail_steps: if split > 1 { 8.0 } else if parts > 1 { 5.0 } else { 4.0 },
         registers: group.registers(),
         is_prefetching: true,
     }

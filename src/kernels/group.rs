@@ -96,10 +96,10 @@ impl Group {
         let most = match (self.consumers, self.moves_registers()) {
             (1, _) | (2, true) => 256,
             (2, false) => 192,
-            (3, true) => 128,
+            (3, true) => 160,
             (3, false) => 64,
             (4, false) if self.staging_bytes == 0 => 64,
-            (4, false) => 48,
+            (4, false) => 32,
             _ => 0,
         };
         if self.tokens <= most {

@@ -207,7 +207,7 @@ impl Step {
         let tokens = (local_slots / tiles).max(1.0).min(f64::from(stream.tokens));
         let matrix = block.weights.bytes(self.n.into(), self.k.into()) as f64 * block.touched_experts();
         let columns = if self.is_down { 4.0 * f64::from(self.n) } else { f64::from(self.n) };
-        // Nothing is fetched before the wait, so registers have no head start over a ring here.
+        // Measured where nothing was fetched before the wait: registers have no head start over a ring here.
         let in_flight = f64::from(stream.bytes_in_flight()) / if stream.is_in_registers() { 2.0 } else { 1.0 };
         Work {
             blocks,
@@ -220,7 +220,7 @@ impl Step {
             block_issues: stream.issues(slabs),
             tail_steps: 4.0,
             registers: stream.registers(),
-            is_prefetching: false,
+            is_prefetching: self.is_down,
         }
     }
 }

@@ -13,6 +13,8 @@ pub(super) struct Stream {
     pub warps: u32,
     pub slabs: u32,
     pub stages: u32,
+    /// What other blocks of a cluster send, behind everything else.
+    pub received_bytes: u32,
 }
 
 impl Stream {
@@ -25,6 +27,7 @@ impl Stream {
             warps: number(tile, "warps"),
             slabs: number(tile, "slabs"),
             stages: number(tile, "stages"),
+            received_bytes: 0,
         }
     }
 
@@ -56,7 +59,7 @@ impl Stream {
     pub fn smem_bytes(&self) -> u32 {
         let rings = self.warps * self.stages * self.stage_bytes();
         let sums = self.warps * self.token_tiles() * 8 * (self.rows() + 4) * 4;
-        rings.max(sums)
+        rings.max(sums) + self.received_bytes
     }
 
     /// Whether codes go from memory to registers, without a ring.

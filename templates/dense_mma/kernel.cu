@@ -12,16 +12,20 @@ $#-
 //   D        [m, groups * n]     BF16 or f32, row-major                  all threads, after the sum over warps
 //
 //   block = kWarps warps, all on the same kRowTiles x 16 rows and kTokens tokens; warp w takes the w-th range of slabs
-//   grid  = (row blocks of all groups x kSplitK, token tiles)
+//   grid  = (row blocks of all groups x kParts, token tiles); kParts blocks share a tile's k
 //
-//   warp   | fetch W ... | wait for the grid ahead | fetch A | multiply, refilling the ring ... |
-//   block                                                                                      | sum over warps | D
+//   warp   | fetch W ... | wait for the grid ahead | fetch A | multiply, fetching ahead ... |
+//   block                                                                                  | sum over warps | D
 //
-//   shared memory   kWarps rings (lib/warp_stream.cuh), then reused for the sums (lib/block_sum.cuh)
+//   shared memory   kWarps rings, or tokens where codes go to registers (lib/warp_stream.cuh, lib/warp_registers.cuh);
+//                   then the sums of the warps (lib/block_sum.cuh); behind both what a cluster's blocks send each other
 //   barriers        none between warps until the sum; __syncwarp and cp.async groups inside a warp
 //
-// Tuned: rows, tokens, warps, slabs, stages, split, signal (src/kernels/dense_mma.rs). Limits: k in whole scale groups,
-// A on 16 bytes, lda % 8 == 0; rows beyond n are computed on zeros and not stored.
+// The more blocks share k, the more rows a block can have and the fewer of them fetch the same tokens. Their parts meet
+// in memory (kSplitK) or, faster but only where a cluster finds room at once, in each other's shared memory (kCluster).
+//
+// Tuned: row_tiles, tokens, warps, slabs, stages, split, cluster, signal (src/kernels/dense_mma.rs). Limits: k in whole
+// scale groups, A on 16 bytes, lda % 8 == 0; rows beyond n are computed on zeros and not stored.
 // Exactness: operands are exact in BF16; differs from quant's reference only by the order of the f32 sum.
 // After: the layout and the prefetch before the dependency follow sketches/decode_gemv.cu; last-arriver sums follow
 // stream-K as in Marlin and CUTLASS.
@@ -29,11 +33,15 @@ $#-
 #include "arch/async_copy.cuh"
 #include "arch/bf16.cuh"
 #include "arch/bits.cuh"
+#include "arch/clamp.cuh"
+#include "arch/cluster.cuh"
 #include "arch/dependent.cuh"
 #include "arch/load.cuh"
 #include "arch/matrix.cuh"
+#include "arch/reciprocal.cuh"
 #include "lib/format.cuh"
-#include "lib/math.cuh"
+#include "lib/reciprocal.cuh"
+#include "lib/swiglu.cuh"
 #include "lib/bucket.cuh"
 #include "lib/epilogue.cuh"
 #include "lib/warp_stream.cuh"
@@ -50,15 +58,20 @@ struct Config {
   static constexpr int kWarps = ${ tile.warps }$;           // warps of a block: ranges of k
   static constexpr int kSlabs = ${ tile.slabs }$;           // slabs in a stage, or in registers
   static constexpr int kStages = ${ tile.stages }$;         // stages in a warp's ring; 1: registers, no ring
-  static constexpr int kSplitK = ${ tile.split }$;          // blocks that share a tile's k
+  static constexpr int kSplitK = ${ tile.split }$;          // blocks that share a tile's k through memory
+  static constexpr int kCluster = ${ tile.cluster }$;       // blocks that share a tile's k in a cluster
   static constexpr int kSignal = ${ tile.signal }$;         // when the next grid is let go
   static constexpr int kBlocksPerSm = ${ launch.blocks_per_sm }$;
   static constexpr int kSmemBytes = ${ launch.smem_bytes }$;
 };
-static_assert(larger(Config::kWarps * WarpRing<Config>::kBytes, BlockSum<Config>::kBytes) == Config::kSmemBytes,
-              "host and device disagree on shared memory");
+static_assert(Config::kSplitK == 1 || Config::kCluster == 1, "parts meet in memory or in a cluster");
 
 constexpr int kRows = Config::kRowTiles * kRowTile;
+constexpr int kParts = Config::kSplitK * Config::kCluster;
+// Behind what the block needs for itself.
+constexpr int kReceivedOffset = larger(Config::kWarps * WarpRing<Config>::kBytes, BlockSum<Config>::kBytes);
+static_assert(kReceivedOffset + ClusterSum<Config>::kBytes == Config::kSmemBytes,
+              "host and device disagree on shared memory");
 
 // One block of rows of one group and its range of slabs.
 struct RowBlock {
@@ -96,13 +109,14 @@ struct Results {
   Segments segments;
   float limit;
 
-  template <class SumAt>
-  __device__ __forceinline__ void each(SumAt sum_at, int n_tokens) const {
+  // Stores every kStep-th token from `first_token` on.
+  template <int kStep, class SumAt>
+  __device__ __forceinline__ void each(SumAt sum_at, int n_tokens, int first_token) const {
     constexpr int kColumns = Config::kSwiGlu ? kRows / 2 : kRows;
-    for (int o = threadIdx.x; o < Config::kTokens * kColumns; o += Config::kWarps * 32) {
-      const int token = o / kColumns;
+    for (int o = threadIdx.x; o < ceil_divide(Config::kTokens, kStep) * kColumns; o += Config::kWarps * 32) {
+      const int token = first_token + o / kColumns * kStep;
       const int column = o % kColumns;
-      if (token >= n_tokens) return;
+      if (token >= smaller(n_tokens, Config::kTokens)) return;
       if constexpr (Config::kSwiGlu) {
         const int row = first_row + column / 8 * 16 + column % 8;
         if (row >= n) continue;
@@ -117,19 +131,20 @@ struct Results {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlocksPerSm)
+extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlocksPerSm)${ launch.cluster }$
     dense_mma(const uint8_t* __restrict__ weights, const bf16* a, Config::Out* d, const int* m_on_device,
               float* partials, unsigned* tickets, int64_t lda, int64_t ldd, int m, int n, int k, int groups,
               float limit, const __grid_constant__ Segments segments) {
   extern __shared__ __align__(128) uint8_t shared[];
   if constexpr (Config::kSignal == 0) launch_dependents();
+  if constexpr (Config::kCluster > 1) cluster_arrive();  // this block has begun, its memory may be written
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int n_slabs = ceil_divide(k, Config::Weights::kSlabK);
   const int row_blocks = ceil_divide(n, kRowBlock);                  // blocks of 64 rows in a group
   const int tiles = ceil_divide(row_blocks * kRowBlock, kRows);      // blocks of threads for a group's rows
-  const int split = blockIdx.x % Config::kSplitK;
-  const int tile_idx = blockIdx.x / Config::kSplitK;
+  const int part = blockIdx.x % kParts;                              // of a cluster this is the rank
+  const int tile_idx = blockIdx.x / kParts;
   const int group = tile_idx / tiles;
   const int first_row = tile_idx % tiles * kRows;
   const int first_token = blockIdx.y * Config::kTokens;
@@ -146,15 +161,20 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlock
   source.k_end = k;
 
   WarpSums<Config> sums = {};
-  constexpr int kRanges = Config::kSplitK * Config::kWarps;
-  const int range = split * Config::kWarps + warp;
+  constexpr int kRanges = kParts * Config::kWarps;
+  const int range = part * Config::kWarps + warp;
   const int begin = int64_t{n_slabs} * range / kRanges;
   const int end = int64_t{n_slabs} * (range + 1) / kRanges;
   stream_slabs<Config>(sums, source, begin, end, shared + warp * WarpRing<Config>::kBytes, lane, [](int) {});
 
-  const int64_t tile = int64_t{blockIdx.y} * (gridDim.x / Config::kSplitK) + tile_idx;
   const int columns = Config::kSwiGlu ? n / 2 : n;
-  Results results{d + first_token * ldd + int64_t{group} * columns, ldd, first_row, n, segments, limit};
-  sum_block<Config>(sums, shared, partials + tile * Config::kSplitK * Config::kTokens * kRows, tickets + tile, split,
-                    source.m - first_token, results);
+  const Results results{d + first_token * ldd + int64_t{group} * columns, ldd, first_row, n, segments, limit};
+  if constexpr (Config::kCluster > 1) {
+    float* received = reinterpret_cast<float*>(shared + kReceivedOffset);
+    sum_cluster<Config>(sums, shared, received, part, source.m - first_token, results);
+  } else {
+    const int64_t tile = int64_t{blockIdx.y} * (gridDim.x / kParts) + tile_idx;
+    sum_block<Config>(sums, shared, partials + tile * kParts * Config::kTokens * kRows, tickets + tile, part,
+                      source.m - first_token, results);
+  }
 }

@@ -32,12 +32,16 @@ $#-
 #include "arch/bf16.cuh"
 #include "arch/bits.cuh"
 #include "arch/bulk_copy.cuh"
+#include "arch/clamp.cuh"
+#include "arch/cluster.cuh"
 #include "arch/dependent.cuh"
+#include "arch/reciprocal.cuh"
 #include "arch/store_matrix.cuh"
 #include "arch/wgmma.cuh"
 #include "generated/wgmma.cuh"
 #include "lib/format.cuh"
-#include "lib/math.cuh"
+#include "lib/reciprocal.cuh"
+#include "lib/swiglu.cuh"
 #include "lib/bucket.cuh"
 #include "lib/epilogue.cuh"
 #include "lib/ring.cuh"
@@ -53,7 +57,8 @@ struct Config {
   static constexpr int kTokens = ${ tile.tokens }$;         // tokens of a block
   static constexpr int kBlockK = ${ tile.block_k }$;        // k of a stage
   static constexpr int kStages = ${ tile.stages }$;         // stages in the ring
-  static constexpr int kSplitK = ${ tile.split }$;          // blocks that share a tile's k
+  static constexpr int kSplitK = ${ tile.split }$;          // blocks that share a tile's k through memory
+  static constexpr int kCluster = ${ tile.cluster }$;       // blocks that share a tile's k in a cluster
   static constexpr int kSignal = ${ tile.signal }$;         // when the next grid is let go
   static constexpr int kThreads = ${ launch.threads }$;      // consumers, then one producer warp or warpgroup
   static constexpr int kBlocksPerSm = ${ launch.blocks_per_sm }$;
@@ -62,6 +67,8 @@ struct Config {
 
 constexpr int kRows = Config::kConsumers * kRowBlock;
 constexpr int kConsumerThreads = Config::kConsumers * 128;
+constexpr int kParts = Config::kSplitK * Config::kCluster;
+static_assert(Config::kSplitK == 1 || Config::kCluster == 1, "parts meet in memory or in a cluster");
 // With a whole warpgroup of producers registers can move from them to the consumers, which hold kTokens / 2 sums each.
 constexpr bool kMovesRegisters = Config::kThreads == kConsumerThreads + 128;
 static_assert(!kMovesRegisters || (Config::kConsumers == 2 && Config::kBlocksPerSm == 1),
@@ -74,6 +81,7 @@ constexpr int kFlagOffset = kRingBytes + Ring<Config::kStages>::kBarrierBytes;
 static_assert(kFlagOffset + 16 == Config::kSmemBytes,
               "host and device disagree on shared memory");
 static_assert(Config::kConsumers * kStagingBytes <= kRingBytes, "the results are staged where the ring was");
+static_assert(Config::kCluster == 1 || Config::kTokens * Config::kConsumers * 256 <= kRingBytes, "and parts received");
 
 // What one block works on.
 struct Work {
@@ -84,7 +92,7 @@ struct Work {
   int n_slabs;
   int first_stage;
   int n_stages;
-  int split;
+  int part;         // of k; in a cluster the rank
   int64_t tile;     // index of the output tile
 };
 
@@ -93,16 +101,16 @@ __device__ __forceinline__ Work work_of_block(int n, int k, int is_raster_by_tok
   work.row_blocks = ceil_divide(n, kRowBlock);
   work.n_slabs = ceil_divide(k, Config::Weights::kSlabK);
   const int row_tiles = ceil_divide(work.row_blocks, Config::kConsumers);
-  const int row_idx = (is_raster_by_token ? blockIdx.y : blockIdx.x) / Config::kSplitK;
+  const int row_idx = (is_raster_by_token ? blockIdx.y : blockIdx.x) / kParts;
   const int token_idx = is_raster_by_token ? blockIdx.x : blockIdx.y;
-  work.split = (is_raster_by_token ? blockIdx.y : blockIdx.x) % Config::kSplitK;
+  work.part = (is_raster_by_token ? blockIdx.y : blockIdx.x) % kParts;
   work.group = row_idx / row_tiles;
   work.first_row = row_idx % row_tiles * kRows;
   work.first_token = token_idx * Config::kTokens;
   const int all_stages = ceil_divide(work.n_slabs, Stage<Config>::kSlabs);
-  work.first_stage = int64_t{all_stages} * work.split / Config::kSplitK;
-  work.n_stages = int64_t{all_stages} * (work.split + 1) / Config::kSplitK - work.first_stage;
-  work.tile = int64_t{token_idx} * ((is_raster_by_token ? gridDim.y : gridDim.x) / Config::kSplitK) + row_idx;
+  work.first_stage = int64_t{all_stages} * work.part / kParts;
+  work.n_stages = int64_t{all_stages} * (work.part + 1) / kParts - work.first_stage;
+  work.tile = int64_t{token_idx} * ((is_raster_by_token ? gridDim.y : gridDim.x) / kParts) + row_idx;
   return work;
 }
 
@@ -173,7 +181,29 @@ struct TokenRows {
   __device__ __forceinline__ float factor(int) const { return 1.0f; }
 };
 
-extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
+// alpha of the row, one rounding; BF16 leaves through the ring, which is free by then. `Tokens` is Config, or with a
+// share of its tokens.
+template <class Tokens>
+__device__ __forceinline__ void store_tile(const GroupSums<Tokens>& sums, const Work& work, const TokenRows& rows,
+                                           const Segments& segments, uint8_t* ring, int n, float limit) {
+  const int warp = threadIdx.x / 32 % 4;
+  const int lane = threadIdx.x % 32;
+  const int consumer = threadIdx.x / 128;
+  const int first_row = work.first_row + consumer * kRowBlock;
+  const int row = first_row + warp * kRowTile + lane / 4;
+  const float alpha_upper = Config::kSwiGlu ? segments.alpha[0] : alpha_of_row(segments, row);
+  const float alpha_lower = Config::kSwiGlu ? segments.alpha[1] : alpha_of_row(segments, row + 8);
+  const TileStore<Tokens, TokenRows> store{rows, first_row, n, alpha_upper, alpha_lower, limit};
+  if constexpr (sizeof(Config::Out) == 4) {
+    store.floats(sums, warp, lane);
+  } else {
+    named_barrier_sync(1, kConsumerThreads);  // every stage has been read: the ring may be written over
+    const auto join_group = [consumer] { named_barrier_sync(2 + consumer, 128); };
+    store.pairs(sums, ring + consumer * kStagingBytes, warp, lane, join_group);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)${ launch.cluster }$
     dense_wgmma(const uint8_t* __restrict__ weights, const __grid_constant__ TensorMap a, Config::Out* d,
                 const int* m_on_device, float4* partials, unsigned* tickets, int64_t ldd, int m, int n, int k,
                 int is_raster_by_token, float limit, const __grid_constant__ Segments segments) {
@@ -198,25 +228,23 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPe
   GroupSums<Config> sums = {};
   multiply_stages<Config, false>(sums, shared, ring, work.n_stages, consumer, warp % 4, lane);
   wait_for_dependency();
-  const auto join_consumers = [] { named_barrier_sync(1, kConsumerThreads); };
-  if constexpr (Config::kSplitK > 1) {
-    float4* parts = partials + work.tile * Config::kSplitK * (Config::kTokens / 8) * kConsumerThreads;
-    unsigned* is_last = reinterpret_cast<unsigned*>(shared + kFlagOffset);
-    if (!sum_splits<Config>(sums, parts, tickets + work.tile, is_last, work.split, threadIdx.x, join_consumers)) return;
-  }
   const int columns = Config::kSwiGlu ? n / 2 : n;
-  const int row = work.first_row + consumer * kRowBlock + warp % 4 * kRowTile + lane / 4;
   const int tokens = actual_tokens(m_on_device, m) - work.first_token;
   const TokenRows rows{d + work.first_token * ldd + int64_t{work.group} * columns, ldd, tokens};
-  const float alpha_upper = Config::kSwiGlu ? segments.alpha[0] : alpha_of_row(segments, row);
-  const float alpha_lower = Config::kSwiGlu ? segments.alpha[1] : alpha_of_row(segments, row + 8);
-  const int first_row = work.first_row + consumer * kRowBlock;
-  const TileStore<Config, TokenRows> store{rows, first_row, n, alpha_upper, alpha_lower, limit};
-  if constexpr (sizeof(Config::Out) == 4) {
-    store.floats(sums, warp % 4, lane);
+  if constexpr (Config::kCluster > 1) {
+    using Own = OwnTokens<Config>;
+    GroupSums<Own> own;
+    sum_in_cluster<Config>(own, sums, shared, work.part, threadIdx.x);
+    const int first = work.part * Own::kTokens;
+    const TokenRows own_rows{rows.d + first * ldd, ldd, tokens - first};
+    store_tile<Own>(own, work, own_rows, segments, shared, n, limit);
   } else {
-    join_consumers();  // every stage has been read: the ring may be written over
-    const auto join_group = [consumer] { named_barrier_sync(2 + consumer, 128); };
-    store.pairs(sums, shared + consumer * kStagingBytes, warp % 4, lane, join_group);
+    if constexpr (Config::kSplitK > 1) {
+      float4* parts = partials + work.tile * Config::kSplitK * (Config::kTokens / 8) * kConsumerThreads;
+      unsigned* is_last = reinterpret_cast<unsigned*>(shared + kFlagOffset);
+      const auto join = [] { named_barrier_sync(1, kConsumerThreads); };
+      if (!sum_splits<Config>(sums, parts, tickets + work.tile, is_last, work.part, threadIdx.x, join)) return;
+    }
+    store_tile<Config>(sums, work, rows, segments, shared, n, limit);
   }
 }

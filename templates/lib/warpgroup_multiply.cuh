@@ -2,12 +2,18 @@
 //
 // The rows are decoded in registers and are the A operand; the tokens lie in shared memory, K-major and swizzled by 128
 // bytes, and are the B operand. While the tensor cores work on one block of 64 k the warps decode the next into a
-// second set of registers: decoding is hidden as long as it takes fewer issue slots than the multiplication cycles.
+// second set of registers.
 //
 //   stage    weights [consumer][kSlabs slabs of 64 rows] | tokens [kBlockK / 64][kTokens][128 B]
 //
-//   decode   |k0|k1|  |k2|  |k3|          two register sets, even and odd blocks of 64 k
-//   wgmma       |=k0=|=k1=|=k2=|=k3=|     a group is waited for when the one after it has been issued
+//   codes    |f1|   |f2|   |f3|           fetched from shared memory before the wgmma that they follow
+//   decode   |k0|   |k1|   |k2|   |k3|    two register sets, even and odd blocks of 64 k
+//   wgmma       |=k0=| |=k1=| |=k2=|      a group is waited for when the one after it has been issued
+//
+// Issuing a wgmma with A in registers takes nearly as long as the multiplication, so a warpgroup decodes and multiplies
+// in turn, and what fills the tensor cores is that another warpgroup multiplies meanwhile: with two of them decoding a
+// block has to take no longer than multiplying it. So nothing stands between the wgmma of one block and the decoding of
+// the next that could be done before: not the wait for a stage, not the way of its codes from shared memory.
 //
 // A tile may be narrower than kTokens, in steps of kStep: its tokens stand at the front of each box, its sums at the
 // front of the sums, and only they are multiplied. The width is part of the instruction, so a branch chooses among the
@@ -33,23 +39,39 @@ using GroupSums = float[Config::kTokens / 2];
 // Registers of one block of 64 k: four steps of 16.
 using Fragments = uint32_t[4][4];
 
-// Decodes block `block` (64 k) of a stage's weights for this lane. `weights` is the consumer's part of the stage.
-template <class Config>
-__device__ __forceinline__ void decode_block(Fragments& a, const uint8_t* weights, int block, int warp, int lane) {
-  using Format = typename Config::Weights;
+// What a lane needs of a block of 64 k to decode it.
+template <class Format>
+struct FetchedBlock {
+  static constexpr int kWords = 4 / Format::kSteps;
+  // BF16 words are fragments themselves, so the compiler lets wgmma read them where they were fetched to: they must not
+  // be fetched anew while it does.
+  static constexpr bool kMayComeEarly = Format::kCodeBits < 16;
+  uint4 words[kWords];
+  typename Format::Scales scales;
+};
+
+// Fetches block `block` (64 k) of a stage's weights for this lane. `weights` is the consumer's part of the stage.
+template <class Format>
+__device__ __forceinline__ void fetch_block(FetchedBlock<Format>& to, const uint8_t* weights, int block, int warp,
+                                            int lane) {
   constexpr int kBlocksPerSlab = Format::kSlabK / 64;
   const uint8_t* slab = weights + block / kBlocksPerSlab * Slab<Format>::kBytes;
-  const uint8_t* codes = slab + warp * Slab<Format>::kTileCodeBytes + lane * 16;
-  const uint8_t* tile_scales = slab + Format::kCodeBytes + warp * Slab<Format>::kTileScaleBytes;
-  const typename Format::Scales scales = Format::load_scales(tile_scales, lane / 4);
-  uint4 words;
+  const int first_word = block % kBlocksPerSlab * FetchedBlock<Format>::kWords;
+  const uint8_t* codes = slab + warp * Slab<Format>::kTileCodeBytes + first_word * 512 + lane * 16;
+#pragma unroll
+  for (int i = 0; i < FetchedBlock<Format>::kWords; ++i) {
+    to.words[i] = *reinterpret_cast<const uint4*>(codes + i * 512);
+  }
+  to.scales = Format::load_scales(slab + Format::kCodeBytes + warp * Slab<Format>::kTileScaleBytes, lane / 4);
+}
+
+// Decodes a block that has been fetched; `block` tells which part of the slab it is.
+template <class Format>
+__device__ __forceinline__ void decode_block(Fragments& a, const FetchedBlock<Format>& fetched, int block) {
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
-    const int step_in_slab = block % kBlocksPerSlab * 4 + step;
-    if (step_in_slab % Format::kSteps == 0) {
-      words = *reinterpret_cast<const uint4*>(codes + step_in_slab / Format::kSteps * 512);
-    }
-    Format::decode(a[step], words, scales, step_in_slab % Format::kSteps);
+    const int step_in_slab = block % (Format::kSlabK / 64) * 4 + step;
+    Format::decode(a[step], fetched.words[step / Format::kSteps], fetched.scales, step_in_slab % Format::kSteps);
   }
 }
 
@@ -78,25 +100,40 @@ __device__ __forceinline__ void multiply_run(GroupSums<Config>& sums, const uint
                                              Ring<Config::kStages> ring, RingPosition<Config::kStages>& position,
                                              int n_stages, int width, int consumer, int warp, int lane) {
   using Stage = Stage<Config>;
+  using Format = typename Config::Weights;
   constexpr int kBlocks = Config::kBlockK / 64;
   static_assert(kBlocks % 2 == 0, "two register sets take turns inside a stage");
   Fragments a[2];
-#pragma unroll
-  for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
-  for (int stage_idx = 0; stage_idx < n_stages; ++stage_idx) {
+  FetchedBlock<Format> fetched;
+  constexpr bool kMayFetchEarly = FetchedBlock<Format>::kMayComeEarly;
+  const auto fetch = [&](int block) {
+    const uint8_t* weights = stages + position.slot * Stage::kBytes + Stage::kWeightOffset;
+    fetch_block<Format>(fetched, weights + consumer * Stage::kWeightBytes, block, warp, lane);
+  };
+  const auto begin_stage = [&] {
     barrier_wait(ring.full(position.slot), position.parity);
     if constexpr (kTokensByThreads) fence_async_proxy();
-    const uint8_t* stage = stages + position.slot * Stage::kBytes;
-    const uint8_t* weights = stage + Stage::kWeightOffset + consumer * Stage::kWeightBytes;
-    const uint32_t tokens = smem_address(stage);
+    if constexpr (kMayFetchEarly) fetch(0);
+  };
+#pragma unroll
+  for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
+  begin_stage();
+  for (int stage_idx = 0; stage_idx < n_stages; ++stage_idx) {
+    const uint32_t tokens = smem_address(stages + position.slot * Stage::kBytes);
+    const int slot_before = position.slot_before();
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      decode_block<Config>(a[block % 2], weights, block, warp, lane);
+      if constexpr (!kMayFetchEarly) fetch(block);
+      decode_block<Format>(a[block % 2], fetched, block);
+      if (kMayFetchEarly && block + 1 < kBlocks) fetch(block + 1);
       multiply_block<Config, kStep>(sums, a[block % 2], tokens + block * Stage::kBoxBytes, width);
+      if (block + 1 == kBlocks) {
+        position.advance();
+        if (stage_idx + 1 < n_stages) begin_stage();
+      }
       wgmma_wait<1>();
-      if (block == 0 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(position.slot_before()));
+      if (block == 0 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(slot_before));
     }
-    position.advance();
   }
   wgmma_wait<0>();
   // A producer that goes on with the next tile waits for the last stage too.

@@ -1,8 +1,9 @@
-// From the registers of a warpgroup to memory: sums over splits, alpha, SwiGLU, one rounding, only inside N and M.
+// From the registers of a warpgroup to memory: sums over parts of k, alpha, SwiGLU, one rounding, only inside N and M.
 //
 // A fragment pairs tokens, memory wants rows together: BF16 results are transposed 8 x 8 by stmatrix into shared memory
 // (the ring, when it is free by then, or a little room of their own) and leave it as 16-byte pieces of a token's row.
-// f32 results go straight out: eight lanes write the 32 bytes of a sector.
+// f32 results go straight out, eight lanes writing the 32 bytes of a sector, or with a little room for each warp as
+// 16-byte pieces too.
 
 // Adds the parts of the kSplitK blocks that share a tile, one's own included, in ascending order of k. Returns whether
 // this block is the one that stores. `partials` holds [kSplitK][kTokens / 8][thread] float4 for this tile.
@@ -32,6 +33,53 @@ __device__ __forceinline__ bool sum_splits(GroupSums<Config>& sums, float4* part
     }
   }
   return true;
+}
+
+// A block's own tokens, where the blocks of a cluster share a tile: each stores a run of them, for all rows.
+template <class Config>
+struct OwnTokens : Config {
+  static constexpr int kTokens = Config::kTokens / Config::kCluster;
+  static_assert(Config::kTokens % (16 * Config::kCluster) == 0, "results leave by sixteen tokens");
+  static constexpr int kReceivedBytes = Config::kTokens / 8 * Config::kConsumers * 128 * 16;
+};
+
+// Adds the parts of the kCluster blocks that share a tile, in ascending order of k, for this block's own tokens. They
+// pass through `received`, which every thread of the block has read for the last time: the ring.
+template <class Config>
+__device__ __forceinline__ void sum_in_cluster(GroupSums<OwnTokens<Config>>& own, const GroupSums<Config>& sums,
+                                               uint8_t* received, int rank, int thread) {
+  constexpr int kThreads = Config::kConsumers * 128;
+  constexpr int kPieces = OwnTokens<Config>::kTokens / 8;
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();  // nobody needs its ring any more
+  const uint32_t mine = smem_address(received) + (rank * kPieces * kThreads + thread) * 16;
+#pragma unroll
+  for (int block = 0; block < Config::kCluster; ++block) {
+    const uint32_t to = address_in_block(mine, block);
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const float* piece = sums + 4 * (block * kPieces + i);
+      store_in_cluster(to + i * kThreads * 16, make_float4(piece[0], piece[1], piece[2], piece[3]));
+    }
+  }
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();  // all parts have come; from here on no block touches another's memory
+#pragma unroll
+  for (int i = 0; i < 4 * kPieces; ++i) own[i] = 0.0f;
+  const float4* from = reinterpret_cast<const float4*>(received) + thread;
+#pragma unroll 1
+  for (int part = 0; part < Config::kCluster; ++part, from += kPieces * kThreads) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const float4 more = from[i * kThreads];
+      own[4 * i] += more.x;
+      own[4 * i + 1] += more.y;
+      own[4 * i + 2] += more.z;
+      own[4 * i + 3] += more.w;
+    }
+  }
 }
 
 // Where a tile goes. `Rows` gives row(token), the address of column 0 for that token; factor(token), what its values
@@ -71,6 +119,56 @@ struct TileStore {
           if (row + 8 < n) to[row + 8] = sums[4 * i + 2 + j] * alpha_lower * factor;
         }
       }
+    }
+  }
+
+  // f32 without SwiGLU, by eights of tokens through `staging`, kWarpFloats of the warp's own: a lane takes four rows of
+  // one token.
+  // `rows` gives row_of_eight(i, lane) and factor_of_eight(i, lane), those of token 8 i + lane / 4, to all lanes.
+  static constexpr int kFloatStride = kRowTile + 4;  // 4 more: four pairs of tokens and eight rows meet no bank twice
+  static constexpr int kWarpFloats = 8 * kFloatStride;
+  __device__ __forceinline__ void floats_in_eights(const GroupSums<Config>& sums, float* staging, int warp,
+                                                   int lane) const {
+    float* put = staging + lane % 4 * 2 * kFloatStride + lane / 4;
+    const float4* get = reinterpret_cast<const float4*>(staging + lane / 4 * kFloatStride + lane % 4 * 4);
+    const int row = first_row + warp * kRowTile + lane % 4 * 4;
+    // An eight is stored when the next one is on its way, so that nobody waits for shared memory.
+    float4 last = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int i = 0; i <= Config::kTokens / 8; ++i) {
+      const float4 values = last;
+      if (i < Config::kTokens / 8 && i * 8 < rows.count) {
+        __syncwarp();  // the eight before this one has been read
+        put[0] = sums[4 * i] * alpha_upper;
+        put[kFloatStride] = sums[4 * i + 1] * alpha_upper;
+        put[8] = sums[4 * i + 2] * alpha_lower;
+        put[kFloatStride + 8] = sums[4 * i + 3] * alpha_lower;
+        __syncwarp();
+        last = *get;
+      }
+      if (i > 0) {
+        float* to = rows.row_of_eight(i - 1, lane);
+        const float factor = rows.factor_of_eight(i - 1, lane);
+        if ((i - 1) * 8 + lane / 4 < rows.count) {
+          const float4 scaled = make_float4(values.x * factor, values.y * factor, values.z * factor, values.w * factor);
+          store_four(to, row, n, scaled);
+        }
+        if (i * 8 >= rows.count) break;
+      }
+    }
+  }
+
+  // Four f32 of a row, as far as there are columns; in one piece where the address allows it.
+  static __device__ __forceinline__ void store_four(float* row, int column, int n_columns, const float4& values) {
+    float* to = row + column;
+    if (column + 4 <= n_columns && (reinterpret_cast<uint64_t>(to) & 15) == 0) {
+      *reinterpret_cast<float4*>(to) = values;
+      return;
+    }
+    const float single[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (column + i < n_columns) to[i] = single[i];
     }
   }
 

@@ -18,24 +18,31 @@ $#-
 //   kWalk = true:  grid = (row blocks, slots or tokens), one token to a block, no schedule; down's k runs over slots
 //   block = kWarps warps, all on the same kRowTiles x 16 rows; warp w takes the w-th range of slabs
 //
-//   warp   | wait for the grid ahead | fetch W, X | multiply, refilling the ring ... |
-//   block                                                                           | sum over warps | out
+//   gate-up  | wait for the grid ahead | fetch W, X | multiply, refilling the ring ... | sum over warps | out
+//   down     | fetch W | wait for the grid ahead | fetch H | multiply ...              | sum over warps | out
 //
 //   shared memory   kWarps rings (lib/warp_stream.cuh), then reused for the sums (lib/block_sum.cuh); row indices
 //   barriers        none between warps until the sum
 //
-// Tuned: row_tiles, tokens, warps, slabs, stages, signal (src/kernels/moe_mma.rs). Weights are not fetched before the
-// wait: which expert is needed is what the grid ahead has written.
+// Gate-up fetches nothing before the wait: which expert is needed is what the grid ahead has written. It lets down go
+// only behind its own wait, so when down starts, whatever was written before gate-up is there: slots, tiles, weights of
+// the router. Down reads those at once, past the L1, and waits for H alone.
+//
+// Tuned: row_tiles, tokens, warps, slabs, stages, signal (src/kernels/moe_mma.rs).
 // Exactness: operands are exact in BF16; H is rounded to BF16 once; sums run in ascending slot and k.
 #include "lib/words.cuh"
 #include "arch/async_copy.cuh"
 #include "arch/bf16.cuh"
 #include "arch/bits.cuh"
+#include "arch/clamp.cuh"
+#include "arch/cluster.cuh"
 #include "arch/dependent.cuh"
 #include "arch/load.cuh"
 #include "arch/matrix.cuh"
+#include "arch/reciprocal.cuh"
 #include "lib/format.cuh"
-#include "lib/math.cuh"
+#include "lib/reciprocal.cuh"
+#include "lib/swiglu.cuh"
 #include "lib/bucket.cuh"
 #include "lib/epilogue.cuh"
 #include "lib/warp_stream.cuh"
@@ -53,6 +60,7 @@ struct Config {
   static constexpr int kSlabs = ${ tile.slabs }$;           // slabs in a stage, or in registers
   static constexpr int kStages = ${ tile.stages }$;         // stages in a warp's ring; 1: registers, no ring
   static constexpr int kSplitK = 1;
+  static constexpr int kCluster = 1;
   static constexpr int kSignal = ${ tile.signal }$;         // when the next grid is let go
   static constexpr int kBlocksPerSm = ${ launch.blocks_per_sm }$;
   static constexpr int kSmemBytes = ${ launch.smem_bytes }$;
@@ -66,7 +74,7 @@ constexpr int kMaxSlots = 32;  // top_k of a walk
 
 // A run of slabs: of one expert, or of the experts of a token's slots one after the other.
 struct Experts {
-  static constexpr bool kMayPrefetch = false;
+  static constexpr bool kMayPrefetch = Config::kIsDown;
   const uint8_t* weights;   // expert 0, the block's 64 rows, slab 0
   const bf16* rows_from;    // row 0 of X or H
   const int* row_idx;       // [kTokens], or [slots] of a walk: rows of X or H
@@ -93,6 +101,7 @@ struct Experts {
   }
   __device__ __forceinline__ Tokens tokens(int i) const { return {rows_from, row_idx + slot(i), ld, count}; }
   __device__ __forceinline__ int k(int i) const { return (i - slot(i) * n_slabs) * Config::Weights::kSlabK; }
+  __device__ __forceinline__ void resolve() {}
 };
 
 // Where the results of a block go.
@@ -109,8 +118,10 @@ struct Results {
   float alpha_up;
   float limit;
 
-  template <class SumAt>
-  __device__ __forceinline__ void each(SumAt sum_at, int n_tokens) const {
+  // Stores every token; `kStep` and the first are for blocks that share a tile.
+  template <int kStep, class SumAt>
+  __device__ __forceinline__ void each(SumAt sum_at, int n_tokens, int) const {
+    static_assert(kStep == 1, "a block of experts has its tile to itself");
     constexpr int kColumns = Config::kIsDown ? kRows : kRows / 2;
     for (int o = threadIdx.x; o < Config::kTokens * kColumns; o += Config::kWarps * 32) {
       const int token = o / kColumns;
@@ -149,8 +160,9 @@ struct Work {
 // Fills in `work` from the tile list; thread i takes slot i.
 __device__ __forceinline__ void work_from_list(Work& work, const int4* tiles, const int* tile_count, const int* slot_of,
                                                const float* routing, const float* alpha, int top_k) {
-  const int4 listed = tiles[blockIdx.y];  // the list has room for the whole grid: both loads are on their way at once
-  const int4 tile = blockIdx.y < *tile_count ? listed : make_int4(0, 0, 0, 0);
+  // The list has room for the whole grid: both loads are on their way at once.
+  const int4 listed = __ldcg(tiles + blockIdx.y);
+  const int4 tile = blockIdx.y < __ldcg(tile_count) ? listed : make_int4(0, 0, 0, 0);
   if (threadIdx.x == 0) {
     work.expert_idx[0] = tile.x;
     work.n_tokens = tile.z;
@@ -158,11 +170,11 @@ __device__ __forceinline__ void work_from_list(Work& work, const int4* tiles, co
   }
   for (int i = threadIdx.x; i < Config::kTokens; i += Config::kWarps * 32) {
     const int position = tile.y + i;
-    const int slot = i < tile.z ? slot_of[position] : 0;
+    const int slot = i < tile.z ? __ldcg(slot_of + position) : 0;
     // Beyond the count any row will do: its column of the product is not stored.
     work.row_idx[i] = i >= tile.z ? 0 : Config::kIsDown ? position : slot / top_k;
     work.out_idx[i] = Config::kIsDown ? slot : position;
-    work.factor[i] = Config::kIsDown && i < tile.z ? routing[slot] * alpha[tile.x] : 1.0f;
+    work.factor[i] = Config::kIsDown && i < tile.z ? __ldcg(routing + slot) * alpha[tile.x] : 1.0f;
   }
 }
 
@@ -175,14 +187,14 @@ __device__ __forceinline__ void work_from_slots(Work& work, const int* experts, 
   const int first = Config::kIsDown ? blockIdx.y * top_k : blockIdx.y;
   const int slot = first + threadIdx.x;
   const bool is_own = threadIdx.x < (Config::kIsDown ? top_k : 1) && slot < n_tokens * top_k;
-  const int expert = is_own ? experts[slot] - expert_offset : -1;
+  const int expert = is_own ? __ldcg(experts + slot) - expert_offset : -1;
   const bool is_local = expert >= 0 && expert < n_local;
   const unsigned local = __ballot_sync(~0u, is_local);
   if (is_local) {
     const int i = __popc(local & ((1u << threadIdx.x) - 1));
     work.expert_idx[i] = expert;
     work.row_idx[i] = Config::kIsDown ? slot : slot / top_k;
-    work.factor[i] = Config::kIsDown ? routing[slot] * alpha[expert] : 1.0f;
+    work.factor[i] = Config::kIsDown ? __ldcg(routing + slot) * alpha[expert] : 1.0f;
     if constexpr (!Config::kIsDown) work.out_idx[0] = slot;
   }
   if (threadIdx.x == 0) {
@@ -218,17 +230,19 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlock
             int n_local, float limit) {
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ Work work;
+  if constexpr (!Config::kIsDown) wait_for_dependency();
   if constexpr (Config::kSignal == 0) launch_dependents();
-  wait_for_dependency();
-  if constexpr (Config::kSignal == 1 || Config::kSignal == 2) launch_dependents();
   if constexpr (Config::kWalk) {
     work_from_slots(work, experts, routing, alpha, actual_tokens(m_on_device, m), top_k, expert_offset, n_local);
   } else {
     work_from_list(work, tiles, tile_count, slot_of, routing, alpha, top_k);
   }
   __syncthreads();
-  // Beyond the list, and for a slot of a foreign expert: the wait has been executed, so the block may leave.
-  if (work.n_tokens == 0) return;
+  // Beyond the list, and for a slot of a foreign expert.
+  if (work.n_tokens == 0) {
+    wait_for_dependency();
+    return;
+  }
 
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;

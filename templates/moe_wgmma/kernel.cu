@@ -10,7 +10,7 @@ $#-
 //   operand   shape                   in memory                        read by
 //   W         [n_local][n, k]         packed slabs (lib/format.cuh)    producer (bulk copy of contiguous slabs)
 //   X         [m, k]                  BF16, row-major, 16-byte rows    producer threads (16-byte copies, own swizzle)
-//   H         [slots, k]              BF16, row-major                  producer (tensor map [k, position], swizzled)
+//   H         [slots, k]              BF16, row-major                  producers (tensor map [k, position], swizzled)
 //   tiles     [count] int4            expert, position, count, 0       every thread
 //   out       H BF16, or parts f32    row-major                        written by the consumers
 //
@@ -41,12 +41,15 @@ $#-
 #include "arch/bf16.cuh"
 #include "arch/bits.cuh"
 #include "arch/bulk_copy.cuh"
+#include "arch/clamp.cuh"
 #include "arch/dependent.cuh"
+#include "arch/reciprocal.cuh"
 #include "arch/store_matrix.cuh"
 #include "arch/wgmma.cuh"
 #include "generated/wgmma.cuh"
 #include "lib/format.cuh"
-#include "lib/math.cuh"
+#include "lib/reciprocal.cuh"
+#include "lib/swiglu.cuh"
 #include "lib/epilogue.cuh"
 #include "lib/ring.cuh"
 #include "lib/warpgroup_multiply.cuh"
@@ -87,7 +90,6 @@ constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
 constexpr int kBarrierOffset = kRingBytes + Config::kConsumers * kStagingBytes;
 static_assert(kBarrierOffset + Ring<Config::kStages>::kBarrierBytes + 16 == Config::kSmemBytes,
               "host and device disagree on shared memory");
-static_assert(kStagingBytes >= 32 * 80 && kStagingBytes >= Config::kTokens * 8, "a chunk, or slots with weights");
 static_assert(Config::kTokens % Config::kStep == 0 && Config::kStep % 16 == 0, "widths are whole pairs of fragments");
 
 // One piece of work but for its rows: kRows of an expert times the slots of a tile.
@@ -111,6 +113,30 @@ struct WorkList {
   }
 
   __device__ __forceinline__ int first_row(int item) const { return item % row_groups * kRows; }
+};
+
+// The pieces of a block as a warp walks through them: 32 at a time, one a lane, so that only one in 32 is waited for.
+struct Pieces {
+  const WorkList& list;
+  int lane;
+  int index;  // of the current piece among the lanes'
+  Work of_lane;
+
+  __device__ __forceinline__ Pieces(const WorkList& list, int lane) : list(list), lane(lane), index(0) {
+    of_lane = list.at(blockIdx.x + lane * gridDim.x);
+  }
+
+  // The current piece, the same in all lanes.
+  __device__ __forceinline__ Work current() const {
+    return {__shfl_sync(~0u, of_lane.expert, index), __shfl_sync(~0u, of_lane.position, index),
+            __shfl_sync(~0u, of_lane.count, index)};
+  }
+
+  // Goes on to the next one; `item` is its number.
+  __device__ __forceinline__ void advance(int item) {
+    index = (index + 1) % 32;
+    if (index == 0) of_lane = list.at(item + lane * gridDim.x);
+  }
 };
 
 // What all pieces have in common along n and k.
@@ -197,11 +223,11 @@ __device__ __forceinline__ void produce_gathered(const WorkList& list, const Ext
                                                  const bf16* from, int64_t ld, const int* slot_of, int top_k,
                                                  uint32_t stages, Ring<Config::kStages> ring, int thread) {
   RingPosition<Config::kStages> position;
-  Work next = list.at(blockIdx.x);
+  Pieces pieces(list, thread % 32);
   for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
-    const Work work = next;
+    const Work work = pieces.current();
     const int first_row = list.first_row(item);
-    next = list.at(item + gridDim.x);
+    pieces.advance(item + gridDim.x);
     GatheredRows rows;
     rows.fetch(work, slot_of, thread);
     for (int i = 0; i < extent.n_stages; ++i) {
@@ -220,29 +246,34 @@ __device__ __forceinline__ void produce_gathered(const WorkList& list, const Ext
   wait_copies<0>();
 }
 
-// Down: one thread brings weights and rows, these in boxes of kStep.
+// Down: one thread of each producer warp brings its share of the rows, in boxes of kStep, and the first the weights: one
+// thread alone is slower than the copies that it starts. Rows may land before the first has said how many bytes come; the
+// phase cannot end without its arrival.
 __device__ __forceinline__ void produce_in_order(const WorkList& list, const Extent& extent, const uint8_t* weights,
                                                  const TensorMap* from, uint32_t stages,
-                                                 Ring<Config::kStages> ring) {
+                                                 Ring<Config::kStages> ring, int producer) {
+  constexpr int kBoxes = Config::kBlockK / 64;
   RingPosition<Config::kStages> position;
   Work next = list.at(blockIdx.x);
   for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
     const Work work = next;
     const int first_row = list.first_row(item);
     next = list.at(item + gridDim.x);
-    const int n_boxes = ceil_divide(work.count, Config::kStep);
+    const int n_parts = ceil_divide(work.count, Config::kStep);
     const int stage_bytes = Config::kConsumers * Stage<Config>::kWeightBytes +
-                            n_boxes * (Config::kStep * Config::kBlockK * 2);
+                            n_parts * (Config::kStep * Config::kBlockK * 2);
     for (int i = 0; i < extent.n_stages; ++i) {
       barrier_wait(ring.free(position.slot), position.parity ^ 1);
       const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
       const uint32_t full = ring.full(position.slot);
-      barrier_arrive_and_expect(full, stage_bytes);
-      copy_weights(work.expert, first_row, extent, weights, stage, full, i);
+      if (producer == 0) {
+        barrier_arrive_and_expect(full, stage_bytes);
+        copy_weights(work.expert, first_row, extent, weights, stage, full, i);
+      }
+      // The swizzle repeats every 1,024 bytes, so boxes laid end to end are one wider box.
+      for (int part = producer; part < n_parts; part += kProducers / 32) {
 #pragma unroll
-      for (int box = 0; box < Config::kBlockK / 64; ++box) {
-        // The swizzle repeats every 1,024 bytes, so boxes laid end to end are one wider box.
-        for (int part = 0; part < n_boxes; ++part) {
+        for (int box = 0; box < kBoxes; ++box) {
           copy_box(stage + box * Stage<Config>::kBoxBytes + part * (Config::kStep * 128), from,
                    i * Config::kBlockK + box * 64, work.position + part * Config::kStep, 0, full);
         }
@@ -273,27 +304,16 @@ struct HiddenRows {
   __device__ __forceinline__ float factor(int) const { return 1.0f; }
 };
 
-// Rows of parts for the slots of a tile.
-struct SlotRows {
-  float* parts;
-  const uint2* slots;  // slot and bits of its routing weight
-  int64_t ld;
-  int count;
-  __device__ __forceinline__ float* row(int token) const { return parts + slots[token].x * ld; }
-  __device__ __forceinline__ float factor(int token) const { return __uint_as_float(slots[token].y); }
-};
-
-// Slots of a tile, spread over a consumer's threads: fetched while the tile before is stored, and with their routing
-// weights in shared memory when the tile itself is.
+// Slots of a tile and their routing weights, spread over the lanes of each warp: token t is with lane t % 32.
 struct TileSlots {
-  static constexpr int kPasses = ceil_divide(Config::kTokens, 128);
+  static constexpr int kPasses = ceil_divide(Config::kTokens, 32);
   int slot[kPasses];
   float routing[kPasses];
 
-  __device__ __forceinline__ void fetch(const Results& to, const Work& work, int thread) {
+  __device__ __forceinline__ void fetch(const Results& to, const Work& work, int lane) {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int token = pass * 128 + thread;
+      const int token = pass * 32 + lane;
       slot[pass] = token < work.count ? to.slot_of[work.position + token] : 0;
     }
   }
@@ -302,19 +322,21 @@ struct TileSlots {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) routing[pass] = to.routing[slot[pass]];
   }
-
-  __device__ __forceinline__ void store(uint2* slots, int thread) const {
-#pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int token = pass * 128 + thread;
-      if (token < Config::kTokens) slots[token] = make_uint2(slot[pass], __float_as_uint(routing[pass]));
-    }
-  }
 };
 
-// Down needs the next tile for its slots as soon as this one is multiplied, and has it in registers until then; where
-// two blocks share an SM they have none left over, and one of them multiplies while the other waits.
-constexpr bool kFetchesEarly = Config::kIsDown && Config::kBlocksPerSm == 1;
+// Rows of parts for the slots of a tile.
+struct SlotRows {
+  float* parts;
+  const TileSlots& slots;
+  int64_t ld;
+  int count;
+  __device__ __forceinline__ float* row_of_eight(int i, int lane) const {
+    return parts + __shfl_sync(~0u, slots.slot[i / 4], i % 4 * 8 + lane / 4) * ld;
+  }
+  __device__ __forceinline__ float factor_of_eight(int i, int lane) const {
+    return __shfl_sync(~0u, slots.routing[i / 4], i % 4 * 8 + lane / 4);
+  }
+};
 
 // One consumer warpgroup.
 struct Consumer {
@@ -325,17 +347,14 @@ struct Consumer {
   int warp;          // of the warpgroup
   int lane;
 
-  // Stores a tile of down. `tile_slots` are its own, and then those of `next`.
-  __device__ __forceinline__ void store(const GroupSums<Config>& sums, const Work& work, const Work& next,
-                                        const Results& to, int first_row, float factor, TileSlots& tile_slots) const {
-    uint2* slots = reinterpret_cast<uint2*>(staging);
-    join();  // the tile before this one has been stored
-    tile_slots.store(slots, warp * 32 + lane);
-    join();
-    tile_slots.fetch(to, next, warp * 32 + lane);
+  // Stores a tile of down.
+  __device__ __forceinline__ void store(const GroupSums<Config>& sums, const Work& work, const Results& to,
+                                        int first_row, float factor, const TileSlots& slots) const {
     const SlotRows rows{to.parts, slots, to.ld, work.count};
-    const TileStore<Config, SlotRows> store{rows, first_row, to.n, factor, factor, to.limit};
-    store.floats(sums, warp, lane);
+    using Store = TileStore<Config, SlotRows>;
+    static_assert(4 * Store::kWarpFloats * 4 <= kStagingBytes, "four warps with room of their own");
+    const Store store{rows, first_row, to.n, factor, factor, to.limit};
+    store.floats_in_eights(sums, reinterpret_cast<float*>(staging) + warp * Store::kWarpFloats, warp, lane);
   }
 
   // Stores a tile of gate-up.
@@ -351,13 +370,13 @@ struct Consumer {
   // Does all work of the block.
   __device__ __forceinline__ void run(const WorkList& list, const Results& to, int n_stages) const {
     RingPosition<Config::kStages> position;
-    Work next = list.at(blockIdx.x);
-    TileSlots tile_slots;
-    if constexpr (Config::kIsDown) tile_slots.fetch(to, next, warp * 32 + lane);
+    Pieces pieces(list, lane);
+    TileSlots slots;
+    if constexpr (Config::kIsDown) slots.fetch(to, pieces.current(), lane);
     for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
-      const Work work = next;
-      if constexpr (kFetchesEarly) next = list.at(item + gridDim.x);
-      if constexpr (Config::kIsDown) tile_slots.fetch_routing(to);
+      const Work work = pieces.current();
+      // What the end of the tile needs is on its way while it is multiplied.
+      if constexpr (Config::kIsDown) slots.fetch_routing(to);
       const float* alpha = to.alpha + work.expert * (Config::kIsDown ? 1 : 2);
       const float alpha_upper = alpha[0];
       const float alpha_lower = alpha[Config::kIsDown ? 0 : 1];
@@ -367,9 +386,10 @@ struct Consumer {
       multiply_run<Config, !Config::kIsDown, Config::kStep>(sums, stages, ring, position, n_stages, width, consumer,
                                                             warp, lane);
       const int first_row = list.first_row(item) + consumer * kRowBlock;
-      if constexpr (!kFetchesEarly) next = list.at(item + gridDim.x);
+      pieces.advance(item + gridDim.x);
       if constexpr (Config::kIsDown) {
-        store(sums, work, next, to, first_row, alpha_upper, tile_slots);
+        store(sums, work, to, first_row, alpha_upper, slots);
+        slots.fetch(to, pieces.current(), lane);
       } else {
         store(sums, work, to, first_row, alpha_upper, alpha_lower);
       }
@@ -401,8 +421,8 @@ extern "C" __global__ void __launch_bounds__(kBoundThreads, Config::kBlocksPerSm
     const int thread = threadIdx.x - kConsumerThreads;
     if constexpr (!Config::kIsDown) {
       produce_gathered(list, extent, weights, x, ld_from, slot_of, top_k, smem_address(shared), ring, thread);
-    } else if (thread == 0) {
-      produce_in_order(list, extent, weights, &h_map, smem_address(shared), ring);
+    } else if (lane == 0) {
+      produce_in_order(list, extent, weights, &h_map, smem_address(shared), ring, thread / 32);
     }
     if constexpr (Config::kSignal != 0) launch_dependents();
     return;

@@ -17,8 +17,11 @@ $#-
 #include "lib/words.cuh"
 #include "arch/bf16.cuh"
 #include "arch/bits.cuh"
+#include "arch/clamp.cuh"
+#include "arch/reciprocal.cuh"
 #include "lib/format.cuh"
-#include "lib/math.cuh"
+#include "lib/reciprocal.cuh"
+#include "lib/swiglu.cuh"
 
 using Format = ${ problem.weights }$;
 

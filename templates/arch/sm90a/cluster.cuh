@@ -22,6 +22,13 @@ __device__ __forceinline__ uint32_t address_in_block(uint32_t smem_address, uint
   return address;
 }
 
+// st.shared::cluster: 16 bytes to the shared memory of any block of the cluster.
+__device__ __forceinline__ void store_in_cluster(uint32_t smem_to, float4 value) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(smem_to), "f"(value.x), "f"(value.y),
+               "f"(value.z), "f"(value.w)
+               : "memory");
+}
+
 // mbarrier.arrive at a barrier of any block of the cluster. It says that this thread has read what it was to read; with
 // release.cluster, which would publish writes too, a memory barrier of the whole GPU stands before each arrival.
 __device__ __forceinline__ void barrier_arrive_in_cluster(uint32_t barrier) {
