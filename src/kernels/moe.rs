@@ -97,6 +97,11 @@ impl Schedule {
         }
     }
 
+    /// Place of the number of slots that this rank has: where the positions of its last expert end.
+    pub fn slot_count(&self, block: &MoeBlock) -> u64 {
+        self.begin + 4 * u64::from(block.local_experts)
+    }
+
     /// Refuses more experts than the counters of one block of threads have room for.
     pub fn fits(block: &MoeBlock, arch: &ArchSpec) -> Result<(), String> {
         let (need, have) = (Self::smem_bytes(block), arch.smem_per_block);
