@@ -75,8 +75,9 @@ impl Family for MoeWgmmaA8 {
             _ if block.hidden.max(block.intermediate) > LONGEST_CHAIN => 512,
             _ => 0,
         };
+        let widths = if promote > 0 { 1 } else { 8 };
         let numbers = |(tokens, stages, producers)| {
-            let fixed = [("consumers", 2), ("up_tokens", tokens), ("down_tokens", tokens), ("widths", 8)];
+            let fixed = [("consumers", 2), ("up_tokens", tokens), ("down_tokens", tokens), ("widths", widths)];
             let chosen = [("block_k", 128), ("stages", stages), ("producers", producers), ("promote", promote)];
             Tile::new(self.name(), fixed.into_iter().chain(chosen).chain([("signal", 0), ("persistent", 1)]))
         };
@@ -319,11 +320,12 @@ const LONGEST_CHAIN: u32 = 8192;
 
 const AXES: [&str; 7] = ["consumers", "tokens", "step", "block_k", "stages", "promote", "signal"];
 
-const RULES: [Rule; 6] = [
+const RULES: [Rule; 7] = [
     Rule { name: "smem", check: |tile, problem, gpu| each(tile, problem, |group| group.fits_shared_memory(gpu)) },
     Rule { name: "registers", check: |tile, problem, _| each(tile, problem, GroupA8::fits_registers) },
     Rule { name: "block-scales", check: scales_belong_to_chains },
     Rule { name: "promote-moot", check: chains_end_before_k },
+    Rule { name: "promote-widths", check: chains_have_one_width },
     Rule { name: "gather", check: a_warpgroup_gathers_for_many },
     Rule { name: "widths-moot", check: widths_make_a_difference },
 ];
@@ -348,6 +350,14 @@ fn chains_end_before_k(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<()
         return Ok(());
     }
     Err(format!("a chain of {chain} never ends before the {k} k of a block"))
+}
+
+/// Between sums that are moved, ptxas no longer sees that all widths name the same registers (C7512).
+fn chains_have_one_width(tile: &Tile, _: &Problem, _: &GpuSpec) -> Result<(), String> {
+    if number(tile, "promote") == 0 || number(tile, "widths") == 1 {
+        return Ok(());
+    }
+    Err("with sums that are promoted, wgmma of several widths would wait for each other".to_string())
 }
 
 fn a_warpgroup_gathers_for_many(tile: &Tile, _: &Problem, _: &GpuSpec) -> Result<(), String> {
