@@ -165,8 +165,8 @@ fn fp8_sum(is_rounded: bool, is_swiglu: bool) -> f64 {
     sums * FP8_SUM.hypot(weights)
 }
 
-/// `share` is what may be lost of the L2. It is lost in thousands of independent roundings, so that no element is off by
-/// more than ten times the average, and by `flipped` ordinary ones besides.
+/// `share` is what may be lost of the L2. It is lost in thousands of independent roundings, so that no element is off
+/// by more than ten times the average, and by `flipped` ordinary ones besides.
 fn judge_fp8(comparison: &Comparison, output: Output, share: f64, flipped: f64) -> Result<f64, Wrong> {
     // A few elements are a small sample of the errors, and of the sizes that these are divided by.
     let sample = 1.0 + 4.0 / (comparison.elements.max(1) as f64).sqrt();

@@ -163,14 +163,16 @@ impl Element {
         let sums = most / 2;
         match self {
             Self::Bf16 => format!(
-                "// wgmma.mma_async m64nNk16, four of them, and wgmma.commit_group: d += a (64 x 64, BF16, registers) * b
+                "\
+// wgmma.mma_async m64nNk16, four of them, and wgmma.commit_group: d += a (64 x 64, BF16, registers) * b
 // (64 x N, BF16, shared memory) with N = `width`, a multiple of {step} up to {most}, in the first N / 2 sums.
 __device__ __forceinline__ void wgmma_of_width(float (&d)[{sums}], const uint32_t (&a)[4][4], uint64_t tokens,
                                                int width) {{
 "
             ),
             Self::E4m3 => format!(
-                "// wgmma.mma_async m64nNk32, four of them, and wgmma.commit_group: d = a (64 x 128, E4M3, registers) * b
+                "\
+// wgmma.mma_async m64nNk32, four of them, and wgmma.commit_group: d = a (64 x 128, E4M3, registers) * b
 // (128 x N, E4M3, shared memory) + d, or 0 without `adds`, with N = `width`, a multiple of {step} up to {most}, in the
 // first N / 2 sums.
 __device__ __forceinline__ void wgmma_of_width(float (&d)[{sums}], const uint32_t (&a)[4][4], uint64_t tokens,

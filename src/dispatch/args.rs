@@ -92,8 +92,8 @@ pub struct LaunchArgs {
     pub block_scales: DevicePointer,
     /// Row scales of a conversion, `[tokens]` f32: written by it, read by a GEMM with FP8 tokens.
     pub row_scales: DevicePointer,
-    /// Three uint32 counters of a conversion; six of experts with FP8 tokens: of the tokens, then of the hidden rows, in
-    /// the order of the experts.
+    /// Three uint32 counters of a conversion; six of experts with FP8 tokens: of the tokens, then of the hidden rows,
+    /// in the order of the experts.
     pub counters: DevicePointer,
     /// [`Plan::workspace_bytes`](crate::kernels::Plan), zeroed once, one for each stream; on 256 bytes.
     pub workspace: DevicePointer,

@@ -3,8 +3,9 @@ $#-
 -#$
 // Generated from templates/reference for ${ arch.name }$. Do not edit.
 //
-// reference: R[row, g * n + r] = scale[source row] * alpha[g, part of r] * sum_k A[source row, g * k + k'] * W[g][r, k'], in
-// f64 from raw weights. What every candidate is compared with; it shares no code with them but the meaning of formats.
+// reference: R[row, g * n + r] = scale[from] * alpha[g, part of r] * sum_k A[from, g * k + k'] * W[g][r, k'] with the
+// row's source `from`, in f64 from raw weights. What every candidate is compared with; it shares no code with them but
+// the meaning of formats.
 //
 //   operand   shape                   in memory                             written / read
 //   W         [groups][n, k]          raw checkpoint bytes (lib/raw.cuh)    read

@@ -1,7 +1,7 @@
 #line 4 "templates/reference/kernel.cu"
 // Generated from templates/reference for sm90a. Do not edit.
 //
-// reference: R[row, g * n + r] = scale[row] * alpha[g, part of r] * sum_k A[source row, g * k + k'] * W[g][r, k'], in
+// reference: R[row, g * n + r] = scale[source row] * alpha[g, part of r] * sum_k A[source row, g * k + k'] * W[g][r, k'], in
 // f64 from raw weights. What every candidate is compared with; it shares no code with them but the meaning of formats.
 //
 //   operand   shape                   in memory                             written / read
@@ -10,7 +10,7 @@
 //   row_of    [rows] or null          int32: A's row of each result row     read
 //   tiles     [n_tiles] int4          group, first row, count <= 64, 0      read; null: dense, all rows in every group
 //   alphas    [groups][parts]         f32; a part is n / parts rows         read
-//   scales    [rows] or null          f32: what a row of A is multiplied by read
+//   scales    [rows of A] or null     f32: what a row of A is multiplied by read
 //   R         [rows, ldr]             f32, the f64 sum rounded once         written
 //
 //   block = 256 threads, a tile of 64 rows x 64 columns, 4 x 4 sums a thread; grid = (columns of 64, row tiles, groups)
@@ -178,7 +178,8 @@ extern "C" __global__ void __launch_bounds__(256)
       if (line >= tile.z || column >= n) continue;
       const int64_t r_column = is_listed ? column : int64_t{tile.x} * n + column;
       const double alpha = alphas[tile.x * parts + column / (n / parts)];
-      const double row_scale = row_scales == nullptr ? 1.0 : row_scales[tile.y + line];
+      const int a_row = row_of == nullptr ? tile.y + line : row_of[tile.y + line];
+      const double row_scale = row_scales == nullptr ? 1.0 : row_scales[a_row];
       r[(tile.y + line) * ldr + r_column] = static_cast<float>(sums[i][j] * alpha * row_scale);
     }
   }
