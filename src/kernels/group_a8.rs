@@ -119,7 +119,7 @@ impl GroupA8 {
     pub fn fits_registers(&self) -> Result<(), String> {
         let most = match (self.consumers, self.moves_registers()) {
             (1, _) | (2, true) => 128,
-            (2, false) => 96,
+            (2, false) => 80,
             (3, true) => 64,
             (3, false) => 32,
             _ => 0,

@@ -44,7 +44,7 @@ impl Family for MoeWgmmaA8 {
         // An expert's own count chooses among the widths below these; a popular one has more rows than the average.
         let most = if rows < 4 { 16 } else { 2 * rows.max(16) };
         let near = |tokens: &u32| *tokens <= most && 3 * *tokens >= rows.min(256);
-        let tokens: Vec<u32> = [16, 32, 48, 64, 96, 128, 192, 256].into_iter().filter(near).collect();
+        let tokens: Vec<u32> = [16, 32, 48, 64, 96, 128, 160, 192, 256].into_iter().filter(near).collect();
         let chains: &[u32] = match block_of(problem).weights {
             WeightFormat::Fp8 => &[128],
             _ => &[0, 512],

@@ -237,6 +237,14 @@ struct Block {
       amax = fmaxf(amax, fabsf(values[i]));
     }
   }
+
+  // Counts what is not finite; the block begins at `place`.
+  __device__ __forceinline__ void count_bad(unsigned* counters, uint32_t place) const {
+    if (n_bad == 0) return;
+    atomicAdd(counters + 1, n_bad);
+    // The least place wins: stored as the complement, so that zero stays "none" and a maximum finds it.
+    atomicMax(counters + 2, ~(place + first_bad - 1));
+  }
 };
 
 // FP8 codes in the order of operands: byte i of word c is k { 2c + 8, 2c, 2c + 9, 2c + 1 }[i].
@@ -287,22 +295,19 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
     return;
   }
   const bf16* from = x + row * ldx;
-  const auto load = [&](Block& block, int b) {
-    block.load(from + b * 16);
-    if (block.n_bad > 0) {
-      atomicAdd(counters + 1, block.n_bad);
-      // The least place wins: stored as the complement, so that zero stays "none" and a maximum finds it.
-      atomicMax(counters + 2, ~(static_cast<uint32_t>(row) * k + b * 16 + block.first_bad - 1));
-    }
-  };
+  const uint32_t place = static_cast<uint32_t>(row) * k;
   // The thread's first block stays in registers: for most rows it is its only one.
   const int first = threadIdx.x;
   Block own;
-  if (first < n_blocks) load(own, first);
+  if (first < n_blocks) {
+    own.load(from + first * 16);
+    own.count_bad(counters, place + first * 16);
+  }
   float amax = own.amax;
   for (int b = first + Config::kThreads; b < n_blocks; b += Config::kThreads) {
     Block block;
-    load(block, b);
+    block.load(from + b * 16);
+    block.count_bad(counters, place + b * 16);
     amax = fmaxf(amax, block.amax);
   }
   const float scale = fmaxf(block_maximum(amax), kAmaxFloor) / (Config::kIsNvfp4 ? 2688.0f : 448.0f);
