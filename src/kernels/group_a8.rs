@@ -82,7 +82,8 @@ impl GroupA8 {
         match (self.moves_registers(), self.consumers) {
             (true, 2) => 168,
             (true, _) => 128,
-            // A block that goes from tile to tile keeps more beside its sums.
+            // A block that goes from tile to tile keeps more beside its sums, and where chains end more still.
+            (false, _) if self.staging_bytes > 0 && self.promote > 0 => (88 + sums).next_multiple_of(8),
             (false, _) if self.staging_bytes > 0 => (80 + sums).next_multiple_of(8),
             (false, _) => (72 + sums).next_multiple_of(8),
         }

@@ -1515,7 +1515,7 @@ __device__ __forceinline__ void scale_tokens(GroupSums<Config>& sums, const floa
 
 // The next tile is in registers from the beginning of this one; where two blocks share an SM they have none left over,
 // and one of them multiplies while the other waits.
-constexpr bool kFetchesEarly = Config::kIsDown && Config::kBlocksPerSm == 1;
+constexpr bool kFetchesEarly = Config::kBlocksPerSm == 1;
 
 // One consumer warpgroup.
 struct Consumer {

@@ -244,6 +244,17 @@ struct Block {
   }
 };
 
+// Codes of a block under an E4M3 block scale and the row's `scale`.
+__device__ __forceinline__ void store_nvfp4(uint8_t* to, const Block& block, uint32_t block_scale, float scale) {
+  const float divisor = value_of_e4m3(block_scale) * scale;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const uint32_t low = e2m1_of(block.values[2 * i] / divisor);
+    const uint32_t high = e2m1_of(block.values[2 * i + 1] / divisor);
+    to[i] = block_scale == 0 ? 0 : low | high << 4;
+  }
+}
+
 // FP8 codes in the order of operands: byte i of word c is k { 2c + 8, 2c, 2c + 9, 2c + 1 }[i].
 __device__ __forceinline__ uint4 fp8_of(const Block& block, float scale) {
   uint32_t words[4];
@@ -312,17 +323,10 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
   const auto convert = [&](const Block& block, int b) {
     if constexpr (Config::kIsNvfp4) {
       const float wanted = block.amax / (6.0f * scale);
-      const uint32_t block_scale = e4m3_pair_from_floats(wanted, 0.0f);
       if (wanted > kSaturatedAbove) atomicAdd(counters, 1u);
+      const uint32_t block_scale = e4m3_pair_from_floats(wanted, 0.0f);
       block_scales[scale_place(row, b, n_blocks, is_tiled)] = block_scale;
-      const float divisor = value_of_e4m3(block_scale) * scale;
-      uint8_t* to = codes + int64_t{row} * (k / 2) + b * 8;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const uint32_t low = e2m1_of(block.values[2 * i] / divisor);
-        const uint32_t high = e2m1_of(block.values[2 * i + 1] / divisor);
-        to[i] = block_scale == 0 ? 0 : low | high << 4;
-      }
+      store_nvfp4(codes + int64_t{row} * (k / 2) + b * 8, block, block_scale, scale);
     } else {
       *reinterpret_cast<uint4*>(codes + int64_t{row} * k + b * 16) = fp8_of(block, scale);
     }
