@@ -44,7 +44,7 @@ impl Family for MoeWgmmaA8 {
         // An expert's own count chooses among the widths below these; a popular one has more rows than the average.
         let most = if rows < 4 { 16 } else { 2 * rows.max(16) };
         let near = |tokens: &u32| *tokens <= most && 3 * *tokens >= rows.min(256);
-        let tokens: Vec<u32> = [16, 32, 48, 64, 96, 128, 160, 192, 256].into_iter().filter(near).collect();
+        let tokens: Vec<u32> = [16, 32, 48, 64, 96, 128, 192, 256].into_iter().filter(near).collect();
         let chains: &[u32] = match block_of(problem).weights {
             WeightFormat::Fp8 => &[128],
             _ => &[0, 512],
@@ -320,12 +320,13 @@ const LONGEST_CHAIN: u32 = 8192;
 
 const AXES: [&str; 7] = ["consumers", "tokens", "step", "block_k", "stages", "promote", "signal"];
 
-const RULES: [Rule; 7] = [
+const RULES: [Rule; 8] = [
     Rule { name: "smem", check: |tile, problem, gpu| each(tile, problem, |group| group.fits_shared_memory(gpu)) },
     Rule { name: "registers", check: |tile, problem, _| each(tile, problem, GroupA8::fits_registers) },
     Rule { name: "block-scales", check: scales_belong_to_chains },
     Rule { name: "promote-moot", check: chains_end_before_k },
     Rule { name: "promote-widths", check: chains_have_one_width },
+    Rule { name: "tokens-apart", check: both_see_the_same_counts },
     Rule { name: "gather", check: a_warpgroup_gathers_for_many },
     Rule { name: "widths-moot", check: widths_make_a_difference },
 ];
@@ -358,6 +359,14 @@ fn chains_have_one_width(tile: &Tile, _: &Problem, _: &GpuSpec) -> Result<(), St
         return Ok(());
     }
     Err("with sums that are promoted, wgmma of several widths would wait for each other".to_string())
+}
+
+fn both_see_the_same_counts(tile: &Tile, _: &Problem, _: &GpuSpec) -> Result<(), String> {
+    let (up, down) = (number(tile, "up_tokens"), number(tile, "down_tokens"));
+    if up.max(down) <= 2 * up.min(down) {
+        return Ok(());
+    }
+    Err(format!("gate-up and down see the same counts of an expert, tiles of {up} and {down} fit different ones"))
 }
 
 fn a_warpgroup_gathers_for_many(tile: &Tile, _: &Problem, _: &GpuSpec) -> Result<(), String> {
