@@ -89,7 +89,7 @@ pub(super) struct Rows {
     pub from: Param,
     /// Elements between rows of `from`.
     pub stride: Param,
-    /// Bytes of the codes and of the scales in the workspace.
+    /// Places of the codes and of the scales in the workspace.
     pub to: [u64; 2],
     pub counters: Operand,
     /// Address of the number of rows, or null for `most`.

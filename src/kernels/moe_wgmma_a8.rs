@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::convert::{Rows, rows_to_fp8};
 use super::group_a8::{GroupA8, sums_of};
-use super::moe::{Cut, Schedule, block_of, most_tiles, slots};
+use super::moe::{Cut, Schedule, block_of, most_tiles, part_word, slots};
 use super::moe_mma::rows_per_expert;
 use super::moe_wgmma::step_of;
 use super::plan::{BoxBase, Workspace, word_of};
@@ -59,6 +59,7 @@ impl Family for MoeWgmmaA8 {
             Axis::new("producers", [64, 128]),
             Axis::new("persistent", [0, 1]),
             Axis::new("promote", chains),
+            Axis::new("part_bytes", [2, 4]),
             Axis::new("signal", [0, 3]),
         ]
     }
@@ -79,7 +80,8 @@ impl Family for MoeWgmmaA8 {
         let numbers = |(tokens, stages, producers)| {
             let fixed = [("consumers", 2), ("up_tokens", tokens), ("down_tokens", tokens), ("widths", widths)];
             let chosen = [("block_k", 128), ("stages", stages), ("producers", producers), ("promote", promote)];
-            Tile::new(self.name(), fixed.into_iter().chain(chosen).chain([("signal", 0), ("persistent", 1)]))
+            let last = [("part_bytes", 4), ("signal", 0), ("persistent", 1)];
+            Tile::new(self.name(), fixed.into_iter().chain(chosen).chain(last))
         };
         let narrower = widest.min(128);
         let choices = [(widest, 4, 64), (widest, 4, 128), (widest, 3, 128), (narrower, 4, 64), (narrower, 4, 128)];
@@ -99,17 +101,18 @@ impl Family for MoeWgmmaA8 {
             up.launch(tile, block, (&schedule, tokens), gpu),
             convert_hidden(block, &schedule, hidden),
             down.launch(tile, block, (&schedule, hidden), gpu),
-            schedule.combine(block),
+            schedule.combine_parts(block, number(tile, "part_bytes")),
         ];
         Plan { launches, workspace_bytes: workspace.bytes() }
     }
 
     fn numerics(&self, _: &Problem, tile: &Tile) -> String {
         let (chain, block_k) = (number(tile, "promote"), number(tile, "block_k"));
+        let parts = if number(tile, "part_bytes") == 2 { "/parts=bf16" } else { "" };
         match chain {
             // Where k ends within a chain of 512, stages say how much of it belongs to the last one.
-            512 => format!("moe.wgmma.e4m3.k32/chain={chain}/k{block_k}"),
-            _ => format!("moe.wgmma.e4m3.k32/chain={chain}"),
+            512 => format!("moe.wgmma.e4m3.k32/chain={chain}/k{block_k}{parts}"),
+            _ => format!("moe.wgmma.e4m3.k32/chain={chain}{parts}"),
         }
     }
 }
@@ -166,6 +169,8 @@ struct Step {
     group: GroupA8,
     cut: Cut,
     is_persistent: bool,
+    /// Of an element of the result.
+    out_bytes: u32,
     n: u32,
     k: u32,
 }
@@ -178,7 +183,9 @@ fn steps(tile: &Tile, block: &MoeBlock) -> [Step; 2] {
         (2, 96..) | (3, 33..) => 128,
         _ => 32,
     };
+    let part_bytes = number(tile, "part_bytes");
     let step = |is_down, tokens, producers, n, k| {
+        let out_bytes = if is_down { part_bytes } else { 2 };
         let group = GroupA8 {
             layout: PackedLayout::of(block.weights, block.activations),
             consumers,
@@ -187,11 +194,11 @@ fn steps(tile: &Tile, block: &MoeBlock) -> [Step; 2] {
             stages: number(tile, "stages"),
             promote,
             producers,
-            staging_bytes: STAGING_BYTES,
+            staging_bytes: if is_down && part_bytes == 2 { STAGED_PARTS_BYTES } else { STAGING_BYTES },
             cluster: 1,
         };
         let cut = Cut { most: tokens, step: step_of(tokens, number(tile, "widths")) };
-        Step { is_down, group, cut, is_persistent: number(tile, "persistent") == 1, n, k }
+        Step { is_down, group, cut, is_persistent: number(tile, "persistent") == 1, out_bytes, n, k }
     };
     [
         step(false, number(tile, "up_tokens"), gatherers, 2 * block.intermediate, block.hidden),
@@ -228,7 +235,13 @@ impl Step {
 
     fn values(&self, tile: &Tile, block: &MoeBlock, gpu: &GpuSpec) -> Values {
         let tile = tile.with("tokens", self.cut.most).with("step", self.cut.step);
-        let problem = BTreeMap::from([("weights", word_of(block.weights).into()), ("is_down", self.is_down.into())]);
+        // Gate-up has no parts: either way its text is one.
+        let part = if self.is_down { part_word(self.out_bytes) } else { part_word(4) };
+        let problem = BTreeMap::from([
+            ("weights", word_of(block.weights).into()),
+            ("is_down", self.is_down.into()),
+            ("part", part.into()),
+        ]);
         let launch = BTreeMap::from([
             ("threads", self.group.threads().into()),
             ("blocks_per_sm", self.group.blocks_per_sm(gpu).into()),
@@ -290,7 +303,7 @@ impl Step {
         let block_weights =
             k / group.layout.slab_k() as f64 * f64::from(group.consumers) * group.layout.slab_bytes() as f64;
         let matrix = block.weights.bytes(self.n.into(), self.k.into()) as f64 * block.touched_experts();
-        let columns = if self.is_down { 4.0 * f64::from(self.n) } else { f64::from(self.n) };
+        let columns = f64::from(if self.is_down { self.n } else { self.n / 2 } * self.out_bytes);
         let slots = block.local_slots() / average.tiles;
         let gather = if self.is_down { 0.0 } else { k * slots / 16.0 / 32.0 * GATHER_ISSUES };
         Work {
@@ -314,6 +327,9 @@ const GATHER_ISSUES: f64 = 5.0;
 
 /// `kStagingBytes` of the template: 32 rows of 64 bytes and their padding, or the slots of 256 tokens; then 256 scales.
 const STAGING_BYTES: u32 = 2560 + 1024;
+
+/// The same for down with parts in BF16: 32 rows of 128 bytes and their padding, slots, scales.
+const STAGED_PARTS_BYTES: u32 = 32 * 144 + 2048 + 1024;
 
 /// One chain of this many k is still within what sums on FP8 tensor cores may lose.
 const LONGEST_CHAIN: u32 = 8192;

@@ -15,7 +15,7 @@ $#-
 //                                     gate-up and converted in between           swizzled)
 //   scale     [m] or [slots]          f32, of a row of X or H                    consumers, after the sum
 //   tiles     [count] int4            expert, position, count, 0                 every thread
-//   out       H BF16, or parts f32    row-major                                  written by the consumers
+//   out       H BF16, or parts        row-major; parts f32 or BF16               written by the consumers
 //
 //   block = kConsumers warpgroups of 64 rows + producer warps   work: lib/expert_work.cuh
 //   ---------------------------------------------------------   ring of kStages stages (lib/warpgroup_multiply_a8.cuh)
@@ -34,10 +34,11 @@ $#-
 // A tile of `count` slots is multiplied as the next multiple of kStep columns. What stands in the columns beyond is
 // whatever the stage held, NaN codes perhaps: their sums touch no others and are not stored.
 //
-// Tuned: consumers, tokens, widths, block_k, stages, producers, persistent, promote, signal
+// Tuned: consumers, tokens, widths, block_k, stages, producers, persistent, promote, part_bytes, signal
 // (src/kernels/moe_wgmma_a8.rs). Limits: k in whole groups of 16; rows of X and H are k bytes apart.
-// Exactness: that of dense_wgmma_a8 for both sums; H is rounded to BF16 and then to E4M3 under a scale of its row. A
-// column's sum does not depend on the columns beside it, so the width of a tile changes no bits.
+// Exactness: that of dense_wgmma_a8 for both sums; H is rounded to BF16 and then to E4M3 under a scale of its row. Parts
+// in BF16 are rounded once more, which is a twentieth of what FP8 rows cost, and half of what combine reads. A column's
+// sum does not depend on the columns beside it, so the width of a tile changes no bits.
 #include "lib/words.cuh"
 #include "arch/async_copy.cuh"
 #include "arch/barrier.cuh"
@@ -65,6 +66,7 @@ $#-
 struct Config {
   using Weights = ${ problem.weights }$A8;                  // format of W
   using Token = uint8_t;                                    // E4M3
+  using Part = ${ problem.part }$;                          // element of parts
   static constexpr bool kIsDown = ${ problem.is_down }$;    // down, or gate-up
   static constexpr bool kSwiGlu = !kIsDown;
   static constexpr int kConsumers = ${ tile.consumers }$;   // warpgroups, 64 rows each
@@ -92,23 +94,25 @@ constexpr bool kMovesRegisters = kProducers == 128 && Config::kConsumers >= 2;
 static_assert(!kMovesRegisters || Config::kBlocksPerSm == 1, "three warpgroups of 168 registers fill an SM");
 constexpr int kProducerRegisters = Config::kConsumers == 3 || Config::kIsDown ? 56 : 72;
 constexpr int kConsumerRegisters = Config::kConsumers == 3 ? 152 : Config::kIsDown ? 224 : 216;
-// Behind the ring: each consumer's room for results on their way out, or slots with weights, and for scales; then the
-// barriers and the table. Nothing is static: the ring begins on 1,024.
-constexpr int kScalesOffset = 2560;
+// Behind the ring: each consumer's room for results on their way out, for down's slots with weights, and for scales;
+// then the barriers and the table. Nothing is static: the ring begins on 1,024.
+constexpr bool kStagesParts = Config::kIsDown && sizeof(Config::Part) == 2;
+constexpr int kSlotsOffset = kStagesParts ? 32 * (kRowBlock * 2 + 16) : 0;
+constexpr int kScalesOffset = kStagesParts ? kSlotsOffset + 2048 : 2560;
 constexpr int kStagingBytes = kScalesOffset + 1024;
 constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
 constexpr int kBarrierOffset = kRingBytes + Config::kConsumers * kStagingBytes;
 constexpr int kTableOffset = kBarrierOffset + Ring<Config::kStages>::kBarrierBytes + 16;
 constexpr int kTableBytes = Config::Weights::kHasTable ? 256 * 8 : 0;
 static_assert(kTableOffset + kTableBytes == Config::kSmemBytes, "host and device disagree on shared memory");
-static_assert(kScalesOffset >= 32 * 80 && kScalesOffset >= Config::kTokens * 8, "a chunk, or slots with weights");
+static_assert(kScalesOffset - kSlotsOffset >= (Config::kIsDown ? Config::kTokens * 8 : 32 * 80), "slots, or a chunk");
 static_assert(kStagingBytes - kScalesOffset >= Config::kTokens * 4, "a scale for each token");
 static_assert(Config::kTokens % Config::kStep == 0 && Config::kStep % 16 == 0, "widths are whole pairs of fragments");
 
 // Where the results go, and what they are multiplied by.
 struct Results {
   bf16* h;
-  float* parts;
+  Config::Part* parts;
   const int* slot_of;
   const float* routing;
   const float* row_scales;  // of tokens, or of rows of H
@@ -154,10 +158,21 @@ struct TileSlots {
     for (int pass = 0; pass < kPasses; ++pass) {
       const int token = pass * 128 + thread;
       if (token >= Config::kTokens) break;
-      scales[token] = scale[pass];
+      // Parts in BF16 leave as H does, which knows no weights.
+      scales[token] = kStagesParts ? scale[pass] * routing[pass] : scale[pass];
       if constexpr (Config::kIsDown) slots[token] = make_uint2(slot[pass], __float_as_uint(routing[pass]));
     }
   }
+};
+
+// Rows of parts in BF16, weight applied.
+struct PartRows {
+  bf16* parts;
+  const uint2* slots;
+  int64_t ld;
+  int count;
+  __device__ __forceinline__ bf16* row(int token) const { return parts + slots[token].x * ld; }
+  __device__ __forceinline__ float factor(int) const { return 1.0f; }
 };
 
 // Multiplies the sums of the first `count` tokens by their scales.
@@ -202,11 +217,27 @@ struct Consumer {
     }
   }
 
+  // Stores a tile of down, whose slots are in the staging room.
+  template <class Part>
+  __device__ __forceinline__ void store_parts(const GroupSums<Config>& sums, const Work& work, const Results& to,
+                                              Part* parts, int first_row, float alpha) const {
+    const uint2* slots = reinterpret_cast<const uint2*>(staging + kSlotsOffset);
+    if constexpr (sizeof(Part) == 2) {
+      const PartRows rows{parts, slots, to.ld, work.count};
+      const TileStore<Config, PartRows> store{rows, first_row, to.n, alpha, alpha, to.limit};
+      store.pairs_in_chunks(sums, staging, warp, lane, [this] { join(); });
+    } else {
+      const SlotRows rows{parts, slots, to.ld, work.count};
+      const TileStore<Config, SlotRows> store{rows, first_row, to.n, alpha, alpha, to.limit};
+      store.floats(sums, warp, lane);
+    }
+  }
+
   // Stores a tile. `tile_slots` are its own, and then those of `next`.
   __device__ __forceinline__ void store(GroupSums<Config>& sums, const Work& work, const Work& next, const Results& to,
                                         int first_row, float alpha_upper, float alpha_lower,
                                         TileSlots& tile_slots) const {
-    uint2* slots = reinterpret_cast<uint2*>(staging);
+    uint2* slots = reinterpret_cast<uint2*>(staging + kSlotsOffset);
     float* scales = reinterpret_cast<float*>(staging + kScalesOffset);
     const int thread = warp * 32 + lane;
     join();  // the tile before this one has been stored
@@ -215,9 +246,7 @@ struct Consumer {
     tile_slots.fetch(to, next, thread);
     scale_tokens(sums, scales, work.count, lane);
     if constexpr (Config::kIsDown) {
-      const SlotRows rows{to.parts, slots, to.ld, work.count};
-      const TileStore<Config, SlotRows> store{rows, first_row, to.n, alpha_upper, alpha_lower, to.limit};
-      store.floats(sums, warp, lane);
+      store_parts(sums, work, to, to.parts, first_row, alpha_upper);
     } else {
       const HiddenRows rows{to.h + work.position * to.ld, to.ld, work.count};
       const TileStore<Config, HiddenRows> store{rows, first_row, to.n, alpha_upper, alpha_lower, to.limit};
@@ -252,7 +281,7 @@ struct Consumer {
 
 extern "C" __global__ void __launch_bounds__(kBoundThreads, Config::kBlocksPerSm)
     moe_wgmma_a8(const uint8_t* __restrict__ weights, const uint8_t* x, const __grid_constant__ TensorMap h_map,
-                 bf16* h, float* parts, const int4* tiles, const int* tile_count, const int* slot_of,
+                 bf16* h, Config::Part* parts, const int4* tiles, const int* tile_count, const int* slot_of,
                  const float* routing, const float* row_scales, const float* alpha, int64_t ld_out, int n, int k,
                  int top_k, float limit) {
   extern __shared__ __align__(1024) uint8_t shared[];

@@ -26,7 +26,7 @@ fn widths(activations: Activations) -> Case {
                 let numbers = WIDTHS.map(|numbers| AXES.into_iter().zip(numbers));
                 let tiles = numbers.map(|numbers| match activations {
                     Activations::A16 => Tile::new("moe_wgmma", numbers),
-                    Activations::A8 => Tile::new("moe_wgmma_a8", numbers.chain([("promote", 0)])),
+                    Activations::A8 => Tile::new("moe_wgmma_a8", numbers.chain([("promote", 0), ("part_bytes", 4)])),
                 });
                 let fits = |tile: &Tile| kernels::plan(&problem, tile, &spec).is_ok();
                 let tiles: Vec<Tile> = tiles.into_iter().filter(fits).collect();
