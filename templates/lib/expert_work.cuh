@@ -128,12 +128,14 @@ __device__ __forceinline__ void produce_gathered(const WorkList<Config>& list, c
   wait_copies<0>();
 }
 
-// Down: one thread brings weights and rows, these in boxes of kStep.
+// Down: one thread of each producer warp brings its share of the rows, in boxes of kStep, and the first the weights too.
+// Rows may land before the first has said how many bytes come: the phase cannot end without its arrival.
 template <class Config>
 __device__ __forceinline__ void produce_in_order(const WorkList<Config>& list, const Extent& extent,
                                                  const uint8_t* weights, const TensorMap* from, uint32_t stages,
-                                                 Ring<Config::kStages> ring) {
+                                                 Ring<Config::kStages> ring, int producer) {
   constexpr int kBoxK = 128 / sizeof(typename Config::Token);
+  constexpr int kProducerWarps = Config::kThreads / 32 - Config::kConsumers * 4;
   RingPosition<Config::kStages> position;
   Work next = list.at(blockIdx.x);
   for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
@@ -141,19 +143,21 @@ __device__ __forceinline__ void produce_in_order(const WorkList<Config>& list, c
     const int first_row = list.first_row(item);
     next = list.at(item + gridDim.x);
     const PackedMatrix matrix{weights, work.expert, extent.row_blocks, extent.n_slabs};
-    const int n_boxes = ceil_divide(work.count, Config::kStep);
+    const int n_parts = ceil_divide(work.count, Config::kStep);
     const int stage_bytes = Config::kConsumers * Stage<Config>::kWeightBytes +
-                            n_boxes * (Config::kStep * Config::kBlockK * sizeof(typename Config::Token));
+                            n_parts * (Config::kStep * Config::kBlockK * sizeof(typename Config::Token));
     for (int i = 0; i < extent.n_stages; ++i) {
       barrier_wait(ring.free(position.slot), position.parity ^ 1);
       const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
       const uint32_t full = ring.full(position.slot);
-      barrier_arrive_and_expect(full, stage_bytes);
-      matrix.copy_stage<Config>(first_row, i * Stage<Config>::kSlabs, stage, full);
+      if (producer == 0) {
+        barrier_arrive_and_expect(full, stage_bytes);
+        matrix.copy_stage<Config>(first_row, i * Stage<Config>::kSlabs, stage, full);
+      }
+      // The swizzle repeats every 1,024 bytes, so boxes laid end to end are one wider box.
+      for (int part = producer; part < n_parts; part += kProducerWarps) {
 #pragma unroll
-      for (int box = 0; box < Config::kBlockK / kBoxK; ++box) {
-        // The swizzle repeats every 1,024 bytes, so boxes laid end to end are one wider box.
-        for (int part = 0; part < n_boxes; ++part) {
+        for (int box = 0; box < Config::kBlockK / kBoxK; ++box) {
           copy_box(stage + box * Stage<Config>::kBoxBytes + part * (Config::kStep * 128), from,
                    i * Config::kBlockK + box * kBoxK, work.position + part * Config::kStep, 0, full);
         }

@@ -11,7 +11,7 @@ $#-
 //   W         [n_local][n, k]         packed slabs (lib/format.cuh)              producer (bulk copy of slabs)
 //   X         [m, k]                  E4M3, k of each 16 in the order of         producer threads (16-byte copies, own
 //                                     lib/format_a8.cuh (templates/quantise)     swizzle)
-//   H         [slots, k]              E4M3, the same; written as BF16 by         producer (tensor map [k, position],
+//   H         [slots, k]              E4M3, the same; written as BF16 by         producers (tensor map [k, position],
 //                                     gate-up and converted in between           swizzled)
 //   scale     [m] or [slots]          f32, of a row of X or H                    consumers, after the sum
 //   tiles     [count] int4            expert, position, count, 0                 every thread
@@ -308,8 +308,8 @@ extern "C" __global__ void __launch_bounds__(kBoundThreads, Config::kBlocksPerSm
     const int thread = threadIdx.x - kConsumerThreads;
     if constexpr (!Config::kIsDown) {
       produce_gathered<Config>(list, extent, weights, x, k, slot_of, top_k, smem_address(shared), ring, thread);
-    } else if (thread == 0) {
-      produce_in_order<Config>(list, extent, weights, &h_map, smem_address(shared), ring);
+    } else if (lane == 0) {
+      produce_in_order<Config>(list, extent, weights, &h_map, smem_address(shared), ring, thread / 32);
     }
     if constexpr (Config::kSignal != 0) launch_dependents();
     return;
