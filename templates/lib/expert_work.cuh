@@ -128,7 +128,7 @@ __device__ __forceinline__ void produce_gathered(const WorkList<Config>& list, c
   wait_copies<0>();
 }
 
-// Down: one thread of each producer warp brings its share of the rows, in boxes of kStep, and the first the weights too.
+// Down: one thread of each producer warp brings its share of the rows, in boxes of kStep, and the first the weights.
 // Rows may land before the first has said how many bytes come: the phase cannot end without its arrival.
 template <class Config>
 __device__ __forceinline__ void produce_in_order(const WorkList<Config>& list, const Extent& extent,

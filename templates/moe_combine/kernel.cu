@@ -35,8 +35,8 @@ __device__ __forceinline__ float4 load_part(const bf16* from) {
 }
 
 extern "C" __global__ void __launch_bounds__(Config::kThreads)
-    moe_combine(const Config::Part* parts, const int* experts, bf16* d, const int* m_on_device, int64_t ldd, int m, int top_k,
-                int hidden, int expert_offset, int n_local) {
+    moe_combine(const Config::Part* parts, const int* experts, bf16* d, const int* m_on_device, int64_t ldd, int m,
+                int top_k, int hidden, int expert_offset, int n_local) {
   launch_dependents();
   wait_for_dependency();
   const int token = blockIdx.y;

@@ -827,43 +827,6 @@ struct TileStore {
   }
 };
 #line 47 "templates/dense_wgmma/kernel.cu"
-#line 1 "templates/lib/weight_stage.cuh"
-// Packed weights into a stage of the ring: runs of slabs, one for each consumer's block of 64 rows, by bulk copies.
-//
-// A slab beyond k is replaced by the last one: its tokens are zeros, and zero times a finite number is zero, where what
-// lies in shared memory by chance might not be finite. So is a block of rows beyond n.
-//
-// Config gives: Weights (the format), kConsumers, kBlockK, and what Stage<Config> needs.
-
-// One of several matrices [n, k] that lie one behind the other: of a group of heads, or of an expert.
-struct PackedMatrix {
-  const uint8_t* weights;  // of all of them
-  int idx;
-  int row_blocks;          // blocks of 64 rows
-  int n_slabs;             // along k
-
-  // Slabs `first_slab` and on of the rows from `first_row` on. The bytes are counted in at `barrier`.
-  template <class Config>
-  __device__ __forceinline__ void copy_stage(int first_row, int first_slab, uint32_t stage, uint32_t barrier) const {
-    constexpr int kSlabs = Stage<Config>::kSlabs;
-    constexpr int kSlabBytes = Slab<typename Config::Weights>::kBytes;
-#pragma unroll
-    for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
-      const int row_block = smaller(first_row / kRowBlock + consumer, row_blocks - 1);
-      const uint8_t* block = weights + (int64_t{idx} * row_blocks + row_block) * n_slabs * kSlabBytes;
-      const uint32_t to = stage + Stage<Config>::kWeightOffset + consumer * Stage<Config>::kWeightBytes;
-      if (first_slab + kSlabs <= n_slabs) {
-        copy_bulk(to, block + int64_t{first_slab} * kSlabBytes, kSlabs * kSlabBytes, barrier);
-      } else {
-        for (int s = 0; s < kSlabs; ++s) {
-          const int slab = smaller(first_slab + s, n_slabs - 1);
-          copy_bulk(to + s * kSlabBytes, block + int64_t{slab} * kSlabBytes, kSlabBytes, barrier);
-        }
-      }
-    }
-  }
-};
-#line 48 "templates/dense_wgmma/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4;                    // format of W
@@ -906,13 +869,6 @@ struct Work {
   int n_stages;
   int split;
   int64_t tile;     // index of the output tile
-
-  // Weights of one stage.
-  __device__ __forceinline__ void copy_weights(const uint8_t* weights, uint32_t stage, uint32_t barrier,
-                                               int stage_idx) const {
-    const PackedMatrix matrix{weights, group, row_blocks, n_slabs};
-    matrix.copy_stage<Config>(first_row, (first_stage + stage_idx) * Stage<Config>::kSlabs, stage, barrier);
-  }
 };
 
 __device__ __forceinline__ Work work_of_block(int n, int k, int is_raster_by_token) {
@@ -933,6 +889,29 @@ __device__ __forceinline__ Work work_of_block(int n, int k, int is_raster_by_tok
   return work;
 }
 
+// Weights of one stage. A slab beyond k is replaced by the last one: its tokens are zeros, and zero times a finite
+// number is zero, where what lies in shared memory by chance might not be finite. So is a block of rows beyond n.
+__device__ __forceinline__ void copy_weights(const Work& work, const uint8_t* weights, uint32_t stage, uint32_t barrier,
+                                             int stage_idx) {
+  constexpr int kSlabs = Stage<Config>::kSlabs;
+  constexpr int kSlabBytes = Slab<Config::Weights>::kBytes;
+  const int first_slab = (work.first_stage + stage_idx) * kSlabs;
+#pragma unroll
+  for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
+    const int row_block = smaller(work.first_row / kRowBlock + consumer, work.row_blocks - 1);
+    const uint8_t* block = weights + (int64_t{work.group} * work.row_blocks + row_block) * work.n_slabs * kSlabBytes;
+    const uint32_t to = stage + Stage<Config>::kWeightOffset + consumer * Stage<Config>::kWeightBytes;
+    if (first_slab + kSlabs <= work.n_slabs) {
+      copy_bulk(to, block + int64_t{first_slab} * kSlabBytes, kSlabs * kSlabBytes, barrier);
+    } else {
+      for (int s = 0; s < kSlabs; ++s) {
+        const int slab = smaller(first_slab + s, work.n_slabs - 1);
+        copy_bulk(to + s * kSlabBytes, block + int64_t{slab} * kSlabBytes, kSlabBytes, barrier);
+      }
+    }
+  }
+}
+
 __device__ __forceinline__ void copy_tokens(const Work& work, const TensorMap* a, uint32_t stage, uint32_t barrier,
                                             int stage_idx) {
 #pragma unroll
@@ -950,7 +929,7 @@ __device__ __forceinline__ void produce(const Work& work, const uint8_t* weights
   const int early = smaller(work.n_stages, Config::kStages);
   for (int i = 0; i < early; ++i) {
     barrier_arrive_and_expect(ring.full(i), kStageBytes);
-    work.copy_weights(weights, stages + i * Stage<Config>::kBytes, ring.full(i), i);
+    copy_weights(work, weights, stages + i * Stage<Config>::kBytes, ring.full(i), i);
   }
   if constexpr (Config::kSignal == 1) launch_dependents();
   wait_for_dependency();
@@ -961,7 +940,7 @@ __device__ __forceinline__ void produce(const Work& work, const uint8_t* weights
     barrier_wait(ring.free(position.slot), position.parity);
     const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
     barrier_arrive_and_expect(ring.full(position.slot), kStageBytes);
-    work.copy_weights(weights, stage, ring.full(position.slot), i);
+    copy_weights(work, weights, stage, ring.full(position.slot), i);
     copy_tokens(work, a, stage, ring.full(position.slot), i);
     position.advance();
   }

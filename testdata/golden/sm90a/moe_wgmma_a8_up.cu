@@ -9,11 +9,11 @@
 //   W         [n_local][n, k]         packed slabs (lib/format.cuh)              producer (bulk copy of slabs)
 //   X         [m, k]                  E4M3, k of each 16 in the order of         producer threads (16-byte copies, own
 //                                     lib/format_a8.cuh (templates/quantise)     swizzle)
-//   H         [slots, k]              E4M3, the same; written as BF16 by         producer (tensor map [k, position],
+//   H         [slots, k]              E4M3, the same; written as BF16 by         producers (tensor map [k, position],
 //                                     gate-up and converted in between           swizzled)
 //   scale     [m] or [slots]          f32, of a row of X or H                    consumers, after the sum
 //   tiles     [count] int4            expert, position, count, 0                 every thread
-//   out       H BF16, or parts f32    row-major                                  written by the consumers
+//   out       H BF16, or parts        row-major; parts f32 or BF16               written by the consumers
 //
 //   block = kConsumers warpgroups of 64 rows + producer warps   work: lib/expert_work.cuh
 //   ---------------------------------------------------------   ring of kStages stages (lib/warpgroup_multiply_a8.cuh)
@@ -32,10 +32,11 @@
 // A tile of `count` slots is multiplied as the next multiple of kStep columns. What stands in the columns beyond is
 // whatever the stage held, NaN codes perhaps: their sums touch no others and are not stored.
 //
-// Tuned: consumers, tokens, widths, block_k, stages, producers, persistent, promote, signal
+// Tuned: consumers, tokens, widths, block_k, stages, producers, persistent, promote, part_bytes, signal
 // (src/kernels/moe_wgmma_a8.rs). Limits: k in whole groups of 16; rows of X and H are k bytes apart.
-// Exactness: that of dense_wgmma_a8 for both sums; H is rounded to BF16 and then to E4M3 under a scale of its row. A
-// column's sum does not depend on the columns beside it, so the width of a tile changes no bits.
+// Exactness: that of dense_wgmma_a8 for both sums; H is rounded to BF16 and then to E4M3 under a scale of its row.
+// Parts in BF16 are rounded once more, a twentieth of what FP8 rows cost, and are half of what combine reads. A column's
+// sum does not depend on the columns beside it, so the width of a tile changes no bits.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
 
@@ -60,7 +61,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 42 "templates/moe_wgmma_a8/kernel.cu"
+#line 43 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -82,7 +83,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 43 "templates/moe_wgmma_a8/kernel.cu"
+#line 44 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/barrier.cuh"
 // mbarriers in shared memory: arrivals and bytes are counted, phases alternate between parity 0 and 1.
 
@@ -135,7 +136,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 __device__ __forceinline__ void named_barrier_sync(int barrier_idx, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier_idx), "r"(threads) : "memory");
 }
-#line 44 "templates/moe_wgmma_a8/kernel.cu"
+#line 45 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -159,7 +160,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 45 "templates/moe_wgmma_a8/kernel.cu"
+#line 46 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -180,7 +181,7 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 46 "templates/moe_wgmma_a8/kernel.cu"
+#line 47 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm80/bytes.cuh"
 // Byte selection in one instruction.
 
@@ -191,7 +192,7 @@ __device__ __forceinline__ uint32_t select_bytes(uint32_t low, uint32_t high, ui
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector));
   return out;
 }
-#line 47 "templates/moe_wgmma_a8/kernel.cu"
+#line 48 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/bulk_copy.cuh"
 // The copy engine: whole runs of bytes and boxes of tensors, counted in at an mbarrier.
 
@@ -225,7 +226,7 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 
 // fence.proxy.async: what threads have written to shared memory is there for the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-#line 48 "templates/moe_wgmma_a8/kernel.cu"
+#line 49 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/cluster.cuh"
 // Thread-block clusters: blocks that start together and reach each other's shared memory and barriers.
 
@@ -267,7 +268,7 @@ __device__ __forceinline__ void copy_box_to_blocks(uint32_t smem_to, const void*
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
       : "memory");
 }
-#line 49 "templates/moe_wgmma_a8/kernel.cu"
+#line 50 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -279,7 +280,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 50 "templates/moe_wgmma_a8/kernel.cu"
+#line 51 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/fp8.cuh"
 // FP8 conversion with one rounding.
 
@@ -289,7 +290,7 @@ __device__ __forceinline__ uint32_t e4m3_pair_from_floats(float low, float high)
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
   return pair;
 }
-#line 51 "templates/moe_wgmma_a8/kernel.cu"
+#line 52 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/store_matrix.cuh"
 // stmatrix: fragments to shared memory, the way ldmatrix reads them.
 
@@ -305,7 +306,7 @@ __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t smem_to, uin
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(smem_to), "r"(from0), "r"(from1)
                : "memory");
 }
-#line 52 "templates/moe_wgmma_a8/kernel.cu"
+#line 53 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma.cuh"
 // Warpgroup MMA: four warps multiply 64 rows held in registers with tokens held in shared memory.
 // The instruction itself comes from generated/wgmma.cuh, for the one width that a kernel uses.
@@ -342,7 +343,7 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem_address) {
   constexpr uint64_t kSwizzle128 = 1;
   return uint64_t{(smem_address & 0x3FFFF) >> 4} | (uint64_t{1} << 16) | (kEightRows << 32) | (kSwizzle128 << 62);
 }
-#line 53 "templates/moe_wgmma_a8/kernel.cu"
+#line 54 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/generated/wgmma_e4m3.cuh"
 // wgmma.mma_async m64nNk32, four of them, and wgmma.commit_group: d = a (64 x 128, E4M3, registers) * b
 // (128 x N, E4M3, shared memory) + d, or 0 without `adds`, with N = `width`, a multiple of 16 up to 32, in the
@@ -402,7 +403,7 @@ __device__ __forceinline__ void wgmma_of_width(float (&d)[16], const uint32_t (&
         "l"(tokens), "r"(width), "r"(adds));
 }
 
-#line 54 "templates/moe_wgmma_a8/kernel.cu"
+#line 55 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -568,7 +569,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 55 "templates/moe_wgmma_a8/kernel.cu"
+#line 56 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/format_a8.cuh"
 // Packed weights to FP8: how a lane turns the bytes of a slab into the A fragments of wgmma m64k32 on E4M3.
 //
@@ -678,7 +679,7 @@ struct Fp8A8 : Fp8 {
     return {factor_of(scales.bytes & 0xFFu), factor_of(scales.bytes >> 8 & 0xFFu)};
   }
 };
-#line 56 "templates/moe_wgmma_a8/kernel.cu"
+#line 57 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -717,7 +718,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = up < -limit ? -limit : up;
   return silu(gate) * up;
 }
-#line 57 "templates/moe_wgmma_a8/kernel.cu"
+#line 58 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
 // From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
 
@@ -737,7 +738,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 58 "templates/moe_wgmma_a8/kernel.cu"
+#line 59 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/ring.cuh"
 // A ring of stages in shared memory between one producer and the consumers, with two mbarriers a stage.
 
@@ -775,7 +776,7 @@ struct RingPosition {
     }
   }
 };
-#line 59 "templates/moe_wgmma_a8/kernel.cu"
+#line 60 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/warpgroup_multiply_a8.cuh"
 // One warpgroup multiplies 64 rows of packed weights with kTokens FP8 tokens, block of 128 k by block, on wgmma.
 //
@@ -999,7 +1000,7 @@ __device__ __forceinline__ void multiply_run(GroupSums<Config>& totals, GroupSum
   position = place.position;
   release<Config>(ring, position.slot_before(), lane);
 }
-#line 60 "templates/moe_wgmma_a8/kernel.cu"
+#line 61 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -1020,7 +1021,7 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 61 "templates/moe_wgmma_a8/kernel.cu"
+#line 62 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/warpgroup_store.cuh"
 // From the registers of a warpgroup to memory: sums over splits, alpha, SwiGLU, one rounding, only inside N and M.
 //
@@ -1178,7 +1179,7 @@ struct TileStore {
     }
   }
 };
-#line 62 "templates/moe_wgmma_a8/kernel.cu"
+#line 63 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/weight_stage.cuh"
 // Packed weights into a stage of the ring: runs of slabs, one for each consumer's block of 64 rows, by bulk copies.
 //
@@ -1215,7 +1216,7 @@ struct PackedMatrix {
     }
   }
 };
-#line 63 "templates/moe_wgmma_a8/kernel.cu"
+#line 64 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/expert_work.cuh"
 // Grouped GEMMs over experts: the pieces of work of a block, how their weights and tokens come into the ring, and the
 // rows that their results go to.
@@ -1347,12 +1348,14 @@ __device__ __forceinline__ void produce_gathered(const WorkList<Config>& list, c
   wait_copies<0>();
 }
 
-// Down: one thread brings weights and rows, these in boxes of kStep.
+// Down: one thread of each producer warp brings its share of the rows, in boxes of kStep, and the first the weights.
+// Rows may land before the first has said how many bytes come: the phase cannot end without its arrival.
 template <class Config>
 __device__ __forceinline__ void produce_in_order(const WorkList<Config>& list, const Extent& extent,
                                                  const uint8_t* weights, const TensorMap* from, uint32_t stages,
-                                                 Ring<Config::kStages> ring) {
+                                                 Ring<Config::kStages> ring, int producer) {
   constexpr int kBoxK = 128 / sizeof(typename Config::Token);
+  constexpr int kProducerWarps = Config::kThreads / 32 - Config::kConsumers * 4;
   RingPosition<Config::kStages> position;
   Work next = list.at(blockIdx.x);
   for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
@@ -1360,19 +1363,21 @@ __device__ __forceinline__ void produce_in_order(const WorkList<Config>& list, c
     const int first_row = list.first_row(item);
     next = list.at(item + gridDim.x);
     const PackedMatrix matrix{weights, work.expert, extent.row_blocks, extent.n_slabs};
-    const int n_boxes = ceil_divide(work.count, Config::kStep);
+    const int n_parts = ceil_divide(work.count, Config::kStep);
     const int stage_bytes = Config::kConsumers * Stage<Config>::kWeightBytes +
-                            n_boxes * (Config::kStep * Config::kBlockK * sizeof(typename Config::Token));
+                            n_parts * (Config::kStep * Config::kBlockK * sizeof(typename Config::Token));
     for (int i = 0; i < extent.n_stages; ++i) {
       barrier_wait(ring.free(position.slot), position.parity ^ 1);
       const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
       const uint32_t full = ring.full(position.slot);
-      barrier_arrive_and_expect(full, stage_bytes);
-      matrix.copy_stage<Config>(first_row, i * Stage<Config>::kSlabs, stage, full);
+      if (producer == 0) {
+        barrier_arrive_and_expect(full, stage_bytes);
+        matrix.copy_stage<Config>(first_row, i * Stage<Config>::kSlabs, stage, full);
+      }
+      // The swizzle repeats every 1,024 bytes, so boxes laid end to end are one wider box.
+      for (int part = producer; part < n_parts; part += kProducerWarps) {
 #pragma unroll
-      for (int box = 0; box < Config::kBlockK / kBoxK; ++box) {
-        // The swizzle repeats every 1,024 bytes, so boxes laid end to end are one wider box.
-        for (int part = 0; part < n_boxes; ++part) {
+        for (int box = 0; box < Config::kBlockK / kBoxK; ++box) {
           copy_box(stage + box * Stage<Config>::kBoxBytes + part * (Config::kStep * 128), from,
                    i * Config::kBlockK + box * kBoxK, work.position + part * Config::kStep, 0, full);
         }
@@ -1400,11 +1405,12 @@ struct SlotRows {
   __device__ __forceinline__ float* row(int token) const { return parts + slots[token].x * ld; }
   __device__ __forceinline__ float factor(int token) const { return __uint_as_float(slots[token].y); }
 };
-#line 64 "templates/moe_wgmma_a8/kernel.cu"
+#line 65 "templates/moe_wgmma_a8/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4A8;                  // format of W
   using Token = uint8_t;                                    // E4M3
+  using Part = float;                          // element of parts
   static constexpr bool kIsDown = false;    // down, or gate-up
   static constexpr bool kSwiGlu = !kIsDown;
   static constexpr int kConsumers = 2;   // warpgroups, 64 rows each
@@ -1432,23 +1438,25 @@ constexpr bool kMovesRegisters = kProducers == 128 && Config::kConsumers >= 2;
 static_assert(!kMovesRegisters || Config::kBlocksPerSm == 1, "three warpgroups of 168 registers fill an SM");
 constexpr int kProducerRegisters = Config::kConsumers == 3 || Config::kIsDown ? 56 : 72;
 constexpr int kConsumerRegisters = Config::kConsumers == 3 ? 152 : Config::kIsDown ? 224 : 216;
-// Behind the ring: each consumer's room for results on their way out, or slots with weights, and for scales; then the
-// barriers and the table. Nothing is static: the ring begins on 1,024.
-constexpr int kScalesOffset = 2560;
+// Behind the ring: each consumer's room for results on their way out, for down's slots with weights, and for scales;
+// then the barriers and the table. Nothing is static: the ring begins on 1,024.
+constexpr bool kStagesParts = Config::kIsDown && sizeof(Config::Part) == 2;
+constexpr int kSlotsOffset = kStagesParts ? 32 * (kRowBlock * 2 + 16) : 0;
+constexpr int kScalesOffset = kStagesParts ? kSlotsOffset + 2048 : 2560;
 constexpr int kStagingBytes = kScalesOffset + 1024;
 constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
 constexpr int kBarrierOffset = kRingBytes + Config::kConsumers * kStagingBytes;
 constexpr int kTableOffset = kBarrierOffset + Ring<Config::kStages>::kBarrierBytes + 16;
 constexpr int kTableBytes = Config::Weights::kHasTable ? 256 * 8 : 0;
 static_assert(kTableOffset + kTableBytes == Config::kSmemBytes, "host and device disagree on shared memory");
-static_assert(kScalesOffset >= 32 * 80 && kScalesOffset >= Config::kTokens * 8, "a chunk, or slots with weights");
+static_assert(kScalesOffset - kSlotsOffset >= (Config::kIsDown ? Config::kTokens * 8 : 32 * 80), "slots, or a chunk");
 static_assert(kStagingBytes - kScalesOffset >= Config::kTokens * 4, "a scale for each token");
 static_assert(Config::kTokens % Config::kStep == 0 && Config::kStep % 16 == 0, "widths are whole pairs of fragments");
 
 // Where the results go, and what they are multiplied by.
 struct Results {
   bf16* h;
-  float* parts;
+  Config::Part* parts;
   const int* slot_of;
   const float* routing;
   const float* row_scales;  // of tokens, or of rows of H
@@ -1494,10 +1502,21 @@ struct TileSlots {
     for (int pass = 0; pass < kPasses; ++pass) {
       const int token = pass * 128 + thread;
       if (token >= Config::kTokens) break;
-      scales[token] = scale[pass];
+      // Parts in BF16 leave as H does, which knows no weights.
+      scales[token] = kStagesParts ? scale[pass] * routing[pass] : scale[pass];
       if constexpr (Config::kIsDown) slots[token] = make_uint2(slot[pass], __float_as_uint(routing[pass]));
     }
   }
+};
+
+// Rows of parts in BF16, weight applied.
+struct PartRows {
+  bf16* parts;
+  const uint2* slots;
+  int64_t ld;
+  int count;
+  __device__ __forceinline__ bf16* row(int token) const { return parts + slots[token].x * ld; }
+  __device__ __forceinline__ float factor(int) const { return 1.0f; }
 };
 
 // Multiplies the sums of the first `count` tokens by their scales.
@@ -1542,11 +1561,27 @@ struct Consumer {
     }
   }
 
+  // Stores a tile of down, whose slots are in the staging room.
+  template <class Part>
+  __device__ __forceinline__ void store_parts(const GroupSums<Config>& sums, const Work& work, const Results& to,
+                                              Part* parts, int first_row, float alpha) const {
+    const uint2* slots = reinterpret_cast<const uint2*>(staging + kSlotsOffset);
+    if constexpr (sizeof(Part) == 2) {
+      const PartRows rows{parts, slots, to.ld, work.count};
+      const TileStore<Config, PartRows> store{rows, first_row, to.n, alpha, alpha, to.limit};
+      store.pairs_in_chunks(sums, staging, warp, lane, [this] { join(); });
+    } else {
+      const SlotRows rows{parts, slots, to.ld, work.count};
+      const TileStore<Config, SlotRows> store{rows, first_row, to.n, alpha, alpha, to.limit};
+      store.floats(sums, warp, lane);
+    }
+  }
+
   // Stores a tile. `tile_slots` are its own, and then those of `next`.
   __device__ __forceinline__ void store(GroupSums<Config>& sums, const Work& work, const Work& next, const Results& to,
                                         int first_row, float alpha_upper, float alpha_lower,
                                         TileSlots& tile_slots) const {
-    uint2* slots = reinterpret_cast<uint2*>(staging);
+    uint2* slots = reinterpret_cast<uint2*>(staging + kSlotsOffset);
     float* scales = reinterpret_cast<float*>(staging + kScalesOffset);
     const int thread = warp * 32 + lane;
     join();  // the tile before this one has been stored
@@ -1555,9 +1590,7 @@ struct Consumer {
     tile_slots.fetch(to, next, thread);
     scale_tokens(sums, scales, work.count, lane);
     if constexpr (Config::kIsDown) {
-      const SlotRows rows{to.parts, slots, to.ld, work.count};
-      const TileStore<Config, SlotRows> store{rows, first_row, to.n, alpha_upper, alpha_lower, to.limit};
-      store.floats(sums, warp, lane);
+      store_parts(sums, work, to, to.parts, first_row, alpha_upper);
     } else {
       const HiddenRows rows{to.h + work.position * to.ld, to.ld, work.count};
       const TileStore<Config, HiddenRows> store{rows, first_row, to.n, alpha_upper, alpha_lower, to.limit};
@@ -1592,7 +1625,7 @@ struct Consumer {
 
 extern "C" __global__ void __launch_bounds__(kBoundThreads, Config::kBlocksPerSm)
     moe_wgmma_a8(const uint8_t* __restrict__ weights, const uint8_t* x, const __grid_constant__ TensorMap h_map,
-                 bf16* h, float* parts, const int4* tiles, const int* tile_count, const int* slot_of,
+                 bf16* h, Config::Part* parts, const int4* tiles, const int* tile_count, const int* slot_of,
                  const float* routing, const float* row_scales, const float* alpha, int64_t ld_out, int n, int k,
                  int top_k, float limit) {
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -1619,8 +1652,8 @@ extern "C" __global__ void __launch_bounds__(kBoundThreads, Config::kBlocksPerSm
     const int thread = threadIdx.x - kConsumerThreads;
     if constexpr (!Config::kIsDown) {
       produce_gathered<Config>(list, extent, weights, x, k, slot_of, top_k, smem_address(shared), ring, thread);
-    } else if (thread == 0) {
-      produce_in_order<Config>(list, extent, weights, &h_map, smem_address(shared), ring);
+    } else if (lane == 0) {
+      produce_in_order<Config>(list, extent, weights, &h_map, smem_address(shared), ring, thread / 32);
     }
     if constexpr (Config::kSignal != 0) launch_dependents();
     return;
