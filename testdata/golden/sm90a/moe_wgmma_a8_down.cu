@@ -35,7 +35,7 @@
 // Tuned: consumers, tokens, widths, block_k, stages, producers, persistent, promote, part_bytes, signal
 // (src/kernels/moe_wgmma_a8.rs). Limits: k in whole groups of 16; rows of X and H are k bytes apart.
 // Exactness: that of dense_wgmma_a8 for both sums; H is rounded to BF16 and then to E4M3 under a scale of its row.
-// Parts in BF16 are rounded once more, a twentieth of what FP8 rows cost, and are half of what combine reads. A column's
+// Parts in BF16 are rounded once more, a twentieth of what FP8 rows cost, and half of what combine reads. A column's
 // sum does not depend on the columns beside it, so the width of a tile changes no bits.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
