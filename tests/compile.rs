@@ -68,7 +68,8 @@ fn every_family_is_reached_on_every_class_or_says_why_not() {
     let without: Vec<&str> =
         ArchSpec::all().iter().filter(|arch| !arch.capabilities.wgmma).map(|arch| &arch.name[..]).collect();
     assert_eq!(without, ["sm80", "sm100a", "sm120a"], "classes on which the wgmma families must refuse");
-    for family in ["dense_wgmma", "dense_wgmma_a8", "moe_wgmma"].into_iter().filter_map(kernels::family) {
+    for family in ["dense_wgmma", "dense_wgmma_a8", "moe_wgmma", "moe_wgmma_a8"].into_iter().filter_map(kernels::family)
+    {
         for arch in without.iter().filter_map(|name| ArchSpec::named(name)) {
             let served = PROBLEMS.iter().any(|text| family.serves(&text.parse().unwrap(), arch).is_ok());
             assert!(!served, "{} serves {}, which has no wgmma", family.name(), arch.name);
@@ -79,7 +80,7 @@ fn every_family_is_reached_on_every_class_or_says_why_not() {
 #[test]
 fn native_fp4_is_refused_with_a_sentence() {
     assert!(ArchSpec::all().iter().any(|arch| arch.capabilities.fp4_mma), "there are FP4 tensor cores to be asked for");
-    for text in ["nvfp4 4096x8192 a4 m16", "moe nvfp4 256 top6 4096x2048 a4 m16", "moe fp8 8 top2 64x64 a8"] {
+    for text in ["nvfp4 4096x8192 a4 m16", "moe nvfp4 256 top6 4096x2048 a4 m16"] {
         let error = text.parse::<Problem>().unwrap_err().to_string();
         assert!(error.contains("unsupported"), "{text}: {error}");
     }
@@ -138,7 +139,7 @@ fn fault(source: &Source, compiled: Result<Cubin, JitError>) -> Option<String> {
     }
     let opcode = match source.entry {
         "dense_mma" | "moe_mma" => "mma.sync.aligned.m16n8k16",
-        "dense_wgmma_a8" => "k32.f32.e4m3.e4m3",
+        "dense_wgmma_a8" | "moe_wgmma_a8" => "k32.f32.e4m3.e4m3",
         "dense_wgmma" | "moe_wgmma" => "wgmma.mma_async.sync.aligned.m64n",
         _ => return None,
     };
@@ -176,7 +177,8 @@ fn tools() -> Vec<Request> {
         [kernels::pack(PackedLayout::of(format, Activations::A16)), kernels::pack_scan(format), kernels::probe(format)]
     };
     let of_outputs = [Output::Bf16, Output::F32].map(kernels::compare);
-    let plain = [kernels::fill(), kernels::reference_moe(), kernels::sabotage(), kernels::stream(8)];
+    let plain =
+        [kernels::fill(), kernels::reference_fp8(), kernels::reference_moe(), kernels::sabotage(), kernels::stream(8)];
     let formats = WeightFormat::ALL.into_iter();
     let references =
         formats.clone().flat_map(|format| [Activations::A16, Activations::A8].map(|a| kernels::reference(format, a)));
@@ -184,7 +186,7 @@ fn tools() -> Vec<Request> {
 }
 
 /// Each reaches a kernel, a format or an epilogue that the others do not.
-const PROBLEMS: [&str; 17] = [
+const PROBLEMS: [&str; 20] = [
     "nvfp4 1536x4096 m1",
     "nvfp4 4096x8192 m16",
     "mxfp4 4096x4096 swiglu m64",
@@ -200,12 +202,15 @@ const PROBLEMS: [&str; 17] = [
     "moe nvfp4 256/256 top6 4096x2048 m16",
     "moe nvfp4 256/256 top6 4096x2048 m1024",
     "moe mxfp4 48/384 top6 7168x3072 m8192",
+    "moe nvfp4 256/256 top6 4096x2048 a8 m16",
+    "moe mxfp4 256/256 top6 4096x2048 a8 m8192",
+    "moe fp8 48/384 top6 7168x3072 a8 m1024",
     "quantise nvfp4 k4096 m16",
     "quantise fp8 k7168 m1",
 ];
 
 /// Whole spaces that are sampled, with the number of tiles of each family.
-const SAMPLED: [(&str, usize); 7] = [
+const SAMPLED: [(&str, usize); 10] = [
     ("nvfp4 4096x8192 m64", 24),
     ("fp8 4096x4096 swiglu m1024", 12),
     ("mxfp4 4096x2048 m2", 12),
@@ -213,4 +218,7 @@ const SAMPLED: [(&str, usize); 7] = [
     ("fp8 4096x4096 a8 swiglu m256", 12),
     ("moe nvfp4 256/256 top6 4096x2048 m32", 12),
     ("moe nvfp4 256/256 top6 4096x2048 m4096", 12),
+    ("moe mxfp4 256/256 top6 4096x2048 a8 m64", 12),
+    ("moe nvfp4 256/256 top6 4096x2048 a8 m4096", 24),
+    ("moe fp8 256/256 top6 4096x2048 a8 m1024", 12),
 ];

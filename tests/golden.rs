@@ -105,6 +105,7 @@ fn tools() -> Vec<Request> {
         kernels::pack_scan(format),
         kernels::probe(format),
         kernels::reference(format, Activations::A16),
+        kernels::reference_fp8(),
         kernels::reference_moe(),
         kernels::sabotage(),
         kernels::stream(8),
@@ -202,7 +203,7 @@ fn folder() -> PathBuf {
 }
 
 /// One problem for each kernel, as DeepSeek-V4-Flash has them.
-const PROBLEMS: [&str; 7] = [
+const PROBLEMS: [&str; 8] = [
     "nvfp4 4096x8192 m16",
     "nvfp4 4096x8192 m1024",
     "nvfp4 4096x8192 a8 m1024",
@@ -210,4 +211,5 @@ const PROBLEMS: [&str; 7] = [
     "moe nvfp4 256 top6 4096x2048 m16",
     "moe nvfp4 256 top6 4096x2048 m1024",
     "quantise nvfp4 k4096 m16",
+    "moe nvfp4 256 top6 4096x2048 a8 m1024",
 ];

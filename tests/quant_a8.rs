@@ -1,9 +1,10 @@
 //! FP8 operands: the very operations of `lib/format_a8.cuh`, executed on packed bytes, against `unpack_operand`; what
 //! rounding NVFP4 weights costs; and tokens in the order of operands.
 
+use tilekiln::check;
 use tilekiln::quant::a8::{self, K_AT};
 use tilekiln::quant::{
-    Activations, PackedWeights, RowOrder, SourceMatrix, WeightFormat, e2m1, e4m3, fp8, nvfp4, pack_for,
+    Activations, PackedWeights, RowOrder, SourceMatrix, WeightFormat, bf16, e2m1, e4m3, fp8, nvfp4, pack_for,
     quantize_weights, unpack_operand,
 };
 
@@ -187,6 +188,27 @@ fn rounding_nvfp4_weights_stays_within_what_is_stated() {
 }
 
 /// A product of FP8 tokens and rounded weights beside the same with exact weights and with exact both.
+/// Two roundings to FP8 on the way, of tokens and of hidden rows, cost what one costs twice.
+#[test]
+fn experts_lose_what_two_roundings_cost() {
+    let (hidden, inner, slots) = (256, 192, 4);
+    let of = |values: Vec<f32>, k: usize| -> Vec<f32> { values.iter().map(|w| w / (k as f32).sqrt()).collect() };
+    let gate_up: Vec<Vec<f32>> = (0..slots).map(|s| of(normal(2 * inner * hidden, 3 + s), hidden)).collect();
+    let down: Vec<Vec<f32>> = (0..slots).map(|s| of(normal(hidden * inner, 31 + s), inner)).collect();
+    let (mut error, mut size) = (0.0, 0.0);
+    for seed in 0..6 {
+        let token: Vec<f32> = normal(hidden, 101 + seed).into_iter().map(bf16::round).collect();
+        let of =
+            |activations| check::moe_block(&token, [&gate_up[..], &down[..]], &[0.4, 0.3, 0.2, 0.6], 10.0, activations);
+        for (rounded, exact) in of(Activations::A8).iter().zip(of(Activations::A16)) {
+            (error, size) = (error + (rounded - exact).powi(2), size + exact * exact);
+        }
+    }
+    let relative = f64::sqrt(error / size);
+    println!("FP8 tokens and hidden rows {relative:.5}");
+    assert!((0.025..0.065).contains(&relative), "{relative}");
+}
+
 #[test]
 fn rounded_weights_add_less_to_a_product_than_fp8_tokens_cost() {
     let (m, n, k) = (8, 64, 2048);

@@ -1,6 +1,6 @@
 //! The products in plain f64 on the CPU: small shapes, against which the GPU's reference is verified.
 
-use crate::quant::math;
+use crate::quant::{Activations, bf16, fp8, math};
 
 /// `R[m, g * n + r] = alpha * sum_k A[m, g * k + k'] * W[g][r, k']`.
 ///
@@ -28,14 +28,29 @@ pub fn dense(weights: &[f32], activations: &[f32], alphas: &[f32], [groups, n, k
     result
 }
 
-/// Gate-up, SwiGLU rounded to BF16, down, routing weight, combine, for one token.
+/// Gate-up, SwiGLU rounded to BF16, down, routing weight, combine, for one token. With `a8` activations the token and
+/// each slot's hidden values, after BF16, are what FP8 keeps of them.
 ///
 /// # Shapes
 /// - `gate_up`: for each slot the expert's `[2 * i, hidden]`, gate above up, alpha applied.
 /// - `down`: for each slot the expert's `[hidden, i]`, alpha applied.
 /// - `routing`: a weight for each slot.
 /// - returns `[hidden]`.
-pub fn moe_block(token: &[f32], gate_up: &[Vec<f32>], down: &[Vec<f32>], routing: &[f32], limit: f32) -> Vec<f64> {
+///
+/// # Panics
+/// If a slice does not have its shape.
+pub fn moe_block(
+    token: &[f32],
+    [gate_up, down]: [&[Vec<f32>]; 2],
+    routing: &[f32],
+    limit: f32,
+    activations: Activations,
+) -> Vec<f64> {
+    let operand = |row: Vec<f32>| match activations {
+        Activations::A16 => row,
+        Activations::A8 => fp8::quantize_activations(&row, 1, row.len()).expect("one row is [1, k]").decode(),
+    };
+    let token = &operand(token.to_vec())[..];
     let mut result = vec![0.0; token.len()];
     for ((gate_up, down), &weight) in gate_up.iter().zip(down).zip(routing) {
         let sums: Vec<f64> = gate_up
@@ -43,11 +58,9 @@ pub fn moe_block(token: &[f32], gate_up: &[Vec<f32>], down: &[Vec<f32>], routing
             .map(|row| row.iter().zip(token).map(|(w, a)| f64::from(*w) * f64::from(*a)).sum())
             .collect();
         let (gate, up) = sums.split_at(sums.len() / 2);
-        let hidden: Vec<f32> = gate
-            .iter()
-            .zip(up)
-            .map(|(gate, up)| crate::quant::bf16::round(math::swiglu(*gate as f32, *up as f32, limit)))
-            .collect();
+        let hidden: Vec<f32> =
+            gate.iter().zip(up).map(|(gate, up)| bf16::round(math::swiglu(*gate as f32, *up as f32, limit))).collect();
+        let hidden = operand(hidden);
         for (out, row) in result.iter_mut().zip(down.chunks_exact(hidden.len())) {
             let sum: f64 = row.iter().zip(&hidden).map(|(w, h)| f64::from(*w) * f64::from(*h)).sum();
             *out += f64::from(weight) * sum;

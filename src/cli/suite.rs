@@ -1,8 +1,8 @@
 //! Suites: the problems that an architecture's results are judged by, taken from the models' own lists of ops.
 //!
 //! `hopper` has every dense GEMM of both DeepSeek-V4 models on one rank in 4-bit formats, their FP8 and BF16 matrices
-//! at few tokens, the shapes that other engines were measured at, and both blocks of experts. What no parser of ours
-//! takes yet (8-bit activations) is left out, and comes in by itself once it is taken.
+//! at few tokens, the shapes that other engines were measured at, and both blocks of experts, of MXFP4 with 8-bit
+//! activations too. What no parser of ours takes is left out, and comes in by itself once it is taken.
 
 use super::CliError;
 use crate::models::{self, Checkpoint, Op, Shard};

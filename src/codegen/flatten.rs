@@ -51,7 +51,7 @@ impl Flattener<'_> {
         }
         let wrapper: Option<fn(_) -> String> = match include {
             "generated/wgmma.cuh" => Some(wgmma::wrappers),
-            "generated/wgmma_e4m3.cuh" => Some(wgmma::e4m3),
+            "generated/wgmma_e4m3.cuh" => Some(wgmma::e4m3_wrappers),
             _ => None,
         };
         if let Some(wrapper) = wrapper {

@@ -4,9 +4,21 @@ use std::fmt::Write;
 
 use super::Widths;
 
+/// What is multiplied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Element {
+    Bf16,
+    E4m3,
+}
+
 /// The wrapper of one width, or of all `widths` with a branch between them.
 pub(super) fn wrappers(widths: Widths) -> String {
-    if widths.step == widths.most { wrapper(widths.most) } else { branching(widths) }
+    if widths.step == widths.most { wrapper(widths.most) } else { branching(widths, Element::Bf16) }
+}
+
+/// The same for E4M3.
+pub(super) fn e4m3_wrappers(widths: Widths) -> String {
+    if widths.step == widths.most { e4m3_wrapper(widths.most) } else { branching(widths, Element::E4m3) }
 }
 
 /// `wgmma_generated(d, a, tokens)`: d += a * b for 64 rows in registers and `tokens` columns in shared memory.
@@ -36,8 +48,7 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[{sums}], const uint32
 }
 
 /// `wgmma_generated(d, a, tokens, adds)`: as [`wrapper`] for E4M3 and twice the k; without `adds` d = a * b.
-pub(super) fn e4m3(widths: Widths) -> String {
-    let tokens = widths.most;
+fn e4m3_wrapper(tokens: u32) -> String {
     let sums = tokens / 2;
     let registers = registers(sums);
     let operands = operands(sums);
@@ -66,26 +77,22 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[{sums}], const uint32
     out
 }
 
-/// `wgmma_of_width(d, a, tokens, width)`: four steps of 16 k at one of `widths`, closed as one group.
+/// `wgmma_of_width(d, a, tokens, width)`: four steps of 16 k at one of `widths`, closed as one group. Of E4M3 they are
+/// four steps of 32 k, and `wgmma_of_width(d, a, tokens, width, adds)` begins at zero without `adds`.
 ///
 /// One statement, so that all widths name the same registers for `d`, and each branch with its own commit: where the
 /// branches meet ptxas would close an empty group instead, and the wait for all but one group waits for everything.
-fn branching(widths: Widths) -> String {
-    let Widths { step, most } = widths;
-    let sums = most / 2;
+fn branching(widths: Widths, element: Element) -> String {
+    let sums = widths.most / 2;
     let operands = operands(sums);
     let descriptor = sums + 16;
     let width = descriptor + 1;
     let fragments: Vec<String> = (0..16).map(|i| format!("\"r\"(a[{}][{}])", i / 4, i % 4)).collect();
     let fragments = lines_of_eight(&fragments).join(",\n        ");
-    let mut out = String::new();
+    let mut out = element.head(widths);
     let _ = write!(
         out,
-        "// wgmma.mma_async m64nNk16, four of them, and wgmma.commit_group: d += a (64 x 64, BF16, registers) * b
-// (64 x N, BF16, shared memory) with N = `width`, a multiple of {step} up to {most}, in the first N / 2 sums.
-__device__ __forceinline__ void wgmma_of_width(float (&d)[{sums}], const uint32_t (&a)[4][4], uint64_t tokens,
-                                               int width) {{
-  asm volatile(
+        "  asm volatile(
       \"{{\\n\"
       \".reg .pred wider;\\n\"
       \".reg .b64 step1, step2, step3;\\n\"
@@ -94,15 +101,20 @@ __device__ __forceinline__ void wgmma_of_width(float (&d)[{sums}], const uint32_
       \"add.s64 step3, %{descriptor}, 6;\\n\"
 "
     );
+    if element == Element::E4m3 {
+        let adds = width + 1;
+        let _ = write!(out, "      \".reg .pred adds;\\n\"\n      \"setp.ne.b32 adds, %{adds}, 0;\\n\"\n");
+    }
     let all: Vec<u32> = widths.all().collect();
-    branch(&mut out, &all, sums, width);
+    branch(&mut out, &all, sums, element);
+    let adds = if element == Element::E4m3 { ", \"r\"(adds)" } else { "" };
     let _ = write!(
         out,
         "      \"done:\\n\"
       \"}}\"
       : {operands}
       : {fragments},
-        \"l\"(tokens), \"r\"(width));
+        \"l\"(tokens), \"r\"(width){adds});
 }}
 
 "
@@ -111,24 +123,30 @@ __device__ __forceinline__ void wgmma_of_width(float (&d)[{sums}], const uint32_
 }
 
 /// A balanced tree of branches over `widths`, the narrower half first.
-fn branch(out: &mut String, widths: &[u32], sums: u32, width: u32) {
+fn branch(out: &mut String, widths: &[u32], sums: u32, element: Element) {
     let [tokens] = widths else {
+        let width = sums + 17;
         let (narrow, wide) = widths.split_at(widths.len() / 2);
         let (last, next) = (narrow[narrow.len() - 1], wide[0]);
         let _ = write!(out, "      \"setp.gt.s32 wider, %{width}, {last};\\n\"\n      \"@wider bra from{next};\\n\"\n");
-        branch(out, narrow, sums, width);
+        branch(out, narrow, sums, element);
         let _ = writeln!(out, "      \"from{next}:\\n\"");
-        branch(out, wide, sums, width);
+        branch(out, wide, sums, element);
         return;
     };
     for step in 0..4 {
         let a = sums + 4 * step;
         let descriptor = if step == 0 { format!("%{}", sums + 16) } else { format!("step{step}") };
+        let (shape, ending) = match element {
+            Element::Bf16 => ("k16.f32.bf16.bf16", "1, 1, 1, 0"),
+            Element::E4m3 if step == 0 => ("k32.f32.e4m3.e4m3", "adds, 1, 1"),
+            Element::E4m3 => ("k32.f32.e4m3.e4m3", "1, 1, 1"),
+        };
         let _ = write!(
             out,
-            "      \"wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.bf16.bf16 {{\"
+            "      \"wgmma.mma_async.sync.aligned.m64n{tokens}{shape} {{\"
       \"{}}}, \"
-      \"{{%{a}, %{}, %{}, %{}}}, {descriptor}, 1, 1, 1, 0;\\n\"
+      \"{{%{a}, %{}, %{}, %{}}}, {descriptor}, {ending};\\n\"
 ",
             registers(tokens / 2),
             a + 1,
@@ -137,6 +155,32 @@ fn branch(out: &mut String, widths: &[u32], sums: u32, width: u32) {
         );
     }
     out.push_str("      \"wgmma.commit_group.sync.aligned;\\n\"\n      \"bra done;\\n\"\n");
+}
+
+impl Element {
+    /// Comment and signature of the branching wrapper.
+    fn head(self, Widths { step, most }: Widths) -> String {
+        let sums = most / 2;
+        match self {
+            Self::Bf16 => format!(
+                "\
+// wgmma.mma_async m64nNk16, four of them, and wgmma.commit_group: d += a (64 x 64, BF16, registers) * b
+// (64 x N, BF16, shared memory) with N = `width`, a multiple of {step} up to {most}, in the first N / 2 sums.
+__device__ __forceinline__ void wgmma_of_width(float (&d)[{sums}], const uint32_t (&a)[4][4], uint64_t tokens,
+                                               int width) {{
+"
+            ),
+            Self::E4m3 => format!(
+                "\
+// wgmma.mma_async m64nNk32, four of them, and wgmma.commit_group: d = a (64 x 128, E4M3, registers) * b
+// (128 x N, E4M3, shared memory) + d, or 0 without `adds`, with N = `width`, a multiple of {step} up to {most}, in the
+// first N / 2 sums.
+__device__ __forceinline__ void wgmma_of_width(float (&d)[{sums}], const uint32_t (&a)[4][4], uint64_t tokens,
+                                               int width, int adds) {{
+"
+            ),
+        }
+    }
 }
 
 fn registers(sums: u32) -> String {
@@ -159,7 +203,7 @@ mod tests {
 
     #[test]
     fn every_register_is_named_once_in_each_list() {
-        let texts = |tokens| [(tokens, wrapper(tokens)), (tokens, e4m3(Widths::single(tokens)))];
+        let texts = |tokens| [(tokens, wrapper(tokens)), (tokens, e4m3_wrapper(tokens))];
         for (tokens, text) in [8, 16, 64, 256].into_iter().flat_map(texts) {
             for i in 0..tokens / 2 {
                 assert_eq!(text.matches(&format!("(d[{i}])")).count(), 1, "n{tokens} d[{i}]");
@@ -173,16 +217,20 @@ mod tests {
 
     #[test]
     fn a_branch_leads_to_each_width_once() {
-        let text = wrappers(Widths { step: 16, most: 112 });
-        for tokens in [16, 32, 48, 64, 80, 96, 112] {
-            let four = format!(".m64n{tokens}k16.");
-            assert_eq!(text.matches(&four).count(), 4, "n{tokens}");
-            // The first is fallen into, the others are jumped to.
-            let (labels, jumps) = (format!("\"from{tokens}:"), format!("bra from{tokens};"));
-            let expected = usize::from(tokens > 16);
-            assert_eq!([labels, jumps].map(|word| text.matches(&word).count()), [expected; 2], "n{tokens}");
+        let widths = Widths { step: 16, most: 112 };
+        for (text, k) in [(wrappers(widths), "k16.f32.bf16"), (e4m3_wrappers(widths), "k32.f32.e4m3")] {
+            for tokens in [16, 32, 48, 64, 80, 96, 112] {
+                let four = format!(".m64n{tokens}{k}.");
+                assert_eq!(text.matches(&four).count(), 4, "n{tokens}");
+                // The first is fallen into, the others are jumped to.
+                let (labels, jumps) = (format!("\"from{tokens}:"), format!("bra from{tokens};"));
+                let expected = usize::from(tokens > 16);
+                assert_eq!([labels, jumps].map(|word| text.matches(&word).count()), [expected; 2], "n{tokens}");
+            }
+            assert_eq!(text.matches("commit_group.sync").count(), 7);
+            assert!(text.lines().all(|line| line.len() <= 120), "{text}");
         }
-        assert_eq!(text.matches("commit_group.sync").count(), 7);
-        assert!(text.lines().all(|line| line.len() <= 120), "{text}");
+        // Only the first of four steps of E4M3 may begin at zero.
+        assert_eq!(e4m3_wrappers(widths).matches(", adds, 1, 1;").count(), 7);
     }
 }

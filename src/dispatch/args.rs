@@ -92,7 +92,8 @@ pub struct LaunchArgs {
     pub block_scales: DevicePointer,
     /// Row scales of a conversion, `[tokens]` f32: written by it, read by a GEMM with FP8 tokens.
     pub row_scales: DevicePointer,
-    /// Three uint32 counters of a conversion.
+    /// Three uint32 counters of a conversion; six of experts with FP8 tokens: of the tokens, then of the hidden rows,
+    /// in the order of the experts.
     pub counters: DevicePointer,
     /// [`Plan::workspace_bytes`](crate::kernels::Plan), zeroed once, one for each stream; on 256 bytes.
     pub workspace: DevicePointer,
@@ -196,6 +197,8 @@ impl LaunchArgs {
             Operand::BlockScales => self.block_scales,
             Operand::RowScales => self.row_scales,
             Operand::Counters => self.counters,
+            Operand::HiddenCounters if self.counters == 0 => 0,
+            Operand::HiddenCounters => self.counters + HIDDEN_COUNTERS_OFFSET,
         }
     }
 
@@ -260,6 +263,9 @@ impl LaunchArgs {
         Ok(())
     }
 }
+
+/// Bytes of the three counters in front.
+const HIDDEN_COUNTERS_OFFSET: u64 = 12;
 
 /// Parts of a workspace lie on multiples of this from its begin.
 const WORKSPACE_ALIGNMENT: u64 = 256;

@@ -254,7 +254,13 @@ fn work(dense: &Dense, stream: &Stream, tile: &Tile) -> Work {
         is_wgmma: false,
         is_fp8: false,
         block_issues: stream.issues(slabs),
-        tail_steps: if split > 1 { 6.0 } else if parts > 1 { 3.0 } else { 2.0 },
+        tail_steps: if split > 1 {
+            6.0
+        } else if parts > 1 {
+            3.0
+        } else {
+            2.0
+        },
         registers: stream.registers(),
         is_prefetching: true,
     }

@@ -51,7 +51,8 @@ impl Family for DenseWgmma {
 
     fn default_tile(&self, problem: &Problem, gpu: &GpuSpec) -> Tile {
         let tokens = token_choices(problem.m()).last().copied().unwrap_or(16).min(128);
-        let fixed = [("consumers", 2), ("tokens", tokens), ("block_k", 128), ("signal", 3), ("raster", 0), ("cluster", 1)];
+        let fixed =
+            [("consumers", 2), ("tokens", tokens), ("block_k", 128), ("signal", 3), ("raster", 0), ("cluster", 1)];
         let numbers =
             |(stages, split)| Tile::new(self.name(), fixed.into_iter().chain([("stages", stages), ("split", split)]));
         let choices = [(4, 4), (4, 2), (4, 1), (3, 1), (2, 1)].map(numbers);
@@ -217,7 +218,13 @@ fn work(dense: &Dense, group: &Group, tile: &Tile) -> Work {
         is_wgmma: true,
         is_fp8: false,
         block_issues: group.issues(k),
-        tail_steps: if split > 1 { 8.0 } else if parts > 1 { 5.0 } else { 4.0 },
+        tail_steps: if split > 1 {
+            8.0
+        } else if parts > 1 {
+            5.0
+        } else {
+            4.0
+        },
         registers: group.registers(),
         is_prefetching: true,
     }

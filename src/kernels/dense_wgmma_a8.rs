@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::dense_mma::{dense_of, out_word};
 use super::dense_wgmma::raster_makes_a_difference;
 use super::group::token_choices;
+use super::group_a8::{GroupA8, sums_of};
 use super::plan::{BoxBase, Workspace, word_of};
 use super::space::{first_that_fits, number, tile_values};
 use super::{Axis, BoxMap, Family, Launch, Operand, Param, Plan, Rule, Work};
@@ -85,7 +86,7 @@ impl Family for DenseWgmmaA8 {
 
     fn plan(&self, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Plan {
         let dense = dense_of(problem);
-        let group = GroupA8::of(tile, problem);
+        let group = group_of(tile, problem);
         let split = number(tile, "split");
         let rows = dense.groups * group.row_tiles(dense.n);
         let token_tiles = dense.m.div_ceil(group.tokens);
@@ -143,8 +144,8 @@ impl Family for DenseWgmmaA8 {
 const AXES: [&str; 8] = ["consumers", "tokens", "block_k", "stages", "split", "promote", "cluster", "signal"];
 
 const RULES: [Rule; 8] = [
-    Rule { name: "smem", check: |tile, problem, gpu| GroupA8::of(tile, problem).fits_shared_memory(gpu) },
-    Rule { name: "registers", check: |tile, problem, _| GroupA8::of(tile, problem).fits_registers() },
+    Rule { name: "smem", check: fits_shared_memory },
+    Rule { name: "registers", check: sums_fit_twice },
     Rule { name: "block-scales", check: scales_belong_to_chains },
     Rule { name: "promote-moot", check: chains_end_before_k },
     Rule { name: "cluster", check: a_cluster_shares_tokens },
@@ -153,120 +154,40 @@ const RULES: [Rule; 8] = [
     Rule { name: "raster-moot", check: raster_makes_a_difference },
 ];
 
-/// Geometry of `templates/lib/warpgroup_multiply_a8.cuh`: the same sizes that the device asserts.
-#[derive(Clone, Copy, Debug)]
-struct GroupA8 {
-    layout: PackedLayout,
-    consumers: u32,
-    tokens: u32,
-    block_k: u32,
-    stages: u32,
-    promote: u32,
-    cluster: u32,
+/// The block that `tile` describes, fed by a warp, or by a warpgroup that gives its registers away.
+fn group_of(tile: &Tile, problem: &Problem) -> GroupA8 {
+    let dense = dense_of(problem);
+    let [consumers, tokens, promote] = ["consumers", "tokens", "promote"].map(|name| number(tile, name));
+    let producers = if consumers == 2 && sums_of(tokens, promote) >= 96 { 128 } else { 32 };
+    GroupA8 {
+        layout: PackedLayout::of(dense.weights, dense.activations),
+        consumers,
+        tokens,
+        block_k: number(tile, "block_k"),
+        stages: number(tile, "stages"),
+        promote,
+        producers,
+        staging_bytes: 0,
+        cluster: number(tile, "cluster"),
+    }
 }
 
-impl GroupA8 {
-    fn of(tile: &Tile, problem: &Problem) -> Self {
-        let dense = dense_of(problem);
-        Self {
-            layout: PackedLayout::of(dense.weights, dense.activations),
-            consumers: number(tile, "consumers"),
-            tokens: number(tile, "tokens"),
-            block_k: number(tile, "block_k"),
-            stages: number(tile, "stages"),
-            promote: number(tile, "promote"),
-            cluster: number(tile, "cluster"),
-        }
+fn fits_shared_memory(tile: &Tile, problem: &Problem, gpu: &GpuSpec) -> Result<(), String> {
+    let group = group_of(tile, problem);
+    group.fits_shared_memory(gpu)?;
+    let (staged, ring) = (group.consumers * group.tokens * 144, group.stages * group.stage_bytes());
+    match staged <= ring {
+        true => Ok(()),
+        false => Err(format!("results of {staged} B are staged in the ring, which has {ring} B")),
     }
+}
 
-    fn rows(&self) -> u32 {
-        self.consumers * 64
+fn sums_fit_twice(tile: &Tile, _: &Problem, _: &GpuSpec) -> Result<(), String> {
+    let tokens = number(tile, "tokens");
+    if number(tile, "promote") == 0 || tokens <= 128 {
+        return Ok(());
     }
-
-    /// Tiles of rows of one group, whole clusters.
-    fn row_tiles(&self, n: u32) -> u32 {
-        n.div_ceil(64).div_ceil(self.consumers).next_multiple_of(self.cluster)
-    }
-
-    /// Threads that feed the ring: a warp, or a warpgroup that gives its registers away.
-    fn producers(&self) -> u32 {
-        let sums = if self.promote > 0 { self.tokens } else { self.tokens / 2 };
-        if self.consumers == 2 && sums >= 96 { 128 } else { 32 }
-    }
-
-    fn threads(&self) -> u32 {
-        self.consumers * 128 + self.producers()
-    }
-
-    fn slabs(&self) -> u32 {
-        self.block_k / self.layout.slab_k() as u32
-    }
-
-    fn weight_bytes(&self) -> u32 {
-        self.consumers * self.slabs() * self.layout.slab_bytes() as u32
-    }
-
-    fn stage_bytes(&self) -> u32 {
-        (self.block_k * self.tokens + self.weight_bytes()).next_multiple_of(1024)
-    }
-
-    /// The products of NVFP4's scales, eight bytes for each.
-    fn table_bytes(&self) -> u32 {
-        if self.layout.format() == WeightFormat::Nvfp4 { 256 * 8 } else { 0 }
-    }
-
-    /// Dynamic shared memory of a block, bytes: the ring, its barriers, room for a flag, the table.
-    fn smem_bytes(&self) -> u32 {
-        self.stages * (self.stage_bytes() + 16) + 16 + self.table_bytes()
-    }
-
-    fn stages_of(&self, k: u32) -> u32 {
-        (self.layout.slabs(k as usize) as u32).div_ceil(self.slabs())
-    }
-
-    /// Registers of a thread, from what ptxas has given tiles of every size: sums, twice with promotion.
-    fn registers(&self) -> u32 {
-        let sums = if self.promote > 0 { self.tokens } else { self.tokens / 2 };
-        if self.producers() == 128 { 168 } else { (72 + sums).next_multiple_of(8) }
-    }
-
-    fn blocks_per_sm(&self, gpu: &GpuSpec) -> u32 {
-        let threads = self.threads().next_multiple_of(128);
-        gpu.blocks_per_sm(threads, self.registers(), self.smem_bytes()).max(1)
-    }
-
-    /// Warp instructions that a block issues for `k` of its rows: decoding, wgmma, promotion.
-    fn issues(&self, k: f64) -> f64 {
-        let decode = match self.layout.format() {
-            WeightFormat::Nvfp4 => 2.0 * 17.5,
-            WeightFormat::Mxfp4 => 2.0 * 15.0,
-            WeightFormat::Fp8 | WeightFormat::Bf16 => 2.0 * 2.5,
-        };
-        let promotions = match self.promote {
-            0 => 0.0,
-            chain => k / f64::from(chain) * f64::from(self.tokens) / 2.0,
-        };
-        f64::from(self.consumers) * 4.0 * (k / 32.0 * (decode + WGMMA_ISSUES) + promotions)
-    }
-
-    fn fits_shared_memory(&self, gpu: &GpuSpec) -> Result<(), String> {
-        let (need, have) = (self.smem_bytes(), gpu.arch.smem_per_block);
-        if need > have {
-            return Err(format!("{} stages need {need} B of shared memory, {} has {have} B", self.stages, gpu.name));
-        }
-        let (staged, ring) = (self.consumers * self.tokens * 144, self.stages * self.stage_bytes());
-        match staged <= ring {
-            true => Ok(()),
-            false => Err(format!("results of {staged} B are staged in the ring, which has {ring} B")),
-        }
-    }
-
-    fn fits_registers(&self) -> Result<(), String> {
-        if self.promote == 0 || self.tokens <= 128 {
-            return Ok(());
-        }
-        Err(format!("{} tokens take more registers than a thread has if their sums are kept twice", self.tokens))
-    }
+    Err(format!("{tokens} tokens take more registers than a thread has if their sums are kept twice"))
 }
 
 fn scales_belong_to_chains(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
@@ -288,7 +209,7 @@ fn chains_end_before_k(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<()
 }
 
 fn a_cluster_shares_tokens(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
-    let group = GroupA8::of(tile, problem);
+    let group = group_of(tile, problem);
     if group.cluster == 1 {
         return Ok(());
     }
@@ -303,7 +224,7 @@ fn a_cluster_shares_tokens(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Resul
 }
 
 fn the_ring_is_used(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
-    let group = GroupA8::of(tile, problem);
+    let group = group_of(tile, problem);
     let stages = group.stages_of(dense_of(problem).k).div_ceil(number(tile, "split"));
     if group.stages <= stages.max(2) {
         return Ok(());
@@ -312,7 +233,7 @@ fn the_ring_is_used(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), S
 }
 
 fn split_fills_idle_sms(tile: &Tile, problem: &Problem, gpu: &GpuSpec) -> Result<(), String> {
-    let (dense, group, split) = (dense_of(problem), GroupA8::of(tile, problem), number(tile, "split"));
+    let (dense, group, split) = (dense_of(problem), group_of(tile, problem), number(tile, "split"));
     let blocks = dense.groups * group.row_tiles(dense.n) * dense.m.div_ceil(group.tokens);
     let stages = group.stages_of(dense.k);
     if split > 1 && split > stages {
@@ -358,7 +279,7 @@ fn work(dense: &Dense, group: &GroupA8, split: u32) -> Work {
         blocks,
         memory_bytes: (dense.weight_bytes() + dense.activation_bytes()) as f64,
         l2_bytes: blocks * (block_weights + block_tokens + partials),
-        bytes_in_flight: f64::from((group.stages - 1) * (group.block_k * group.tokens + group.weight_bytes())),
+        bytes_in_flight: f64::from(group.bytes_in_flight()),
         block_flops: 2.0 * k * f64::from(group.rows() * group.tokens),
         is_wgmma: true,
         is_fp8: true,
@@ -368,6 +289,3 @@ fn work(dense: &Dense, group: &GroupA8, split: u32) -> Work {
         is_prefetching: true,
     }
 }
-
-/// Descriptor arithmetic, fences and barrier traffic for one step of 32 k.
-const WGMMA_ISSUES: f64 = 4.0;

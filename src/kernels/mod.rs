@@ -8,9 +8,11 @@ mod dense_mma;
 mod dense_wgmma;
 mod dense_wgmma_a8;
 mod group;
+mod group_a8;
 mod moe;
 mod moe_mma;
 mod moe_wgmma;
+mod moe_wgmma_a8;
 mod pack;
 mod plan;
 pub mod runner;
@@ -24,12 +26,13 @@ pub use dense_wgmma::DenseWgmma;
 pub use dense_wgmma_a8::DenseWgmmaA8;
 pub use moe_mma::{MoeMma, MoeWalk};
 pub use moe_wgmma::MoeWgmma;
+pub use moe_wgmma_a8::MoeWgmmaA8;
 pub use pack::{SCAN_RANGE_START, pack, pack_blocks, pack_scan};
 pub use plan::{BoxBase, BoxMap, Launch, Operand, Param, Plan, Work};
 pub use space::{Axis, Rejection, Rule, Space, space};
 pub use tools::{
     COMPARE_BLOCKS, COMPARE_FIELDS, FillKind, compare, fill, probe, random_codes, random_fp8_token_mean_square,
-    random_mean_square, random_scales, reference, reference_moe, sabotage, stream,
+    random_mean_square, random_scales, reference, reference_fp8, reference_moe, sabotage, stream,
 };
 
 use crate::arch::{ArchSpec, GpuSpec};
@@ -64,8 +67,8 @@ pub trait Family: Sync {
 }
 
 /// Every family. A new one is a file here, a folder in `templates/` and a line in this list.
-pub static FAMILIES: [&dyn Family; 7] =
-    [&DenseMma, &DenseWgmma, &DenseWgmmaA8, &MoeWalk, &MoeMma, &MoeWgmma, &Quantise];
+pub static FAMILIES: [&dyn Family; 8] =
+    [&DenseMma, &DenseWgmma, &DenseWgmmaA8, &MoeWalk, &MoeMma, &MoeWgmma, &MoeWgmmaA8, &Quantise];
 
 /// The family of that name.
 pub fn family(name: &str) -> Option<&'static dyn Family> {

@@ -82,6 +82,11 @@ impl Cut {
 /// Slots from which another block is worth its reading of all of them.
 const SLOTS_OF_BLOCK: u32 = 512;
 
+/// The element of parts of so many bytes.
+pub(super) fn part_word(part_bytes: u32) -> &'static str {
+    if part_bytes == 2 { "bf16" } else { "float" }
+}
+
 impl Schedule {
     /// Reserves room for `block` with these tiles.
     pub fn reserve(workspace: &mut Workspace, block: &MoeBlock, up: Cut, down: Cut) -> Self {
@@ -98,6 +103,11 @@ impl Schedule {
             up,
             down,
         }
+    }
+
+    /// Place of the number of slots that this rank has: where the positions of its last expert end.
+    pub fn slot_count(&self, block: &MoeBlock) -> u64 {
+        self.begin + 4 * u64::from(block.local_experts)
     }
 
     /// Refuses more experts than the counters of one block of threads have room for.
@@ -172,16 +182,22 @@ impl Schedule {
         }
     }
 
-    /// The launch that adds the slots of each token.
+    /// The launch that adds the slots of each token, whose parts are f32.
     pub fn combine(&self, block: &MoeBlock) -> Launch {
+        self.combine_parts(block, 4)
+    }
+
+    /// The same for parts of `part_bytes`: f32, or BF16.
+    pub fn combine_parts(&self, block: &MoeBlock, part_bytes: u32) -> Launch {
+        let part = BTreeMap::from([("part", Value::from(part_word(part_bytes)))]);
         let threads = (block.hidden / 4).next_multiple_of(32).clamp(32, 256);
         let numbers = BTreeMap::from([("threads", Value::from(threads))]);
         let columns = block.hidden.div_ceil(4 * threads);
-        let bytes = f64::from(slots(block)) * f64::from(block.hidden) * 4.0;
+        let bytes = f64::from(slots(block)) * f64::from(block.hidden) * f64::from(part_bytes);
         Launch {
             kernel: Request {
                 template: "moe_combine",
-                values: BTreeMap::from([("tile", numbers)]),
+                values: BTreeMap::from([("problem", part), ("tile", numbers)]),
                 wgmma_tokens: None,
             },
             grid: [columns, block.m, 1],
@@ -203,7 +219,7 @@ impl Schedule {
                 blocks: f64::from(columns * block.m),
                 memory_bytes: bytes,
                 l2_bytes: bytes,
-                bytes_in_flight: f64::from(threads * 16 * block.top_k),
+                bytes_in_flight: f64::from(threads * 4 * part_bytes * block.top_k),
                 block_issues: f64::from(threads / 32 * block.top_k * 12),
                 tail_steps: 1.0,
                 registers: 32,

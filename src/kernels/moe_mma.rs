@@ -276,7 +276,8 @@ fn served_block<'a>(problem: &'a Problem, arch: &ArchSpec) -> Result<&'a MoeBloc
         Problem::MoeBlock(block) if !arch.capabilities.mma_sync => {
             Err(format!("{} has no mma.sync on BF16 for {}", arch.name, block.weights))
         }
-        Problem::MoeBlock(block) => Ok(block),
+        Problem::MoeBlock(block) if block.activations == Activations::A16 => Ok(block),
+        Problem::MoeBlock(block) => Err(format!("expected a16 activations, found {}", block.activations)),
         other => Err(format!("expected a block of experts, found `{other}`")),
     }
 }

@@ -23,6 +23,9 @@ impl Family for MoeWgmma {
 
     fn serves(&self, problem: &Problem, arch: &ArchSpec) -> Result<(), String> {
         match problem {
+            Problem::MoeBlock(block) if block.activations != Activations::A16 => {
+                Err(format!("expected a16 activations, found {}", block.activations))
+            }
             Problem::MoeBlock(block) if arch.capabilities.wgmma => Schedule::fits(block, arch),
             Problem::MoeBlock(_) => Err(format!("{} has no wgmma", arch.name)),
             other => Err(format!("expected a block of experts, found `{other}`")),
@@ -117,7 +120,7 @@ fn steps(tile: &Tile, block: &MoeBlock) -> [Step; 2] {
 }
 
 /// The smallest multiple of 16 that cuts `tokens` into at most `widths` equal steps.
-fn step_of(tokens: u32, widths: u32) -> u32 {
+pub(super) fn step_of(tokens: u32, widths: u32) -> u32 {
     let steps = (16..=tokens).step_by(16).filter(|step| tokens.is_multiple_of(*step));
     steps.filter(|step| tokens / step <= widths).min().unwrap_or(tokens)
 }

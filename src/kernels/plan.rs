@@ -54,8 +54,10 @@ pub enum Operand {
     BlockScales,
     /// Row scales written by a conversion.
     RowScales,
-    /// Counters of a conversion.
+    /// Counters of a conversion; of experts with FP8 tokens, those of the tokens.
     Counters,
+    /// Counters of the hidden rows of experts with FP8 tokens: three more behind [`Operand::Counters`].
+    HiddenCounters,
 }
 
 /// One parameter of a kernel.

@@ -81,6 +81,11 @@ pub fn reference(format: WeightFormat, activations: Activations) -> Request {
     Request { template: "reference", values: BTreeMap::from([("problem", problem)]), wgmma_tokens: None }
 }
 
+/// What FP8 keeps of rows of BF16: `(values, rounded, scales, rows, columns)`.
+pub fn reference_fp8() -> Request {
+    Request { template: "reference_fp8", values: BTreeMap::new(), wgmma_tokens: None }
+}
+
 /// SwiGLU and combine in f64: `(step, sums, row_of, weight, hidden, result, rows, columns, top_k, limit)`.
 pub fn reference_moe() -> Request {
     Request { template: "reference_moe", values: BTreeMap::new(), wgmma_tokens: None }

@@ -77,7 +77,10 @@ impl Problem {
     pub fn floor_us(&self, gpu: &GpuSpec) -> f64 {
         let memory_us = self.bytes() as f64 / (gpu.read_gbs * 1e3);
         let tflops = match self {
-            Self::Dense(Dense { activations: Activations::A8, .. }) => gpu.fp8_tflops.unwrap_or(gpu.bf16_tflops),
+            Self::Dense(Dense { activations: Activations::A8, .. })
+            | Self::MoeBlock(MoeBlock { activations: Activations::A8, .. }) => {
+                gpu.fp8_tflops.unwrap_or(gpu.bf16_tflops)
+            }
             _ => gpu.bf16_tflops,
         };
         let math_us = self.flops() as f64 / (tflops * 1e6);

@@ -67,10 +67,15 @@ impl MoeBlock {
         (self.local_slots() * 6.0 * f64::from(self.hidden) * f64::from(self.intermediate)).round() as u64
     }
 
-    /// `moe nvfp4 256/256 top6 4096x2048`: local experts, all experts, slots, hidden by intermediate.
+    /// `moe nvfp4 256/256 top6 4096x2048 a8`: local experts, all experts, slots, hidden by intermediate; `a16` is left
+    /// out.
     pub fn op(&self) -> String {
-        let Self { weights, experts, local_experts, top_k, hidden, intermediate, .. } = self;
-        format!("moe {weights} {local_experts}/{experts} top{top_k} {hidden}x{intermediate}")
+        let Self { weights, experts, local_experts, top_k, hidden, intermediate, activations, .. } = self;
+        let op = format!("moe {weights} {local_experts}/{experts} top{top_k} {hidden}x{intermediate}");
+        match activations {
+            Activations::A16 => op,
+            other => format!("{op} {other}"),
+        }
     }
 }
 

@@ -39,7 +39,7 @@ pub enum ParseProblemError {
         n: u32,
     },
     /// Activations that no kernel takes yet.
-    #[error("{found} activations are unsupported so far, on FP4 tensor cores too, expected a16 or a8 of a dense GEMM")]
+    #[error("{found} activations are unsupported so far, on FP4 tensor cores too, expected a16 or a8")]
     Activations {
         /// What was asked.
         found: String,
@@ -66,8 +66,7 @@ pub enum ParseProblemError {
 pub(super) fn problem(text: &str) -> Result<Problem, ParseProblemError> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let refuse = |word: &str| ParseProblemError::Word { text: text.to_string(), word: word.to_string() };
-    let is_missing = |word: &&&str| **word == "a4" || (**word == "a8" && words[0] == "moe");
-    if let Some(found) = words.iter().find(is_missing) {
+    if let Some(found) = words.iter().find(|&&word| word == "a4") {
         return Err(ParseProblemError::Activations { found: found.to_string() });
     }
     let problem = match words.first() {
@@ -97,9 +96,7 @@ fn validate(problem: &Problem) -> Result<(), ParseProblemError> {
             sized("k", dense.k)?;
             sized("groups", dense.groups)?;
             whole_blocks(dense.weights, dense.k)?;
-            if dense.activations == Activations::A8 {
-                fits_fp8(dense)?;
-            }
+            fits_activations(dense.activations, dense.weights, dense.k)?;
             match dense.epilogue {
                 Epilogue::SwiGlu if !dense.n.is_multiple_of(16) => Err(ParseProblemError::SwiGluRows { n: dense.n }),
                 _ => Ok(()),
@@ -112,6 +109,8 @@ fn validate(problem: &Problem) -> Result<(), ParseProblemError> {
             sized("top", block.top_k)?;
             whole_blocks(block.weights, block.hidden)?;
             whole_blocks(block.weights, block.intermediate)?;
+            fits_activations(block.activations, block.weights, block.hidden)?;
+            fits_activations(block.activations, block.weights, block.intermediate)?;
             if !block.intermediate.is_multiple_of(8) {
                 return Err(ParseProblemError::SwiGluRows { n: 2 * block.intermediate });
             }
@@ -132,13 +131,14 @@ fn validate(problem: &Problem) -> Result<(), ParseProblemError> {
     }
 }
 
-/// Refuses weights that are no FP8 operands, and k that the order of FP8 tokens does not divide.
-fn fits_fp8(dense: &Dense) -> Result<(), ParseProblemError> {
+/// Refuses for FP8 tokens weights that are no FP8 operands, and k that the order of such tokens does not divide.
+fn fits_activations(activations: Activations, weights: WeightFormat, k: u32) -> Result<(), ParseProblemError> {
     let multiple = a8::GROUP as u32;
-    match dense.weights {
-        WeightFormat::Bf16 => Err(ParseProblemError::Fp8Weights { found: dense.weights }),
-        format if !dense.k.is_multiple_of(multiple) => Err(ParseProblemError::K { format, multiple, k: dense.k }),
-        _ => Ok(()),
+    match (activations, weights) {
+        (Activations::A16, _) => Ok(()),
+        (Activations::A8, WeightFormat::Bf16) => Err(ParseProblemError::Fp8Weights { found: weights }),
+        (Activations::A8, format) if !k.is_multiple_of(multiple) => Err(ParseProblemError::K { format, multiple, k }),
+        (Activations::A8, _) => Ok(()),
     }
 }
 
@@ -175,11 +175,14 @@ fn moe(words: &[&str], refuse: impl Fn(&str) -> ParseProblemError) -> Result<Pro
     let Some([hidden, intermediate]) = sizes(word(3)).and_then(|sizes| <[u32; 2]>::try_from(sizes).ok()) else {
         return Err(refuse(word(3)));
     };
-    let mut m = 1;
-    for &word in words.iter().skip(4).filter(|&&word| word != "a16") {
-        m = prefixed(word, "m").ok_or_else(|| refuse(word))?;
+    let (mut activations, mut m) = (Activations::A16, 1);
+    for &word in words.iter().skip(4) {
+        match word {
+            "a16" => activations = Activations::A16,
+            "a8" => activations = Activations::A8,
+            _ => m = prefixed(word, "m").ok_or_else(|| refuse(word))?,
+        }
     }
-    let activations = Activations::A16;
     Ok(Problem::MoeBlock(MoeBlock { weights, experts, local_experts, top_k, hidden, intermediate, activations, m }))
 }
 
@@ -224,6 +227,7 @@ mod tests {
             "mxfp4 8x1024x4096 a8 f32 m64",
             "moe nvfp4 256/256 top6 4096x2048 m16",
             "moe mxfp4 32/256 top6 4096x2048 m1",
+            "moe mxfp4 256/256 top6 4096x2048 a8 m4096",
             "quantise nvfp4 k4096 m32",
         ] {
             assert_eq!(text.parse::<Problem>().unwrap().to_string(), text);
@@ -248,14 +252,9 @@ mod tests {
             ("nvfp4 0x64", "expected n, k and m from 1 to 1048576, found n = 0"),
             ("nvfp4 64x64 m0", "expected n, k and m from 1 to 1048576, found m = 0"),
             ("nvfp4 24x64 swiglu", "swiglu needs n in multiples of 16 (8 gate rows beside 8 up rows), found n = 24"),
-            (
-                "nvfp4 64x64 a4 m1",
-                "a4 activations are unsupported so far, on FP4 tensor cores too, expected a16 or a8 of a dense GEMM",
-            ),
-            (
-                "moe nvfp4 4 top2 64x64 a8",
-                "a8 activations are unsupported so far, on FP4 tensor cores too, expected a16 or a8 of a dense GEMM",
-            ),
+            ("nvfp4 64x64 a4 m1", "a4 activations are unsupported so far, on FP4 tensor cores too, expected a16 or a8"),
+            ("moe bf16 4 top2 64x64 a8", "a8 activations need nvfp4, mxfp4 or fp8 weights, found bf16"),
+            ("moe fp8 4 top2 64x24 a8", "fp8 holds k in multiples of 16, found k = 24"),
             ("bf16 64x64 a8", "a8 activations need nvfp4, mxfp4 or fp8 weights, found bf16"),
             ("fp8 64x24 a8", "fp8 holds k in multiples of 16, found k = 24"),
             (

@@ -245,6 +245,11 @@ mod tests {
         assert_eq!(names("moe nvfp4 256 top6 4096x2048 m16"), ["marlin-nvfp4-moe", "humming-nvfp4-a16-moe"]);
         assert_eq!(names("mxfp4 8192x8192 m1"), ["humming-mxfp4-a8", "triton_kernels-mxfp4"]);
         assert_eq!(times("bf16 1536x4096 m1")[0].us, 10.139);
+        // Experts with FP8 rows stand beside every peer, and are judged by those with 8 bits.
+        let beside = peers.of(&"moe mxfp4 256 top6 4096x2048 a8 m4096".parse().unwrap());
+        let eight_bit: Vec<_> =
+            beside.iter().filter(|time| time.is_eight_bit()).map(|time| (&*time.peer, time.us)).collect();
+        assert_eq!(eight_bit, [("humming-mxfp4-a8-moe", 2096.368), ("flashinfer-mxfp4-a8-moe", 2235.808)]);
         assert!(!peers.problems.values().flatten().any(|time| time.peer.contains("w13")));
     }
 

@@ -22,9 +22,14 @@ $#-
 //   barrier      arrivals              announces
 //   stage_full   1 + bytes             weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers        each consumer warp's wgmma have read the stage
+//   cluster      all threads, twice    (kCluster > 1) nobody needs its ring any more; all parts have come
 //
-// Tuned: rows, tokens, block_k, stages, split, signal, raster (src/kernels/dense_wgmma.rs). Limits: k in whole scale
-// groups, A on 16 bytes, lda % 8 == 0; what lies beyond k or m comes as zeros from the tensor map.
+// kParts blocks may share a tile's k. Their sums meet in memory, where the last to arrive adds them (kSplitK), or in
+// shared memory (kCluster): there each block gets all parts of its own share of the tokens, adds and stores them, which
+// saves a fence of the whole GPU, an atomic and a second way to the L2.
+//
+// Tuned: consumers, tokens, block_k, stages, split, cluster, signal, raster (src/kernels/dense_wgmma.rs). Limits: k in
+// whole scale groups, A on 16 bytes, lda % 8 == 0; what lies beyond k or m comes as zeros from the tensor map.
 // Exactness: operands are exact in BF16; differs from quant's reference only by the order of the f32 sum.
 // After: PTX ISA "wgmma"; rows as the register operand follow Humming and CUTLASS example 55; the role split DeepGEMM.
 #include "lib/words.cuh"

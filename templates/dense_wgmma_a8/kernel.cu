@@ -59,6 +59,7 @@ $#-
 #include "lib/warpgroup_multiply_a8.cuh"
 #include "lib/last_arrival.cuh"
 #include "lib/warpgroup_store.cuh"
+#include "lib/weight_stage.cuh"
 
 struct Config {
   using Weights = ${ problem.weights }$A8;                  // format of W
@@ -107,6 +108,13 @@ struct Work {
   int n_stages;
   int split;
   int64_t tile;     // index of the output tile
+
+  // Weights of one stage.
+  __device__ __forceinline__ void copy_weights(const uint8_t* weights, uint32_t stage, uint32_t barrier,
+                                               int stage_idx) const {
+    const PackedMatrix matrix{weights, group, row_blocks, n_slabs};
+    matrix.copy_stage<Config>(first_row, (first_stage + stage_idx) * Stage<Config>::kSlabs, stage, barrier);
+  }
 };
 
 __device__ __forceinline__ Work work_of_block(int n, int k, int is_raster_by_token) {
@@ -125,29 +133,6 @@ __device__ __forceinline__ Work work_of_block(int n, int k, int is_raster_by_tok
   work.n_stages = int64_t{all_stages} * (work.split + 1) / Config::kSplitK - work.first_stage;
   work.tile = int64_t{token_idx} * ((is_raster_by_token ? gridDim.y : gridDim.x) / Config::kSplitK) + row_idx;
   return work;
-}
-
-// Weights of one stage. A slab beyond k is replaced by the last one: its tokens are zeros, and zero times a finite
-// number is zero, where what lies in shared memory by chance might not be finite. So is a block of rows beyond n.
-__device__ __forceinline__ void copy_weights(const Work& work, const uint8_t* weights, uint32_t stage, uint32_t barrier,
-                                             int stage_idx) {
-  constexpr int kSlabs = Stage<Config>::kSlabs;
-  constexpr int kSlabBytes = Slab<Config::Weights>::kBytes;
-  const int first_slab = (work.first_stage + stage_idx) * kSlabs;
-#pragma unroll
-  for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
-    const int row_block = smaller(work.first_row / kRowBlock + consumer, work.row_blocks - 1);
-    const uint8_t* block = weights + (int64_t{work.group} * work.row_blocks + row_block) * work.n_slabs * kSlabBytes;
-    const uint32_t to = stage + Stage<Config>::kWeightOffset + consumer * Stage<Config>::kWeightBytes;
-    if (first_slab + kSlabs <= work.n_slabs) {
-      copy_bulk(to, block + int64_t{first_slab} * kSlabBytes, kSlabs * kSlabBytes, barrier);
-    } else {
-      for (int s = 0; s < kSlabs; ++s) {
-        const int slab = smaller(first_slab + s, work.n_slabs - 1);
-        copy_bulk(to + s * kSlabBytes, block + int64_t{slab} * kSlabBytes, kSlabBytes, barrier);
-      }
-    }
-  }
 }
 
 // Tokens of one stage: this block's part of them, for every block of the cluster.
@@ -176,7 +161,7 @@ __device__ __forceinline__ void produce(const Work& work, const uint8_t* weights
   const int early = smaller(work.n_stages, Config::kStages);
   for (int i = 0; i < early; ++i) {
     barrier_arrive_and_expect(ring.full(i), kStageBytes);
-    copy_weights(work, weights, stages + i * Stage<Config>::kBytes, ring.full(i), i);
+    work.copy_weights(weights, stages + i * Stage<Config>::kBytes, ring.full(i), i);
   }
   if constexpr (Config::kSignal == 1) launch_dependents();
   wait_for_dependency();
@@ -186,7 +171,7 @@ __device__ __forceinline__ void produce(const Work& work, const uint8_t* weights
     barrier_wait(ring.free(position.slot), position.parity);
     const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
     barrier_arrive_and_expect(ring.full(position.slot), kStageBytes);
-    copy_weights(work, weights, stage, ring.full(position.slot), i);
+    work.copy_weights(weights, stage, ring.full(position.slot), i);
     copy_tokens(work, a, stage, ring.full(position.slot), i, part);
     position.advance();
   }

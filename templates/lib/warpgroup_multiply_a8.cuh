@@ -14,6 +14,8 @@
 // Hopper's FP8 tensor cores keep about 13 bits behind the point of the largest term, so a long chain loses what is
 // small beside its sum. A chain ends after kPromote k and is added to f32 registers; 0 never ends it.
 //
+// A tile may be narrower than kTokens, in steps of kStep: as in lib/warpgroup_multiply.cuh.
+//
 // Config gives: Weights (the format), kTokens, kBlockK, kStages, kConsumers, kPromote, kCluster.
 
 template <class Config>
@@ -62,17 +64,22 @@ __device__ __forceinline__ RowFactors decode_block(Fragments& a, const uint8_t* 
   return factors;
 }
 
-// Issues the four wgmma of one block of 128 k. `box` is the address of its tokens; the first of a chain begins at zero.
-template <class Config, bool kBeginsChain>
-__device__ __forceinline__ void multiply_block(GroupSums<Config>& sums, const Fragments& a, uint32_t box) {
+// Issues the four wgmma of one block of 128 k for `width` tokens, and closes their group. `box` is the address of its
+// tokens; the first of a chain begins at zero.
+template <class Config, int kStep, bool kBeginsChain>
+__device__ __forceinline__ void multiply_block(GroupSums<Config>& sums, const Fragments& a, uint32_t box, int width) {
   wgmma_fence();
   const uint64_t tokens = swizzled_descriptor(box);
+  if constexpr (kStep == Config::kTokens) {
 #pragma unroll
-  for (int step = 0; step < 4; ++step) {
-    // 32 k are 32 bytes, and the descriptor counts 16.
-    wgmma_generated(sums, a[step], tokens + step * 2, step > 0 || !kBeginsChain);
+    for (int step = 0; step < 4; ++step) {
+      // 32 k are 32 bytes, and the descriptor counts 16.
+      wgmma_generated(sums, a[step], tokens + step * 2, step > 0 || !kBeginsChain);
+    }
+    wgmma_commit();
+  } else {
+    wgmma_of_width(sums, a, tokens, width, !kBeginsChain);
   }
-  wgmma_commit();
 }
 
 // Adds the sums of a chain, which has ended, to the totals. A factor is a power of two, so each addition rounds once.
@@ -102,22 +109,27 @@ __device__ __forceinline__ void release(Ring<Config::kStages> ring, int slot, in
   }
 }
 
-// Where a warpgroup stands.
-template <class Config>
+// Where a warpgroup stands in a run of stages. `width` is a multiple of kStep, the same for all threads of the
+// warpgroup. kTokensByThreads: the tokens were written by threads (cp.async), which the tensor cores must be told of.
+template <class Config, bool kTokensByThreads, int kStep>
 struct Place {
   RingPosition<Config::kStages> position;
+  int width;
   int previous_slot = -1;  // of the stage whose wgmma may still be under way
   RowFactors factors;      // of the chain that is under way, if it is of 128 k
 };
 
 // Decodes block `kBlock` of the stage at `place` and multiplies it. kEndsChain: after the chain before has ended and
 // was added to the totals. The wgmma of the block are still under way when this returns, those before it are not.
-template <class Config, int kBlock, bool kEndsChain>
+template <class Config, int kBlock, bool kEndsChain, bool kTokensByThreads, int kStep>
 __device__ __forceinline__ void multiply_next(GroupSums<Config>& totals, GroupSums<Config>& sums, Fragments& a,
-                                              Place<Config>& place, const uint8_t* stages, const uint2* table,
-                                              Ring<Config::kStages> ring, int consumer, int lane) {
+                                              Place<Config, kTokensByThreads, kStep>& place, const uint8_t* stages,
+                                              const uint2* table, Ring<Config::kStages> ring, int consumer, int lane) {
   using Stage = Stage<Config>;
-  if constexpr (kBlock == 0) barrier_wait(ring.full(place.position.slot), place.position.parity);
+  if constexpr (kBlock == 0) {
+    barrier_wait(ring.full(place.position.slot), place.position.parity);
+    if constexpr (kTokensByThreads) fence_async_proxy();
+  }
   const uint8_t* stage = stages + place.position.slot * Stage::kBytes;
   const uint8_t* weights = stage + Stage::kWeightOffset + consumer * Stage::kWeightBytes;
   const uint32_t box = smem_address(stage) + kBlock * Stage::kBoxBytes;
@@ -128,9 +140,9 @@ __device__ __forceinline__ void multiply_next(GroupSums<Config>& totals, GroupSu
     wgmma_wait<0>();
     if (follows_stage) release<Config>(ring, place.previous_slot, lane);
     promote<Config>(totals, sums, place.factors);  // before the first chain the sums are zeros
-    multiply_block<Config, true>(sums, a, box);
+    multiply_block<Config, kStep, true>(sums, a, box, place.width);
   } else {
-    multiply_block<Config, false>(sums, a, box);
+    multiply_block<Config, kStep, false>(sums, a, box, place.width);
     wgmma_wait<1>();
     if (follows_stage) release<Config>(ring, place.previous_slot, lane);
   }
@@ -141,21 +153,21 @@ __device__ __forceinline__ void multiply_next(GroupSums<Config>& totals, GroupSu
   }
 }
 
-// Multiplies `n_stages` stages of the ring. With promotion `totals` gets the result, without it `sums`; both are zero.
+// Multiplies `n_stages` stages of the ring from `place` on, and leaves it behind them; the last of them is not reported
+// free. With promotion `totals` gets the result, without it `sums`; both are zero.
 //
 // The loop has no exit in its middle: behind one, ptxas loses sight of which registers a wgmma still reads, and lets
 // every wgmma wait for the one before (C7513). Blocks that do not fill it follow behind, each in a chain of its own.
-template <class Config>
-__device__ __forceinline__ void multiply_stages(GroupSums<Config>& totals, GroupSums<Config>& sums,
-                                                const uint8_t* stages, const uint2* table, Ring<Config::kStages> ring,
-                                                int n_stages, int consumer, int lane) {
+template <class Config, bool kTokensByThreads, int kStep>
+__device__ __forceinline__ void multiply_from(Place<Config, kTokensByThreads, kStep>& place, GroupSums<Config>& totals,
+                                              GroupSums<Config>& sums, const uint8_t* stages, const uint2* table,
+                                              Ring<Config::kStages> ring, int n_stages, int consumer, int lane) {
   constexpr int kBlocks = Config::kBlockK / 128;  // of a stage
   constexpr int kChain = Config::kPromote / 128;  // blocks of a chain; 0: it never ends
   constexpr int kUnrolled = larger(2, kChain);    // the register sets take turns, and chains begin at known places
   static_assert(kBlocks <= 2 && (kChain <= 2 || kChain == 4), "chains and stages fill the loop");
   static_assert(!Config::Weights::kScalesSums || kChain == 1, "a scale of 128 k belongs to one chain");
   Fragments a[2];
-  Place<Config> place;
   const int n_blocks = n_stages * kBlocks;
 #pragma unroll
   for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
@@ -185,4 +197,26 @@ __device__ __forceinline__ void multiply_stages(GroupSums<Config>& totals, Group
 #pragma unroll
     for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
   }
+}
+
+// A block with one tile, of full width.
+template <class Config>
+__device__ __forceinline__ void multiply_stages(GroupSums<Config>& totals, GroupSums<Config>& sums,
+                                                const uint8_t* stages, const uint2* table, Ring<Config::kStages> ring,
+                                                int n_stages, int consumer, int lane) {
+  Place<Config, false, Config::kTokens> place{{}, Config::kTokens};
+  multiply_from<Config>(place, totals, sums, stages, table, ring, n_stages, consumer, lane);
+}
+
+// A tile of `width` tokens, from `position` on, which is left behind it: the producer goes on with the next tile and
+// waits for every stage.
+template <class Config, bool kTokensByThreads, int kStep>
+__device__ __forceinline__ void multiply_run(GroupSums<Config>& totals, GroupSums<Config>& sums, const uint8_t* stages,
+                                             const uint2* table, Ring<Config::kStages> ring,
+                                             RingPosition<Config::kStages>& position, int n_stages, int width,
+                                             int consumer, int lane) {
+  Place<Config, kTokensByThreads, kStep> place{position, width};
+  multiply_from<Config>(place, totals, sums, stages, table, ring, n_stages, consumer, lane);
+  position = place.position;
+  release<Config>(ring, position.slot_before(), lane);
 }

@@ -6,7 +6,7 @@ $#-
 // moe_combine: D[t, :] = sum over the local slots s of token t, in ascending order, of parts[t * top_k + s, :].
 //
 //   operand   shape                   in memory                           written / read
-//   parts     [m * top_k, hidden]     f32, routing weight applied         read once
+//   parts     [m * top_k, hidden]     f32 or BF16, weight applied         read once
 //   experts   [m, top_k]              int32, -1 or foreign: skipped       read
 //   D         [m, hidden]             BF16, row-major                     written; zeros where no slot is local
 //
@@ -17,15 +17,26 @@ $#-
 #include "arch/bf16.cuh"
 #include "arch/dependent.cuh"
 #include "lib/bucket.cuh"
+#include "lib/elements.cuh"
 
 struct Config {
+  using Part = ${ problem.part }$;  // element of parts
   static constexpr int kThreads = ${ tile.threads }$;
   static constexpr int kAhead = 6;  // rows of parts on their way at a time
 };
 
+// Four columns, which nobody reads again.
+__device__ __forceinline__ float4 load_part(const float* from) {
+  return __ldcs(reinterpret_cast<const float4*>(from));
+}
+__device__ __forceinline__ float4 load_part(const bf16* from) {
+  const uint2 pairs = __ldcs(reinterpret_cast<const uint2*>(from));
+  return make_float4(low_float(pairs.x), high_float(pairs.x), low_float(pairs.y), high_float(pairs.y));
+}
+
 extern "C" __global__ void __launch_bounds__(Config::kThreads)
-    moe_combine(const float* parts, const int* experts, bf16* d, const int* m_on_device, int64_t ldd, int m, int top_k,
-                int hidden, int expert_offset, int n_local) {
+    moe_combine(const Config::Part* parts, const int* experts, bf16* d, const int* m_on_device, int64_t ldd, int m,
+                int top_k, int hidden, int expert_offset, int n_local) {
   launch_dependents();
   wait_for_dependency();
   const int token = blockIdx.y;
@@ -33,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
   if (token >= actual_tokens(m_on_device, m) || column >= hidden) return;
   float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   const int* slots = experts + int64_t{token} * top_k;
-  const float* from = parts + int64_t{token} * top_k * hidden + column;
+  const Config::Part* from = parts + int64_t{token} * top_k * hidden + column;
   for (int first = 0; first < top_k; first += Config::kAhead) {
     // All loads before the first sum: a thread has nothing else to hide their latency behind.
     float4 part[Config::kAhead];
@@ -45,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
     }
 #pragma unroll
     for (int i = 0; i < Config::kAhead; ++i) {
-      if (is_local[i]) part[i] = __ldcs(reinterpret_cast<const float4*>(from + int64_t{first + i} * hidden));
+      if (is_local[i]) part[i] = load_part(from + int64_t{first + i} * hidden);
     }
 #pragma unroll
     for (int i = 0; i < Config::kAhead; ++i) {

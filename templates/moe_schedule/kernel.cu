@@ -12,10 +12,10 @@ $#-
 //   up_tiles     [tile_counts[0]]     int4 expert, position, count, 0   written; at most up.most slots each
 //   down_tiles   [tile_counts[1]]     the same with down.most           written
 //
-//   block = kWarps warps, which place the slots of their own experts; grid = as many blocks as share the experts
+//   block = kWarps warps, which place the slots of its own experts; grid = as many blocks as share the experts
 //
-//   count      each warp walks its own run of all slots, 32 at a time: it adds to every expert's total, and counts those
-//              of its own experts, lanes with one expert together (match.any)
+//   count      each warp walks its own run of all slots, 32 at a time: it adds to every expert's total, and counts
+//              those of its block's experts, lanes with one expert together (match.any)
 //   scan       per own expert over the warps, then over all experts: positions and tiles
 //   place      each warp walks its run again and writes the slots of its own experts to their positions
 //

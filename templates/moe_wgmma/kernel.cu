@@ -246,9 +246,9 @@ __device__ __forceinline__ void produce_gathered(const WorkList& list, const Ext
   wait_copies<0>();
 }
 
-// Down: one thread of each producer warp brings its share of the rows, in boxes of kStep, and the first the weights: one
-// thread alone is slower than the copies that it starts. Rows may land before the first has said how many bytes come; the
-// phase cannot end without its arrival.
+// Down: one thread of each producer warp brings its share of the rows, in boxes of kStep, and the first the weights:
+// one thread alone is slower than the copies that it starts. Rows may land before the first has said how many bytes
+// come; the phase cannot end without its arrival.
 __device__ __forceinline__ void produce_in_order(const WorkList& list, const Extent& extent, const uint8_t* weights,
                                                  const TensorMap* from, uint32_t stages,
                                                  Ring<Config::kStages> ring, int producer) {

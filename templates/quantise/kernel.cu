@@ -9,7 +9,8 @@ $#-
 //   FP8     scale = max(amax, 1e-30) / 448, code = e4m3(x / scale)
 //
 //   operand       shape            in memory                           written / read
-//   x             [m, k]           BF16, row-major                     read twice (the second time from L2)
+//   x             [m, k]           BF16, row-major, 16-byte rows       read; again from L2 where a row is longer than
+//                                                                      16 values a thread
 //   codes         [m, k / 2 or k]  low nibble first; FP8 bytes of 16 k written
 //                                  in the order of src/quant/a8.rs
 //   block_scales  [m, k / 16]      e4m3, row-major or 128x4 tiles      written (NVFP4); padding of the tiles as zeros
@@ -20,10 +21,13 @@ $#-
 //   block = kThreads threads, one token; grid = tokens (rounded up to 128 for tiles); shared memory: a maximum a warp
 //
 // NaN and infinities take no part in an amax, their codes are 0, and they are counted: never hidden as a large number.
-// Bits: IEEE division and round-to-nearest only, compiled with --fmad=false.
+// Limits: k in whole blocks of 16. Bits: IEEE division and round-to-nearest only, compiled with --fmad=false.
 #include "lib/words.cuh"
+#include "arch/bf16.cuh"
 #include "arch/dependent.cuh"
+#include "arch/fp8.cuh"
 #include "lib/bucket.cuh"
+#include "lib/elements.cuh"
 
 struct Config {
   static constexpr bool kIsNvfp4 = ${ problem.is_nvfp4 }$;
@@ -32,17 +36,6 @@ struct Config {
 
 constexpr float kAmaxFloor = 1e-30f;
 constexpr float kSaturatedAbove = 448.0f + 1.0f / 4096.0f;
-
-__device__ __forceinline__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u; }
-
-// Nearest E4M3, ties to even, saturating at 448; `x` is finite.
-__device__ __forceinline__ uint32_t e4m3_of(float x) {
-  const uint32_t sign = __float_as_uint(x) >> 24 & 0x80u;
-  const float magnitude = fminf(fabsf(x), 448.0f);
-  if (magnitude < 0.015625f) return sign | static_cast<uint32_t>(rintf(magnitude * 512.0f));
-  const uint32_t bits = __float_as_uint(magnitude);
-  return sign | ((bits + 0x7FFFFu + (bits >> 20 & 1u) - 0x3C000000u) >> 20);
-}
 
 __device__ __forceinline__ float value_of_e4m3(uint32_t byte) {
   // No sign: block scales have none.
@@ -70,10 +63,13 @@ struct Block {
   uint32_t first_bad = 0;  // 1 + place in the block
   uint32_t n_bad = 0;
 
-  __device__ __forceinline__ void load(const bf16* from, int count) {
+  __device__ __forceinline__ void load(const bf16* from) {
+    float halves[2][8];
+    load_eight(halves[0], from);
+    load_eight(halves[1], from + 8);
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
-      const float x = i < count ? float_of(from[i]) : 0.0f;
+      const float x = halves[i / 8][i % 8];
       values[i] = is_finite(x) ? x : 0.0f;
       if (!is_finite(x)) {
         if (n_bad == 0) first_bad = i + 1;
@@ -82,15 +78,34 @@ struct Block {
       amax = fmaxf(amax, fabsf(values[i]));
     }
   }
+
+  // Counts what is not finite; the block begins at `place`.
+  __device__ __forceinline__ void count_bad(unsigned* counters, uint32_t place) const {
+    if (n_bad == 0) return;
+    atomicAdd(counters + 1, n_bad);
+    // The least place wins: stored as the complement, so that zero stays "none" and a maximum finds it.
+    atomicMax(counters + 2, ~(place + first_bad - 1));
+  }
 };
+
+// Codes of a block under an E4M3 block scale and the row's `scale`.
+__device__ __forceinline__ void store_nvfp4(uint8_t* to, const Block& block, uint32_t block_scale, float scale) {
+  const float divisor = value_of_e4m3(block_scale) * scale;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const uint32_t low = e2m1_of(block.values[2 * i] / divisor);
+    const uint32_t high = e2m1_of(block.values[2 * i + 1] / divisor);
+    to[i] = block_scale == 0 ? 0 : low | high << 4;
+  }
+}
 
 // FP8 codes in the order of operands: byte i of word c is k { 2c + 8, 2c, 2c + 9, 2c + 1 }[i].
 __device__ __forceinline__ uint4 fp8_of(const Block& block, float scale) {
   uint32_t words[4];
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
-    const uint32_t even = e4m3_of(block.values[2 * c + 8] / scale) | e4m3_of(block.values[2 * c] / scale) << 8;
-    const uint32_t odd = e4m3_of(block.values[2 * c + 9] / scale) | e4m3_of(block.values[2 * c + 1] / scale) << 8;
+    const uint32_t even = e4m3_pair_from_floats(block.values[2 * c + 8] / scale, block.values[2 * c] / scale);
+    const uint32_t odd = e4m3_pair_from_floats(block.values[2 * c + 9] / scale, block.values[2 * c + 1] / scale);
     words[c] = even | odd << 16;
   }
   return make_uint4(words[0], words[1], words[2], words[3]);
@@ -132,41 +147,43 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
     return;
   }
   const bf16* from = x + row * ldx;
-  float amax = 0.0f;
-  for (int b = threadIdx.x; b < n_blocks; b += Config::kThreads) {
+  const uint32_t place = static_cast<uint32_t>(row) * k;
+  // The thread's first block stays in registers: for most rows it is its only one.
+  const int first = threadIdx.x;
+  Block own;
+  if (first < n_blocks) {
+    own.load(from + first * 16);
+    own.count_bad(counters, place + first * 16);
+  }
+  float amax = own.amax;
+  for (int b = first + Config::kThreads; b < n_blocks; b += Config::kThreads) {
     Block block;
-    block.load(from + b * 16, k - b * 16);
+    block.load(from + b * 16);
+    block.count_bad(counters, place + b * 16);
     amax = fmaxf(amax, block.amax);
-    if (block.n_bad > 0) {
-      atomicAdd(counters + 1, block.n_bad);
-      // The least place wins: stored as the complement, so that zero stays "none" and a maximum finds it.
-      atomicMax(counters + 2, ~(static_cast<uint32_t>(row) * k + b * 16 + block.first_bad - 1));
-    }
   }
   const float scale = fmaxf(block_maximum(amax), kAmaxFloor) / (Config::kIsNvfp4 ? 2688.0f : 448.0f);
   if (threadIdx.x == 0) row_scales[row] = scale;
-  for (int b = threadIdx.x; b < padded_blocks; b += Config::kThreads) {
-    if (b >= n_blocks) {
-      block_scales[scale_place(row, b, n_blocks, is_tiled)] = 0;
-      continue;
-    }
-    Block block;
-    block.load(from + b * 16, k - b * 16);
+  const auto convert = [&](const Block& block, int b) {
     if constexpr (Config::kIsNvfp4) {
       const float wanted = block.amax / (6.0f * scale);
-      const uint32_t block_scale = e4m3_of(wanted);
       if (wanted > kSaturatedAbove) atomicAdd(counters, 1u);
+      const uint32_t block_scale = e4m3_pair_from_floats(wanted, 0.0f);
       block_scales[scale_place(row, b, n_blocks, is_tiled)] = block_scale;
-      const float divisor = value_of_e4m3(block_scale) * scale;
-      uint8_t* to = codes + int64_t{row} * (k / 2) + b * 8;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const uint32_t low = e2m1_of(block.values[2 * i] / divisor);
-        const uint32_t high = e2m1_of(block.values[2 * i + 1] / divisor);
-        to[i] = block_scale == 0 ? 0 : low | high << 4;
-      }
+      store_nvfp4(codes + int64_t{row} * (k / 2) + b * 8, block, block_scale, scale);
     } else {
       *reinterpret_cast<uint4*>(codes + int64_t{row} * k + b * 16) = fp8_of(block, scale);
+    }
+  };
+  if (first < n_blocks) convert(own, first);
+  for (int b = first + Config::kThreads; b < n_blocks; b += Config::kThreads) {
+    Block block;
+    block.load(from + b * 16);
+    convert(block, b);
+  }
+  if constexpr (Config::kIsNvfp4) {
+    for (int b = n_blocks + first; b < padded_blocks; b += Config::kThreads) {
+      block_scales[scale_place(row, b, n_blocks, is_tiled)] = 0;
     }
   }
 }

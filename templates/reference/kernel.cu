@@ -3,8 +3,9 @@ $#-
 -#$
 // Generated from templates/reference for ${ arch.name }$. Do not edit.
 //
-// reference: R[row, g * n + r] = scale[row] * alpha[g, part of r] * sum_k A[source row, g * k + k'] * W[g][r, k'], in
-// f64 from raw weights. What every candidate is compared with; it shares no code with them but the meaning of formats.
+// reference: R[row, g * n + r] = scale[from] * alpha[g, part of r] * sum_k A[from, g * k + k'] * W[g][r, k'] with the
+// row's source `from`, in f64 from raw weights. What every candidate is compared with; it shares no code with them but
+// the meaning of formats.
 //
 //   operand   shape                   in memory                             written / read
 //   W         [groups][n, k]          raw checkpoint bytes (lib/raw.cuh)    read
@@ -12,7 +13,7 @@ $#-
 //   row_of    [rows] or null          int32: A's row of each result row     read
 //   tiles     [n_tiles] int4          group, first row, count <= 64, 0      read; null: dense, all rows in every group
 //   alphas    [groups][parts]         f32; a part is n / parts rows         read
-//   scales    [rows] or null          f32: what a row of A is multiplied by read
+//   scales    [rows of A] or null     f32: what a row of A is multiplied by read
 //   R         [rows, ldr]             f32, the f64 sum rounded once         written
 //
 //   block = 256 threads, a tile of 64 rows x 64 columns, 4 x 4 sums a thread; grid = (columns of 64, row tiles, groups)
@@ -76,7 +77,8 @@ extern "C" __global__ void __launch_bounds__(256)
       if (line >= tile.z || column >= n) continue;
       const int64_t r_column = is_listed ? column : int64_t{tile.x} * n + column;
       const double alpha = alphas[tile.x * parts + column / (n / parts)];
-      const double row_scale = row_scales == nullptr ? 1.0 : row_scales[tile.y + line];
+      const int a_row = row_of == nullptr ? tile.y + line : row_of[tile.y + line];
+      const double row_scale = row_scales == nullptr ? 1.0 : row_scales[a_row];
       r[(tile.y + line) * ldr + r_column] = static_cast<float>(sums[i][j] * alpha * row_scale);
     }
   }

@@ -18,6 +18,7 @@ pub fn cases() -> Vec<Case> {
         case("bits quantise nvfp4", |context| quantise_bits(context, WeightFormat::Nvfp4)),
         case("bits quantise fp8", |context| quantise_bits(context, WeightFormat::Fp8)),
         case("bits quantise tiles", quantise_family),
+        case("bits reference fp8", rounded_rows_bits),
         case("bits parameters", parameter_sizes),
     ];
     for format in WeightFormat::ALL {
@@ -344,6 +345,25 @@ fn quantise_family(context: &mut Context) -> Result<usize, Failure> {
     Ok(checked)
 }
 
+/// What the reference of experts makes of rows is what `quant::fp8` makes of them.
+fn rounded_rows_bits(context: &mut Context) -> Result<usize, Failure> {
+    let (rows, k) = (9, 336);
+    let finite = |bits: u16| if bf16::decode(bits).is_finite() { bits } else { bits & 0x80FF };
+    let x: Vec<u16> = awkward_tokens(rows, k).into_iter().map(finite).collect();
+    let values: Vec<f32> = x.iter().map(|&bits| bf16::decode(bits)).collect();
+    let from = context.buffer(&x)?;
+    let (rounded, scales) = (Buffer::new(&context.gpu, 2 * rows * k)?, Buffer::new(&context.gpu, 4 * rows)?);
+    let mut words = [from.pointer(), rounded.pointer(), scales.pointer(), rows as u64, k as u64];
+    context.run_tool(&kernels::reference_fp8(), 4, &mut words)?;
+    let expected = fp8::quantize_activations(&values, rows, k).map_err(|error| error.to_string())?;
+    let codes: Vec<u8> =
+        rounded.download::<u16>(rows * k)?.into_iter().map(|bits| e4m3::encode(bf16::decode(bits))).collect();
+    same("codes", &codes, &expected.codes)?;
+    let bytes = |scales: &[f32]| scales.iter().flat_map(|scale| scale.to_le_bytes()).collect::<Vec<u8>>();
+    same("scales", &bytes(&scales.download(rows)?), &bytes(&expected.row_scales))?;
+    Ok(rows * k)
+}
+
 /// The parameters that families list have the sizes that the driver says the kernels have.
 fn parameter_sizes(context: &mut Context) -> Result<usize, Failure> {
     use tilekiln::kernels::Param;
@@ -359,6 +379,7 @@ fn parameter_sizes(context: &mut Context) -> Result<usize, Failure> {
         "nvfp4 256x256 m64",
         "nvfp4 256x256 a8 m64",
         "moe nvfp4 8 top2 256x256 m4",
+        "moe nvfp4 8 top2 256x256 a8 m4",
         "quantise nvfp4 k256 m1",
     ];
     for text in texts {

@@ -1,5 +1,6 @@
 //! The interface of a rank that has some of the experts: an offset, foreign slots, slots of nobody, fewer tokens than
-//! the bucket. Weights are constant, so that results have a closed form.
+//! the bucket. Weights and the values of a token are constant, so that results have a closed form: FP8 holds them too,
+//! and MXFP4 weights without an error. What is not finite in a token is counted.
 
 use std::sync::Arc;
 
@@ -8,31 +9,39 @@ use tilekiln::device::{Buffer, Kernel};
 use tilekiln::dispatch::{Bound, LaunchArgs};
 use tilekiln::kernels;
 use tilekiln::problem::{Problem, Tile};
-use tilekiln::quant::{self, PackedWeights, RowOrder, SourceMatrix, bf16, math};
+use tilekiln::quant::{self, Activations, PackedWeights, RowOrder, SourceMatrix, WeightFormat, bf16, math};
 
 use crate::context::{Case, Context, Failure};
 
 pub fn cases() -> Vec<Case> {
-    let case = |family: &'static str, m: u32| Case {
+    let case = |family: &'static str, activations: Activations, m: u32| Case {
         name: format!("a rank's experts with {family}, {TOKENS} of {m} tokens"),
-        run: Box::new(move |context| run(context, family, m)),
+        run: Box::new(move |context| run(context, family, activations, m)),
     };
-    vec![case("moe_walk", 64), case("moe_mma", 64), case("moe_wgmma", 64), case("moe_wgmma", 512)]
+    let a16 = [("moe_walk", 64), ("moe_mma", 64), ("moe_wgmma", 64), ("moe_wgmma", 512)];
+    let a8 = [("moe_wgmma_a8", 64), ("moe_wgmma_a8", 512)];
+    let a16 = a16.map(|(family, m)| case(family, Activations::A16, m));
+    a16.into_iter().chain(a8.map(|(family, m)| case(family, Activations::A8, m))).collect()
 }
 
-fn run(context: &mut Context, family: &str, m: u32) -> Result<usize, Failure> {
-    let text = format!("moe nvfp4 {LOCAL}/{EXPERTS} top{TOP_K} {HIDDEN}x{INTERMEDIATE} m{m}");
+fn run(context: &mut Context, family: &str, activations: Activations, m: u32) -> Result<usize, Failure> {
+    let format = format_for(activations);
+    let text = format!("moe {format} {LOCAL}/{EXPERTS} top{TOP_K} {HIDDEN}x{INTERMEDIATE} {activations} m{m}");
     let problem: Problem = text.parse().map_err(|error| format!("{error}"))?;
     let spec = context.gpu.spec().clone();
     let families = kernels::serving(&problem, spec.arch);
     let Some(family) = families.into_iter().find(|served| served.name() == family) else { return Ok(0) };
-    let rank = Rank::new(context, m as usize)?;
+    let rank = Rank::new(context, activations, m as usize)?;
     let tiles = kernels::space(family, &problem, &spec).tiles;
     let spread = tiles.iter().step_by((tiles.len() / TILES).max(1));
     let mut checked = 0;
     for tile in spread {
         let named = |failure: Failure| Failure { reason: format!("{tile}: {}", failure.reason), ..failure };
-        rank.check(&bound(context, &problem, tile)?, context, m).map_err(named)?;
+        let bound = bound(context, &problem, tile)?;
+        rank.check(&bound, context, m).map_err(named)?;
+        if activations == Activations::A8 {
+            rank.check_counters(&bound, context, m).map_err(named)?;
+        }
         checked += 1;
     }
     Ok(checked)
@@ -60,13 +69,14 @@ struct Rank {
     experts: Buffer,
     routing: Buffer,
     count: Buffer,
+    counters: Buffer,
     result: Buffer,
 }
 
 impl Rank {
-    fn new(context: &Context, m: usize) -> Result<Self, Failure> {
-        let up = ones(2 * INTERMEDIATE, HIDDEN, RowOrder::GateUp)?;
-        let down = ones(HIDDEN, INTERMEDIATE, RowOrder::Plain)?;
+    fn new(context: &Context, activations: Activations, m: usize) -> Result<Self, Failure> {
+        let up = ones(activations, 2 * INTERMEDIATE, HIDDEN, RowOrder::GateUp)?;
+        let down = ones(activations, HIDDEN, INTERMEDIATE, RowOrder::Plain)?;
         let scales = || (0..LOCAL).map(|local| scale(OFFSET + local));
         let up_alpha: Vec<f32> = scales().flat_map(|scale| [up.alpha * scale; 2]).collect();
         let down_alpha: Vec<f32> = scales().map(|scale| down.alpha * scale).collect();
@@ -83,13 +93,14 @@ impl Rank {
             experts: context.buffer(&experts)?,
             routing: context.buffer(&ROUTING.repeat(m))?,
             count: context.buffer(&[TOKENS as i32])?,
+            counters: Buffer::zeros(&context.gpu, 24)?,
             result: Buffer::new(&context.gpu, 2 * m * HIDDEN)?,
         })
     }
 
-    fn check(&self, bound: &Bound, context: &Context, m: u32) -> Result<(), Failure> {
-        let workspace = Buffer::zeros(&context.gpu, bound.workspace_bytes() as usize)?;
-        let args = LaunchArgs {
+    /// Arguments of a launch with fewer tokens than the `m` of its bucket.
+    fn args(&self, m: u32, workspace: &Buffer) -> LaunchArgs {
+        LaunchArgs {
             activations: self.tokens.pointer(),
             activation_stride: HIDDEN as u32,
             weights: self.weights.pointer(),
@@ -103,9 +114,35 @@ impl Rank {
             up_alpha: self.up_alpha.pointer(),
             down_alpha: self.down_alpha.pointer(),
             expert_offset: OFFSET as u32,
+            counters: self.counters.pointer(),
             workspace: workspace.pointer(),
             ..LaunchArgs::default()
-        };
+        }
+    }
+
+    /// A NaN among the values of a token becomes 0 and is counted, with its place.
+    fn check_counters(&self, bound: &Bound, context: &Context, m: u32) -> Result<(), Failure> {
+        let workspace = Buffer::zeros(&context.gpu, bound.workspace_bytes() as usize)?;
+        let place = BAD_TOKEN * HIDDEN + 3;
+        self.tokens.upload_at(2 * place, &[0x7FC0u16])?;
+        // SAFETY: every buffer has the size that the problem says and outlives the wait.
+        unsafe { bound.launch(&self.args(m, &workspace), context.stream.raw().cast()) }
+            .map_err(|error| error.to_string())?;
+        context.stream.synchronize()?;
+        let found: Vec<u32> = self.counters.download(6)?;
+        let row: Vec<u16> = self.result.download_at(2 * BAD_TOKEN * HIDDEN, HIDDEN)?;
+        self.tokens.upload_at(2 * place, &[bf16::encode(ACTIVATION)])?;
+        self.counters.set_bytes(0)?;
+        let is_finite = row.iter().all(|&bits| bf16::decode(bits).is_finite());
+        match found[..] == [0, 1, !(place as u32), 0, 0, 0] && is_finite {
+            true => Ok(()),
+            false => Err(format!("counters are {found:?}, expected one at {place}; finite: {is_finite}").into()),
+        }
+    }
+
+    fn check(&self, bound: &Bound, context: &Context, m: u32) -> Result<(), Failure> {
+        let workspace = Buffer::zeros(&context.gpu, bound.workspace_bytes() as usize)?;
+        let args = self.args(m, &workspace);
         // Twice: what the first launch leaves in the workspace is what the second begins with.
         for _ in 0..2 {
             self.result.set_bytes(0xFF)?;
@@ -119,7 +156,11 @@ impl Rank {
                 }
             }
         }
-        Ok(())
+        // The nonsense behind the tokens is not converted, nor are rows of slots that this rank does not have.
+        match self.counters.download::<u32>(6)?[..] {
+            [0, 0, 0, 0, 0, 0] => Ok(()),
+            ref counted => Err(format!("counters are {counted:?}, expected nothing to count").into()),
+        }
     }
 }
 
@@ -156,10 +197,23 @@ fn scale(expert: usize) -> f32 {
     (expert + 1) as f32 / 4.0
 }
 
-/// A matrix of ones as NVFP4: E2M1 code 2 and E4M3 byte 0x38 are both 1.
-fn ones(n: usize, k: usize, order: RowOrder) -> Result<PackedWeights, Failure> {
-    let source = SourceMatrix::Nvfp4 { n, k, codes: &vec![0x22; n * k / 2], scales: &vec![0x38; n * k / 16] };
-    quant::pack(&source, order).map_err(|error| error.to_string().into())
+/// NVFP4 weights are rounded for FP8 tensor cores, MXFP4 weights are not.
+fn format_for(activations: Activations) -> WeightFormat {
+    match activations {
+        Activations::A16 => WeightFormat::Nvfp4,
+        Activations::A8 => WeightFormat::Mxfp4,
+    }
+}
+
+/// A matrix of ones: E2M1 code 2, E4M3 byte 0x38 and UE8M0 byte 127 are all 1.
+fn ones(activations: Activations, n: usize, k: usize, order: RowOrder) -> Result<PackedWeights, Failure> {
+    let codes = &vec![0x22; n * k / 2];
+    let (of_16, of_32) = (vec![0x38; n * k / 16], vec![127; n * k / 32]);
+    let source = match activations {
+        Activations::A16 => SourceMatrix::Nvfp4 { n, k, codes, scales: &of_16 },
+        Activations::A8 => SourceMatrix::Mxfp4 { n, k, codes, scales: &of_32 },
+    };
+    quant::pack_for(activations, &source, order).map_err(|error| error.to_string().into())
 }
 
 const EXPERTS: usize = 16;
@@ -167,6 +221,7 @@ const LOCAL: usize = 4;
 const OFFSET: usize = 4;
 const TOP_K: usize = 3;
 const TOKENS: usize = 40;
+const BAD_TOKEN: usize = 5;
 const HIDDEN: usize = 256;
 const INTERMEDIATE: usize = 128;
 const ACTIVATION: f32 = 1.0 / 256.0;

@@ -2,28 +2,32 @@
 //! widths of a tile; large parts of spaces.
 
 use tilekiln::kernels;
-use tilekiln::problem::{Problem, Routing, Tile};
+use tilekiln::problem::{Activations, Problem, Routing, Tile};
 
 use crate::context::{Case, sample};
 
 pub fn cases() -> Vec<Case> {
     let sampled = SAMPLED.iter().map(|text| tiles_of(text, TILES_SAMPLED));
     let many = MANY_TILES.iter().map(|text| tiles_of(text, TILES_OF_MANY));
-    sampled.chain(many).chain([widths()]).collect()
+    sampled.chain(many).chain([widths(Activations::A16), widths(Activations::A8)]).collect()
 }
 
 /// Counts on both sides of every width, the same for each expert that is touched; a tile of any widths gives the same
 /// bits.
-fn widths() -> Case {
+fn widths(activations: Activations) -> Case {
     Case {
-        name: "widths of tiles around the counts of experts".to_string(),
-        run: Box::new(|context| {
+        name: format!("widths of tiles around the counts of experts, {activations}"),
+        run: Box::new(move |context| {
             let spec = context.gpu.spec().clone();
             let mut checked = 0;
             for m in COUNTS {
-                let text = format!("moe nvfp4 8/8 top2 256x128 m{m}");
+                let text = format!("moe nvfp4 8/8 top2 256x128 {activations} m{m}");
                 let problem: Problem = text.parse().map_err(|error| format!("{text}: {error}"))?;
-                let tiles = WIDTHS.map(|numbers| Tile::new("moe_wgmma", AXES.into_iter().zip(numbers)));
+                let numbers = WIDTHS.map(|numbers| AXES.into_iter().zip(numbers));
+                let tiles = numbers.map(|numbers| match activations {
+                    Activations::A16 => Tile::new("moe_wgmma", numbers),
+                    Activations::A8 => Tile::new("moe_wgmma_a8", numbers.chain([("promote", 0), ("part_bytes", 4)])),
+                });
                 let fits = |tile: &Tile| kernels::plan(&problem, tile, &spec).is_ok();
                 let tiles: Vec<Tile> = tiles.into_iter().filter(fits).collect();
                 checked += context.check_tiles(&problem, &problem, &ROUTINGS, &tiles)?;
@@ -55,7 +59,7 @@ const ROUTINGS: [Routing; 3] = [Routing::Uniform, Routing::Zipf(1.0), Routing::O
 
 const TILES_SAMPLED: usize = 10;
 
-const SAMPLED: [&str; 16] = [
+const SAMPLED: [&str; 24] = [
     "moe nvfp4 8/8 top2 128x64 m1",
     "moe nvfp4 8/8 top6 256x128 m3",
     "moe nvfp4 16/16 top6 512x256 m17",
@@ -72,10 +76,23 @@ const SAMPLED: [&str; 16] = [
     "moe bf16 8/8 top2 136x72 m5",
     "moe bf16 16/16 top6 512x256 m90",
     "moe nvfp4 256/256 top6 512x256 m40",
+    "moe mxfp4 8/8 top2 128x64 a8 m1",
+    "moe mxfp4 16/16 top6 544x288 a8 m37",
+    "moe mxfp4 4/16 top4 512x256 a8 m300",
+    "moe mxfp4 32/32 top6 1024x2048 a8 m700",
+    "moe nvfp4 8/8 top6 256x128 a8 m1",
+    "moe nvfp4 16/16 top6 528x272 a8 m100",
+    "moe fp8 8/8 top2 272x144 a8 m4",
+    "moe fp8 16/16 top6 512x256 a8 m90",
 ];
 
-const MANY_TILES: [&str; 3] =
-    ["moe nvfp4 8/8 top6 512x512 m3", "moe nvfp4 8/8 top6 512x512 m40", "moe nvfp4 4/4 top2 512x512 m300"];
+const MANY_TILES: [&str; 5] = [
+    "moe nvfp4 8/8 top6 512x512 m3",
+    "moe nvfp4 8/8 top6 512x512 m40",
+    "moe nvfp4 4/4 top2 512x512 m300",
+    "moe nvfp4 8/8 top6 1024x512 a8 m37",
+    "moe mxfp4 4/4 top2 1024x512 a8 m300",
+];
 
 /// At most so many of each family.
 const TILES_OF_MANY: usize = 200;

@@ -8,10 +8,11 @@ use super::tools::{Toolbox, Value};
 use super::weights::RawWeights;
 use super::{Candidate, LiveError, Mode, launch_with};
 use crate::check::{Comparison, Path};
-use crate::device::Buffer;
+use crate::device::{Buffer, DevicePointer};
 use crate::dispatch::LaunchArgs;
 use crate::kernels::{self, FillKind};
 use crate::problem::{Activations, MoeBlock, Output, Routing};
+use crate::quant::{WeightFormat, bf16};
 
 pub(super) struct MoeSubject {
     block: MoeBlock,
@@ -20,6 +21,8 @@ pub(super) struct MoeSubject {
     up_alpha: Buffer,
     down_alpha: Buffer,
     tokens: Buffer,
+    /// Of conversions to FP8: nothing here is not finite, and nobody reads them.
+    counters: Buffer,
     output: Buffer,
     workspace: Buffer,
     tables: Vec<Table>,
@@ -45,12 +48,15 @@ struct RawExperts {
 impl MoeSubject {
     pub fn new(tools: &mut Toolbox, block: &MoeBlock, routings: &[Routing], seed: u64) -> Result<Self, LiveError> {
         let raw = RawExperts::random(tools, block, seed)?;
-        let (up, up_factor) = raw.up.pack(tools, Activations::A16)?;
-        let (down, down_factor) = raw.down.pack(tools, Activations::A16)?;
+        let (up, up_factor) = raw.up.pack(tools, block.activations)?;
+        let (down, down_factor) = raw.down.pack(tools, block.activations)?;
         let scaled = |alphas: &[f32], factor: f32| -> Vec<f32> { alphas.iter().map(|alpha| alpha * factor).collect() };
         let elements = block.m as usize * block.hidden as usize;
         let tokens = Buffer::new(&tools.gpu, 2 * elements)?;
         tools.fill(&tokens, elements, FillKind::Bf16, [0, 0], seed ^ 0xA)?;
+        if block.activations == Activations::A8 {
+            vary_sizes(tools, &tokens, block)?;
+        }
         let mut subject = Self {
             block: block.clone(),
             up,
@@ -58,6 +64,7 @@ impl MoeSubject {
             up_alpha: Buffer::of(&tools.gpu, &scaled(&raw.up_alphas, up_factor))?,
             down_alpha: Buffer::of(&tools.gpu, &scaled(&raw.down_alphas, down_factor))?,
             tokens,
+            counters: Buffer::zeros(&tools.gpu, 24)?,
             output: Buffer::new(&tools.gpu, 2 * elements)?,
             workspace: Buffer::zeros(&tools.gpu, most_workspace_bytes(block))?,
             tables: Vec::new(),
@@ -91,7 +98,11 @@ impl MoeSubject {
 
     pub fn judged_by(&self) -> (Output, Path) {
         let (k, hidden) = (self.block.hidden.max(self.block.intermediate), self.block.intermediate);
-        (Output::Bf16, Path::Hidden { k, hidden })
+        let path = match self.block.activations {
+            Activations::A16 => Path::Hidden { k, hidden },
+            Activations::A8 => Path::HiddenFp8 { is_rounded: self.block.weights == WeightFormat::Nvfp4, hidden },
+        };
+        (Output::Bf16, path)
     }
 
     pub fn workspace_bytes(&self) -> usize {
@@ -117,7 +128,8 @@ impl MoeSubject {
         let inner_rows = Buffer::new(&gpu, 2 * rows * inner)?;
         let parts = Buffer::new(&gpu, 4 * rows * hidden)?;
         let result = Buffer::new(&gpu, 4 * block.m as usize * hidden)?;
-        raw.multiply(tools, true, [&self.tokens, &token_of, &tiles, &sums], &sorted)?;
+        let tokens = Operand::of(tools, block, &self.tokens, [block.m as usize, hidden])?;
+        raw.multiply(tools, true, &tokens, [&token_of, &tiles, &sums], &sorted)?;
         let step = |step: i32, from: &Buffer, to: [&Buffer; 2], rows: usize, columns: usize| {
             [
                 Value::Int(step),
@@ -134,8 +146,9 @@ impl MoeSubject {
         };
         let reference_moe = kernels::reference_moe();
         tools.run(&reference_moe, [2048, 1, 1], &step(0, &sums, [&inner_rows, &result], rows, inner))?;
-        raw.multiply(tools, false, [&inner_rows, &token_of, &tiles, &parts], &sorted)?;
-        tools.run(&reference_moe, [2048, 1, 1], &step(1, &parts, [&inner_rows, &result], block.m as usize, hidden))?;
+        let inner_rows = Operand::of(tools, block, &inner_rows, [rows, inner])?;
+        raw.multiply(tools, false, &inner_rows, [&token_of, &tiles, &parts], &sorted)?;
+        tools.run(&reference_moe, [2048, 1, 1], &step(1, &parts, [&parts, &result], block.m as usize, hidden))?;
         tools.stream.synchronize()?;
         Ok(result)
     }
@@ -161,6 +174,7 @@ impl MoeSubject {
             routing: table.weights.pointer(),
             up_alpha: self.up_alpha.pointer(),
             down_alpha: self.down_alpha.pointer(),
+            counters: self.counters.pointer(),
             workspace: self.workspace.pointer(),
             ..LaunchArgs::default()
         }
@@ -201,12 +215,13 @@ impl RawExperts {
         })
     }
 
-    /// The reference product over sorted slots: `[from, rows of from (gate-up), tiles, to]`.
+    /// The reference product over sorted slots: `[rows of from (gate-up), tiles, to]`.
     fn multiply(
         &self,
         tools: &mut Toolbox,
         is_up: bool,
-        [from, token_of, tiles, to]: [&Buffer; 4],
+        from: &Operand,
+        [token_of, tiles, to]: [&Buffer; 3],
         sorted: &SortedSlots,
     ) -> Result<(), LiveError> {
         let (raw, alphas, parts) =
@@ -216,7 +231,7 @@ impl RawExperts {
         let values = [
             (&raw.codes).into(),
             (&raw.scales).into(),
-            from.into(),
+            Value::Pointer(from.rows),
             if is_up { token_of.into() } else { Value::Pointer(0) },
             tiles.into(),
             to.into(),
@@ -230,7 +245,7 @@ impl RawExperts {
             Value::Int(raw.half_rows() as i32),
             (&alphas).into(),
             Value::Int(parts),
-            Value::Pointer(0),
+            Value::Pointer(from.scales()),
         ];
         if n_tiles > 0 {
             tools.run(
@@ -243,9 +258,50 @@ impl RawExperts {
     }
 }
 
-/// Room for any plan: hidden rows, parts, slots and tiles.
+/// Rows that the reference multiplies: BF16, or what FP8 keeps of them, with a scale for each.
+struct Operand {
+    rows: DevicePointer,
+    /// Empty for BF16.
+    fp8: Option<[Buffer; 2]>,
+}
+
+impl Operand {
+    /// `rows`, which must outlive this, as `block` multiplies them.
+    fn of(tools: &mut Toolbox, block: &MoeBlock, rows: &Buffer, [count, k]: [usize; 2]) -> Result<Self, LiveError> {
+        if block.activations == Activations::A16 {
+            return Ok(Self { rows: rows.pointer(), fp8: None });
+        }
+        let (rounded, scales) = (Buffer::new(&tools.gpu, 2 * count * k)?, Buffer::new(&tools.gpu, 4 * count)?);
+        let values = [rows.into(), (&rounded).into(), (&scales).into(), Value::Int(count as i32), Value::Int(k as i32)];
+        tools.run(&kernels::reference_fp8(), [2048, 1, 1], &values)?;
+        Ok(Self { rows: rounded.pointer(), fp8: Some([rounded, scales]) })
+    }
+
+    fn scales(&self) -> DevicePointer {
+        self.fp8.as_ref().map_or(0, |[_, scales]| scales.pointer())
+    }
+}
+
+/// Gives neighbouring tokens sizes of their own, so that another token's scale shows.
+fn vary_sizes(tools: &Toolbox, tokens: &Buffer, block: &MoeBlock) -> Result<(), LiveError> {
+    let hidden = block.hidden as usize;
+    tools.stream.synchronize()?;
+    let mut values: Vec<u16> = tokens.download(block.m as usize * hidden)?;
+    for (token, row) in values.chunks_exact_mut(hidden).enumerate() {
+        let size = 0.75 + 0.0625 * (token % 9) as f32;
+        row.iter_mut().for_each(|value| *value = bf16::encode(size * bf16::decode(*value)));
+    }
+    Ok(tokens.upload(&values)?)
+}
+
+/// Room for any plan: hidden rows, parts, slots and tiles; tokens and hidden rows in FP8.
 fn most_workspace_bytes(block: &MoeBlock) -> usize {
     let slots = block.m as usize * block.top_k as usize;
-    let rows = slots * (2 * block.intermediate as usize + 4 * block.hidden as usize);
+    let [hidden, inner] = [block.hidden, block.intermediate].map(|size| size as usize);
+    let fp8 = match block.activations {
+        Activations::A16 => 0,
+        Activations::A8 => block.m as usize * hidden + slots * inner,
+    };
+    let rows = slots * (2 * inner + 4 * hidden) + fp8;
     rows + slots * 64 + block.local_experts as usize * 64 + (1 << 16)
 }

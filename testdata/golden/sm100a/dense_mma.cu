@@ -1,5 +1,5 @@
 #line 4 "templates/dense_mma/kernel.cu"
-// Generated from templates/dense_mma for sm100a, dense_mma row_tiles=1 signal=1 slabs=1 split=1 stages=6 tokens=16 warps=8. Do not edit.
+// Generated from templates/dense_mma for sm100a, dense_mma cluster=1 row_tiles=1 signal=1 slabs=1 split=1 stages=6 tokens=16 warps=8. Do not edit.
 //
 // dense_mma: D[m, g * n + r] = alpha[segment(r)] * sum_k A[m, g * k + k'] * W[g][r, k'], packed weights, BF16 tokens.
 // The bandwidth path: mma.sync with the weights as its 16-row operand, so that one token costs as little as eight.
@@ -10,16 +10,20 @@
 //   D        [m, groups * n]     BF16 or f32, row-major                  all threads, after the sum over warps
 //
 //   block = kWarps warps, all on the same kRowTiles x 16 rows and kTokens tokens; warp w takes the w-th range of slabs
-//   grid  = (row blocks of all groups x kSplitK, token tiles)
+//   grid  = (row blocks of all groups x kParts, token tiles); kParts blocks share a tile's k
 //
-//   warp   | fetch W ... | wait for the grid ahead | fetch A | multiply, refilling the ring ... |
-//   block                                                                                      | sum over warps | D
+//   warp   | fetch W ... | wait for the grid ahead | fetch A | multiply, fetching ahead ... |
+//   block                                                                                  | sum over warps | D
 //
-//   shared memory   kWarps rings (lib/warp_stream.cuh), then reused for the sums (lib/block_sum.cuh)
+//   shared memory   kWarps rings, or tokens where codes go to registers (lib/warp_stream.cuh, lib/warp_registers.cuh);
+//                   then the sums of the warps (lib/block_sum.cuh); behind both what a cluster's blocks send each other
 //   barriers        none between warps until the sum; __syncwarp and cp.async groups inside a warp
 //
-// Tuned: rows, tokens, warps, slabs, stages, split, signal (src/kernels/dense_mma.rs). Limits: k in whole scale groups,
-// A on 16 bytes, lda % 8 == 0; rows beyond n are computed on zeros and not stored.
+// The more blocks share k, the more rows a block can have and the fewer of them fetch the same tokens. Their parts meet
+// in memory (kSplitK) or, faster but only where a cluster finds room at once, in each other's shared memory (kCluster).
+//
+// Tuned: row_tiles, tokens, warps, slabs, stages, split, cluster, signal (src/kernels/dense_mma.rs). Limits: k in whole
+// scale groups, A on 16 bytes, lda % 8 == 0; rows beyond n are computed on zeros and not stored.
 // Exactness: operands are exact in BF16; differs from quant's reference only by the order of the f32 sum.
 // After: the layout and the prefetch before the dependency follow sketches/decode_gemv.cu; last-arriver sums follow
 // stream-K as in Marlin and CUTLASS.
@@ -47,7 +51,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 29 "templates/dense_mma/kernel.cu"
+#line 33 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -69,7 +73,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 30 "templates/dense_mma/kernel.cu"
+#line 34 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -93,7 +97,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 31 "templates/dense_mma/kernel.cu"
+#line 35 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -114,7 +118,73 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 32 "templates/dense_mma/kernel.cu"
+#line 36 "templates/dense_mma/kernel.cu"
+#line 1 "templates/arch/sm80/clamp.cuh"
+// The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
+
+// min.NaN.f32: NaN if either is.
+__device__ __forceinline__ float smaller_or_nan(float a, float b) {
+  float out;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+
+// max.NaN.f32: NaN if either is.
+__device__ __forceinline__ float larger_or_nan(float a, float b) {
+  float out;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+#line 37 "templates/dense_mma/kernel.cu"
+#line 1 "templates/arch/sm90a/cluster.cuh"
+// Thread-block clusters: blocks that start together and reach each other's shared memory and barriers.
+
+// %cluster_ctarank: which block of the cluster this one is.
+__device__ __forceinline__ uint32_t rank_in_cluster() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// barrier.cluster.arrive: this thread has come; all threads of a warp together.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+// barrier.cluster.wait: until every thread of every block of the cluster has come.
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// mapa: where `smem_address` of this block lies in block `rank` of the cluster.
+__device__ __forceinline__ uint32_t address_in_block(uint32_t smem_address, uint32_t rank) {
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(smem_address), "r"(rank));
+  return address;
+}
+
+// st.shared::cluster: 16 bytes to the shared memory of any block of the cluster.
+__device__ __forceinline__ void store_in_cluster(uint32_t smem_to, float4 value) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(smem_to), "f"(value.x), "f"(value.y),
+               "f"(value.z), "f"(value.w)
+               : "memory");
+}
+
+// mbarrier.arrive at a barrier of any block of the cluster. It says that this thread has read what it was to read; with
+// release.cluster, which would publish writes too, a memory barrier of the whole GPU stands before each arrival.
+__device__ __forceinline__ void barrier_arrive_in_cluster(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// cp.async.bulk.tensor.3d with multicast: one box to the same place in every block of `blocks`, a bit each; each of
+// them counts the bytes at its own barrier.
+__device__ __forceinline__ void copy_box_to_blocks(uint32_t smem_to, const void* map, int x, int y, int z,
+                                                   uint32_t barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(smem_to),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
+      : "memory");
+}
+#line 38 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -126,7 +196,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 33 "templates/dense_mma/kernel.cu"
+#line 39 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm80/load.cuh"
 // Loads of what is read once.
 
@@ -155,7 +225,7 @@ __device__ __forceinline__ uint16_t load_once(const uint16_t* from) {
   asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(value) : "l"(from));
   return value;
 }
-#line 34 "templates/dense_mma/kernel.cu"
+#line 40 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm80/matrix.cuh"
 // Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
 
@@ -175,7 +245,17 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#line 35 "templates/dense_mma/kernel.cu"
+#line 41 "templates/dense_mma/kernel.cu"
+#line 1 "templates/arch/sm80/reciprocal.cuh"
+// The chip's estimate of a reciprocal.
+
+// rcp.approx.ftz.f32: 1 / x within one unit in the last place. A start for an exact result, never a result.
+__device__ __forceinline__ float reciprocal_estimate(float x) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+#line 42 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -341,20 +421,33 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 36 "templates/dense_mma/kernel.cu"
-#line 1 "templates/lib/math.cuh"
-// Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
-// same operations in the same order and gives the same bits on the CPU.
+#line 43 "templates/dense_mma/kernel.cu"
+#line 1 "templates/lib/reciprocal.cuh"
+// A reciprocal for long chains of them.
 
-// 2^exponent for -126 to 127.
-__device__ __forceinline__ float power_of_two(int exponent) { return __int_as_float((exponent + 127) << 23); }
+// 1 / x rounded to nearest for a magnitude of x from 2^-125 to 2^125; NaN for NaN and infinity. An estimate and one
+// step of Newton's, which is how __frcp_rn treats such x, but without its test for other ones: a branch for each
+// reciprocal keeps independent ones from running side by side.
+__device__ __forceinline__ float reciprocal_in_range(float x) {
+  const float estimate = reciprocal_estimate(x);
+  return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
+}
+#line 44 "templates/dense_mma/kernel.cu"
+#line 1 "templates/lib/swiglu.cuh"
+// The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
+// has the same operations in the same order and gives the same bits on the CPU.
 
-// 2^x within 1.1e-7: the fraction by a polynomial, the integer part as two exact factors.
-__device__ __forceinline__ float exp2_defined(float x) {
-  x = x < -150.0f ? -150.0f : x;
-  x = x > 128.5f ? 128.5f : x;
-  const float rounded = rintf(x);
-  const float f = x - rounded;
+// x * sigmoid(x) as x / (1 + 2^(-x log2 e)) without a branch: a few of them run side by side. Below -86.5 it is what it
+// is there, -2e-36; an infinite x gives NaN. The division rounds as IEEE's does: the divisor is between 1 and 2^125, so
+// its reciprocal is rounded right by one step of Newton's, and the quotient by one step with the exact remainder.
+__device__ __forceinline__ float silu(float x) {
+  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
+  constexpr float kWhole = 12582912.0f;                 // 1.5 * 2^23: a sum with it has no fraction
+  const float bounded = larger_or_nan(x, -86.5f);
+  float t = -bounded * kLog2E;
+  t = t < -126.0f ? -126.0f : t;
+  const float shifted = t + kWhole;
+  const float f = t - (shifted - kWhole);
   float p = __int_as_float(0x3926093E);
   p = __fmaf_rn(p, f, __int_as_float(0x3AAFDFD1));
   p = __fmaf_rn(p, f, __int_as_float(0x3C1D90E4));
@@ -362,33 +455,29 @@ __device__ __forceinline__ float exp2_defined(float x) {
   p = __fmaf_rn(p, f, __int_as_float(0x3E75FDF3));
   p = __fmaf_rn(p, f, __int_as_float(0x3F317219));
   p = __fmaf_rn(p, f, 1.0f);
-  const int n = __float2int_rn(rounded);
-  const int low = n >> 1;
-  return p * power_of_two(low) * power_of_two(n - low);
+  const float divisor = 1.0f + __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
+  const float inverse = reciprocal_in_range(divisor);
+  const float quotient = bounded * inverse;
+  const float rounded = __fmaf_rn(__fmaf_rn(-divisor, quotient, bounded), inverse, quotient);
+  return rounded + (x - x);
 }
 
-// x * sigmoid(x).
-__device__ __forceinline__ float silu(float x) {
-  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
-  return x / (1.0f + exp2_defined(-x * kLog2E));
-}
-
-// silu(min(gate, limit)) * clamp(up, -limit, limit). The comparisons keep a NaN in either operand, as fminf would not.
+// silu(min(gate, limit)) * clamp(up, -limit, limit). A NaN in either operand stays, as with fminf it would not.
 __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
-  gate = gate > limit ? limit : gate;
-  up = up > limit ? limit : up;
-  up = up < -limit ? -limit : up;
+  gate = smaller_or_nan(gate, limit);
+  up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 37 "templates/dense_mma/kernel.cu"
+#line 45 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
-// Tokens of this launch: what the device says, never more than the grid was built for.
+// Tokens of this launch: what the device says, never more than the grid was built for. Past the L1: a kernel that knows
+// it to be written may ask before it waits.
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
-  return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
+  return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 38 "templates/dense_mma/kernel.cu"
+#line 46 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
 // From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
 
@@ -408,7 +497,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 39 "templates/dense_mma/kernel.cu"
+#line 47 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/warp_stream.cuh"
 // One warp multiplies kRowTiles x 16 rows of packed weights with up to kTokens tokens over its own range of slabs.
 //
@@ -600,7 +689,7 @@ __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Sour
   if constexpr (Config::kSignal == 3) launch_dependents();
   wait_copies<0>();
 }
-#line 40 "templates/dense_mma/kernel.cu"
+#line 48 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/warp_registers.cuh"
 // One warp multiplies its range of slabs with the codes in registers: the shortest way from memory to the tensor cores.
 //
@@ -745,7 +834,7 @@ __device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& sou
     stream_through_ring<Config>(sums, source, begin, end, memory, lane, fold);
   }
 }
-#line 41 "templates/dense_mma/kernel.cu"
+#line 49 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -766,13 +855,16 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 42 "templates/dense_mma/kernel.cu"
+#line 50 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/block_sum.cuh"
 // Adds what the warps of a block have summed, in ascending order of k, and hands each result to `store`.
 //
 // With kSplitK blocks to a tile every block writes its part to `partials`, and the last one to arrive adds all parts,
 // its own included, in ascending order of k: the bits do not depend on who came last. Its ticket is reset for the next
 // launch, so nothing needs to be cleared between launches.
+//
+// With kCluster blocks to a tile nothing goes through memory: token t belongs to block t % kCluster, each block sends
+// its part of it there, and when all have met each block adds the parts of its tokens in ascending order of k.
 
 template <class Config>
 struct BlockSum {
@@ -808,10 +900,29 @@ struct BlockSum {
     for (int warp = 0; warp < Config::kWarps; ++warp) sum += parts[warp * kWarpFloats + token * kStride + row];
     return sum;
   }
+
+  // The same for four rows, `row` % 4 == 0.
+  __device__ __forceinline__ float4 four_over_warps(int token, int row) const {
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int warp = 0; warp < Config::kWarps; ++warp) {
+      const float4 more = *reinterpret_cast<const float4*>(parts + warp * kWarpFloats + token * kStride + row);
+      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+    }
+    return sum;
+  }
 };
 
-// Calls store.each(sum_at, n_tokens), where sum_at(token, row) is the whole sum; only the last of the tile's blocks
-// does. `partials` holds [kSplitK][kTokens][kRows] floats for this tile; `split` is this block's place along k.
+// What a block of a cluster receives: [part][token / kCluster][row] floats.
+template <class Config>
+struct ClusterSum {
+  static constexpr int kTokens = ceil_divide(Config::kTokens, Config::kCluster);  // of a block
+  static constexpr int kRows = BlockSum<Config>::kRows;
+  static constexpr int kBytes = Config::kCluster == 1 ? 0 : Config::kCluster * kTokens * kRows * 4;
+};
+
+// Calls store.each<1>(sum_at, n_tokens, 0), where sum_at(token, row) is the whole sum; only the last of the tile's
+// blocks does. `partials` holds [kSplitK][kTokens][kRows] floats for this tile; `split` is this block's place along k.
 template <class Config, class Store>
 __device__ __forceinline__ void sum_block(const WarpSums<Config>& sums, uint8_t* shared, float* partials,
                                           unsigned* ticket, int split, int n_tokens, Store store) {
@@ -838,9 +949,43 @@ __device__ __forceinline__ void sum_block(const WarpSums<Config>& sums, uint8_t*
     }
     return sum;
   };
-  store.each(sum_at, n_tokens);
+  store.template each<1>(sum_at, n_tokens, 0);
 }
-#line 43 "templates/dense_mma/kernel.cu"
+
+// The same for the blocks of a cluster, each of which stores the tokens that are its own. Nothing else
+// uses the memory behind `received`. Every block has arrived at the cluster's barrier once, at its very beginning.
+template <class Config, class Store>
+__device__ __forceinline__ void sum_cluster(const WarpSums<Config>& sums, uint8_t* shared, float* received, int rank,
+                                            int n_tokens, Store store) {
+  using Sum = BlockSum<Config>;
+  using Received = ClusterSum<Config>;
+  constexpr int kQuads = Sum::kRows / 4;
+  Sum block{reinterpret_cast<float*>(shared)};
+  __syncthreads();  // every warp is done with its ring, which the sums now overwrite
+  block.put(sums, threadIdx.x / 32, threadIdx.x % 32);
+  __syncthreads();
+  cluster_wait();  // all blocks have begun
+  for (int o = threadIdx.x; o < Config::kTokens * kQuads; o += Sum::kThreads) {
+    const int token = o / kQuads;
+    const int row = o % kQuads * 4;
+    const int place = (rank * Received::kTokens + token / Config::kCluster) * Sum::kRows + row;
+    const uint32_t to = address_in_block(smem_address(received + place), token % Config::kCluster);
+    store_in_cluster(to, block.four_over_warps(token, row));
+  }
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();  // all parts have come; from here on no block touches another's memory
+  const auto sum_at = [&](int token, int row) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int part = 0; part < Config::kCluster; ++part) {
+      sum += received[(part * Received::kTokens + token / Config::kCluster) * Sum::kRows + row];
+    }
+    return sum;
+  };
+  store.template each<Config::kCluster>(sum_at, n_tokens, rank);
+}
+#line 51 "templates/dense_mma/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4;                    // format of W
@@ -851,15 +996,20 @@ struct Config {
   static constexpr int kWarps = 8;           // warps of a block: ranges of k
   static constexpr int kSlabs = 1;           // slabs in a stage, or in registers
   static constexpr int kStages = 6;         // stages in a warp's ring; 1: registers, no ring
-  static constexpr int kSplitK = 1;          // blocks that share a tile's k
+  static constexpr int kSplitK = 1;          // blocks that share a tile's k through memory
+  static constexpr int kCluster = 1;       // blocks that share a tile's k in a cluster
   static constexpr int kSignal = 1;         // when the next grid is let go
   static constexpr int kBlocksPerSm = 1;
   static constexpr int kSmemBytes = 141312;
 };
-static_assert(larger(Config::kWarps * WarpRing<Config>::kBytes, BlockSum<Config>::kBytes) == Config::kSmemBytes,
-              "host and device disagree on shared memory");
+static_assert(Config::kSplitK == 1 || Config::kCluster == 1, "parts meet in memory or in a cluster");
 
 constexpr int kRows = Config::kRowTiles * kRowTile;
+constexpr int kParts = Config::kSplitK * Config::kCluster;
+// Behind what the block needs for itself.
+constexpr int kReceivedOffset = larger(Config::kWarps * WarpRing<Config>::kBytes, BlockSum<Config>::kBytes);
+static_assert(kReceivedOffset + ClusterSum<Config>::kBytes == Config::kSmemBytes,
+              "host and device disagree on shared memory");
 
 // One block of rows of one group and its range of slabs.
 struct RowBlock {
@@ -897,13 +1047,14 @@ struct Results {
   Segments segments;
   float limit;
 
-  template <class SumAt>
-  __device__ __forceinline__ void each(SumAt sum_at, int n_tokens) const {
+  // Stores every kStep-th token from `first_token` on.
+  template <int kStep, class SumAt>
+  __device__ __forceinline__ void each(SumAt sum_at, int n_tokens, int first_token) const {
     constexpr int kColumns = Config::kSwiGlu ? kRows / 2 : kRows;
-    for (int o = threadIdx.x; o < Config::kTokens * kColumns; o += Config::kWarps * 32) {
-      const int token = o / kColumns;
+    for (int o = threadIdx.x; o < ceil_divide(Config::kTokens, kStep) * kColumns; o += Config::kWarps * 32) {
+      const int token = first_token + o / kColumns * kStep;
       const int column = o % kColumns;
-      if (token >= n_tokens) return;
+      if (token >= smaller(n_tokens, Config::kTokens)) return;
       if constexpr (Config::kSwiGlu) {
         const int row = first_row + column / 8 * 16 + column % 8;
         if (row >= n) continue;
@@ -924,13 +1075,14 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlock
               float limit, const __grid_constant__ Segments segments) {
   extern __shared__ __align__(128) uint8_t shared[];
   if constexpr (Config::kSignal == 0) launch_dependents();
+  if constexpr (Config::kCluster > 1) cluster_arrive();  // this block has begun, its memory may be written
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int n_slabs = ceil_divide(k, Config::Weights::kSlabK);
   const int row_blocks = ceil_divide(n, kRowBlock);                  // blocks of 64 rows in a group
   const int tiles = ceil_divide(row_blocks * kRowBlock, kRows);      // blocks of threads for a group's rows
-  const int split = blockIdx.x % Config::kSplitK;
-  const int tile_idx = blockIdx.x / Config::kSplitK;
+  const int part = blockIdx.x % kParts;                              // of a cluster this is the rank
+  const int tile_idx = blockIdx.x / kParts;
   const int group = tile_idx / tiles;
   const int first_row = tile_idx % tiles * kRows;
   const int first_token = blockIdx.y * Config::kTokens;
@@ -947,15 +1099,20 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlock
   source.k_end = k;
 
   WarpSums<Config> sums = {};
-  constexpr int kRanges = Config::kSplitK * Config::kWarps;
-  const int range = split * Config::kWarps + warp;
+  constexpr int kRanges = kParts * Config::kWarps;
+  const int range = part * Config::kWarps + warp;
   const int begin = int64_t{n_slabs} * range / kRanges;
   const int end = int64_t{n_slabs} * (range + 1) / kRanges;
   stream_slabs<Config>(sums, source, begin, end, shared + warp * WarpRing<Config>::kBytes, lane, [](int) {});
 
-  const int64_t tile = int64_t{blockIdx.y} * (gridDim.x / Config::kSplitK) + tile_idx;
   const int columns = Config::kSwiGlu ? n / 2 : n;
-  Results results{d + first_token * ldd + int64_t{group} * columns, ldd, first_row, n, segments, limit};
-  sum_block<Config>(sums, shared, partials + tile * Config::kSplitK * Config::kTokens * kRows, tickets + tile, split,
-                    source.m - first_token, results);
+  const Results results{d + first_token * ldd + int64_t{group} * columns, ldd, first_row, n, segments, limit};
+  if constexpr (Config::kCluster > 1) {
+    float* received = reinterpret_cast<float*>(shared + kReceivedOffset);
+    sum_cluster<Config>(sums, shared, received, part, source.m - first_token, results);
+  } else {
+    const int64_t tile = int64_t{blockIdx.y} * (gridDim.x / kParts) + tile_idx;
+    sum_block<Config>(sums, shared, partials + tile * kParts * Config::kTokens * kRows, tickets + tile, part,
+                      source.m - first_token, results);
+  }
 }

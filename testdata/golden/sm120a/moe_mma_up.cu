@@ -16,14 +16,17 @@
 //   kWalk = true:  grid = (row blocks, slots or tokens), one token to a block, no schedule; down's k runs over slots
 //   block = kWarps warps, all on the same kRowTiles x 16 rows; warp w takes the w-th range of slabs
 //
-//   warp   | wait for the grid ahead | fetch W, X | multiply, refilling the ring ... |
-//   block                                                                           | sum over warps | out
+//   gate-up  | wait for the grid ahead | fetch W, X | multiply, refilling the ring ... | sum over warps | out
+//   down     | fetch W | wait for the grid ahead | fetch H | multiply ...              | sum over warps | out
 //
 //   shared memory   kWarps rings (lib/warp_stream.cuh), then reused for the sums (lib/block_sum.cuh); row indices
 //   barriers        none between warps until the sum
 //
-// Tuned: row_tiles, tokens, warps, slabs, stages, signal (src/kernels/moe_mma.rs). Weights are not fetched before the
-// wait: which expert is needed is what the grid ahead has written.
+// Gate-up fetches nothing before the wait: which expert is needed is what the grid ahead has written. It lets down go
+// only behind its own wait, so when down starts, whatever was written before gate-up is there: slots, tiles, weights of
+// the router. Down reads those at once, past the L1, and waits for H alone.
+//
+// Tuned: row_tiles, tokens, warps, slabs, stages, signal (src/kernels/moe_mma.rs).
 // Exactness: operands are exact in BF16; H is rounded to BF16 once; sums run in ascending slot and k.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
@@ -49,7 +52,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 31 "templates/moe_mma/kernel.cu"
+#line 34 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -71,7 +74,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 32 "templates/moe_mma/kernel.cu"
+#line 35 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -95,7 +98,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 33 "templates/moe_mma/kernel.cu"
+#line 36 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -116,7 +119,73 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 34 "templates/moe_mma/kernel.cu"
+#line 37 "templates/moe_mma/kernel.cu"
+#line 1 "templates/arch/sm80/clamp.cuh"
+// The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
+
+// min.NaN.f32: NaN if either is.
+__device__ __forceinline__ float smaller_or_nan(float a, float b) {
+  float out;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+
+// max.NaN.f32: NaN if either is.
+__device__ __forceinline__ float larger_or_nan(float a, float b) {
+  float out;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+#line 38 "templates/moe_mma/kernel.cu"
+#line 1 "templates/arch/sm90a/cluster.cuh"
+// Thread-block clusters: blocks that start together and reach each other's shared memory and barriers.
+
+// %cluster_ctarank: which block of the cluster this one is.
+__device__ __forceinline__ uint32_t rank_in_cluster() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// barrier.cluster.arrive: this thread has come; all threads of a warp together.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+// barrier.cluster.wait: until every thread of every block of the cluster has come.
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// mapa: where `smem_address` of this block lies in block `rank` of the cluster.
+__device__ __forceinline__ uint32_t address_in_block(uint32_t smem_address, uint32_t rank) {
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(smem_address), "r"(rank));
+  return address;
+}
+
+// st.shared::cluster: 16 bytes to the shared memory of any block of the cluster.
+__device__ __forceinline__ void store_in_cluster(uint32_t smem_to, float4 value) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(smem_to), "f"(value.x), "f"(value.y),
+               "f"(value.z), "f"(value.w)
+               : "memory");
+}
+
+// mbarrier.arrive at a barrier of any block of the cluster. It says that this thread has read what it was to read; with
+// release.cluster, which would publish writes too, a memory barrier of the whole GPU stands before each arrival.
+__device__ __forceinline__ void barrier_arrive_in_cluster(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// cp.async.bulk.tensor.3d with multicast: one box to the same place in every block of `blocks`, a bit each; each of
+// them counts the bytes at its own barrier.
+__device__ __forceinline__ void copy_box_to_blocks(uint32_t smem_to, const void* map, int x, int y, int z,
+                                                   uint32_t barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(smem_to),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
+      : "memory");
+}
+#line 39 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -128,7 +197,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 35 "templates/moe_mma/kernel.cu"
+#line 40 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/load.cuh"
 // Loads of what is read once.
 
@@ -157,7 +226,7 @@ __device__ __forceinline__ uint16_t load_once(const uint16_t* from) {
   asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(value) : "l"(from));
   return value;
 }
-#line 36 "templates/moe_mma/kernel.cu"
+#line 41 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/matrix.cuh"
 // Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
 
@@ -177,7 +246,17 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#line 37 "templates/moe_mma/kernel.cu"
+#line 42 "templates/moe_mma/kernel.cu"
+#line 1 "templates/arch/sm80/reciprocal.cuh"
+// The chip's estimate of a reciprocal.
+
+// rcp.approx.ftz.f32: 1 / x within one unit in the last place. A start for an exact result, never a result.
+__device__ __forceinline__ float reciprocal_estimate(float x) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+#line 43 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -343,20 +422,33 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 38 "templates/moe_mma/kernel.cu"
-#line 1 "templates/lib/math.cuh"
-// Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
-// same operations in the same order and gives the same bits on the CPU.
+#line 44 "templates/moe_mma/kernel.cu"
+#line 1 "templates/lib/reciprocal.cuh"
+// A reciprocal for long chains of them.
 
-// 2^exponent for -126 to 127.
-__device__ __forceinline__ float power_of_two(int exponent) { return __int_as_float((exponent + 127) << 23); }
+// 1 / x rounded to nearest for a magnitude of x from 2^-125 to 2^125; NaN for NaN and infinity. An estimate and one
+// step of Newton's, which is how __frcp_rn treats such x, but without its test for other ones: a branch for each
+// reciprocal keeps independent ones from running side by side.
+__device__ __forceinline__ float reciprocal_in_range(float x) {
+  const float estimate = reciprocal_estimate(x);
+  return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
+}
+#line 45 "templates/moe_mma/kernel.cu"
+#line 1 "templates/lib/swiglu.cuh"
+// The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
+// has the same operations in the same order and gives the same bits on the CPU.
 
-// 2^x within 1.1e-7: the fraction by a polynomial, the integer part as two exact factors.
-__device__ __forceinline__ float exp2_defined(float x) {
-  x = x < -150.0f ? -150.0f : x;
-  x = x > 128.5f ? 128.5f : x;
-  const float rounded = rintf(x);
-  const float f = x - rounded;
+// x * sigmoid(x) as x / (1 + 2^(-x log2 e)) without a branch: a few of them run side by side. Below -86.5 it is what it
+// is there, -2e-36; an infinite x gives NaN. The division rounds as IEEE's does: the divisor is between 1 and 2^125, so
+// its reciprocal is rounded right by one step of Newton's, and the quotient by one step with the exact remainder.
+__device__ __forceinline__ float silu(float x) {
+  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
+  constexpr float kWhole = 12582912.0f;                 // 1.5 * 2^23: a sum with it has no fraction
+  const float bounded = larger_or_nan(x, -86.5f);
+  float t = -bounded * kLog2E;
+  t = t < -126.0f ? -126.0f : t;
+  const float shifted = t + kWhole;
+  const float f = t - (shifted - kWhole);
   float p = __int_as_float(0x3926093E);
   p = __fmaf_rn(p, f, __int_as_float(0x3AAFDFD1));
   p = __fmaf_rn(p, f, __int_as_float(0x3C1D90E4));
@@ -364,33 +456,29 @@ __device__ __forceinline__ float exp2_defined(float x) {
   p = __fmaf_rn(p, f, __int_as_float(0x3E75FDF3));
   p = __fmaf_rn(p, f, __int_as_float(0x3F317219));
   p = __fmaf_rn(p, f, 1.0f);
-  const int n = __float2int_rn(rounded);
-  const int low = n >> 1;
-  return p * power_of_two(low) * power_of_two(n - low);
+  const float divisor = 1.0f + __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
+  const float inverse = reciprocal_in_range(divisor);
+  const float quotient = bounded * inverse;
+  const float rounded = __fmaf_rn(__fmaf_rn(-divisor, quotient, bounded), inverse, quotient);
+  return rounded + (x - x);
 }
 
-// x * sigmoid(x).
-__device__ __forceinline__ float silu(float x) {
-  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
-  return x / (1.0f + exp2_defined(-x * kLog2E));
-}
-
-// silu(min(gate, limit)) * clamp(up, -limit, limit). The comparisons keep a NaN in either operand, as fminf would not.
+// silu(min(gate, limit)) * clamp(up, -limit, limit). A NaN in either operand stays, as with fminf it would not.
 __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
-  gate = gate > limit ? limit : gate;
-  up = up > limit ? limit : up;
-  up = up < -limit ? -limit : up;
+  gate = smaller_or_nan(gate, limit);
+  up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 39 "templates/moe_mma/kernel.cu"
+#line 46 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
-// Tokens of this launch: what the device says, never more than the grid was built for.
+// Tokens of this launch: what the device says, never more than the grid was built for. Past the L1: a kernel that knows
+// it to be written may ask before it waits.
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
-  return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
+  return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 40 "templates/moe_mma/kernel.cu"
+#line 47 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
 // From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
 
@@ -410,7 +498,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 41 "templates/moe_mma/kernel.cu"
+#line 48 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/warp_stream.cuh"
 // One warp multiplies kRowTiles x 16 rows of packed weights with up to kTokens tokens over its own range of slabs.
 //
@@ -602,7 +690,7 @@ __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Sour
   if constexpr (Config::kSignal == 3) launch_dependents();
   wait_copies<0>();
 }
-#line 42 "templates/moe_mma/kernel.cu"
+#line 49 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/warp_registers.cuh"
 // One warp multiplies its range of slabs with the codes in registers: the shortest way from memory to the tensor cores.
 //
@@ -747,7 +835,7 @@ __device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& sou
     stream_through_ring<Config>(sums, source, begin, end, memory, lane, fold);
   }
 }
-#line 43 "templates/moe_mma/kernel.cu"
+#line 50 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -768,13 +856,16 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 44 "templates/moe_mma/kernel.cu"
+#line 51 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/block_sum.cuh"
 // Adds what the warps of a block have summed, in ascending order of k, and hands each result to `store`.
 //
 // With kSplitK blocks to a tile every block writes its part to `partials`, and the last one to arrive adds all parts,
 // its own included, in ascending order of k: the bits do not depend on who came last. Its ticket is reset for the next
 // launch, so nothing needs to be cleared between launches.
+//
+// With kCluster blocks to a tile nothing goes through memory: token t belongs to block t % kCluster, each block sends
+// its part of it there, and when all have met each block adds the parts of its tokens in ascending order of k.
 
 template <class Config>
 struct BlockSum {
@@ -810,10 +901,29 @@ struct BlockSum {
     for (int warp = 0; warp < Config::kWarps; ++warp) sum += parts[warp * kWarpFloats + token * kStride + row];
     return sum;
   }
+
+  // The same for four rows, `row` % 4 == 0.
+  __device__ __forceinline__ float4 four_over_warps(int token, int row) const {
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int warp = 0; warp < Config::kWarps; ++warp) {
+      const float4 more = *reinterpret_cast<const float4*>(parts + warp * kWarpFloats + token * kStride + row);
+      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+    }
+    return sum;
+  }
 };
 
-// Calls store.each(sum_at, n_tokens), where sum_at(token, row) is the whole sum; only the last of the tile's blocks
-// does. `partials` holds [kSplitK][kTokens][kRows] floats for this tile; `split` is this block's place along k.
+// What a block of a cluster receives: [part][token / kCluster][row] floats.
+template <class Config>
+struct ClusterSum {
+  static constexpr int kTokens = ceil_divide(Config::kTokens, Config::kCluster);  // of a block
+  static constexpr int kRows = BlockSum<Config>::kRows;
+  static constexpr int kBytes = Config::kCluster == 1 ? 0 : Config::kCluster * kTokens * kRows * 4;
+};
+
+// Calls store.each<1>(sum_at, n_tokens, 0), where sum_at(token, row) is the whole sum; only the last of the tile's
+// blocks does. `partials` holds [kSplitK][kTokens][kRows] floats for this tile; `split` is this block's place along k.
 template <class Config, class Store>
 __device__ __forceinline__ void sum_block(const WarpSums<Config>& sums, uint8_t* shared, float* partials,
                                           unsigned* ticket, int split, int n_tokens, Store store) {
@@ -840,9 +950,43 @@ __device__ __forceinline__ void sum_block(const WarpSums<Config>& sums, uint8_t*
     }
     return sum;
   };
-  store.each(sum_at, n_tokens);
+  store.template each<1>(sum_at, n_tokens, 0);
 }
-#line 45 "templates/moe_mma/kernel.cu"
+
+// The same for the blocks of a cluster, each of which stores the tokens that are its own. Nothing else
+// uses the memory behind `received`. Every block has arrived at the cluster's barrier once, at its very beginning.
+template <class Config, class Store>
+__device__ __forceinline__ void sum_cluster(const WarpSums<Config>& sums, uint8_t* shared, float* received, int rank,
+                                            int n_tokens, Store store) {
+  using Sum = BlockSum<Config>;
+  using Received = ClusterSum<Config>;
+  constexpr int kQuads = Sum::kRows / 4;
+  Sum block{reinterpret_cast<float*>(shared)};
+  __syncthreads();  // every warp is done with its ring, which the sums now overwrite
+  block.put(sums, threadIdx.x / 32, threadIdx.x % 32);
+  __syncthreads();
+  cluster_wait();  // all blocks have begun
+  for (int o = threadIdx.x; o < Config::kTokens * kQuads; o += Sum::kThreads) {
+    const int token = o / kQuads;
+    const int row = o % kQuads * 4;
+    const int place = (rank * Received::kTokens + token / Config::kCluster) * Sum::kRows + row;
+    const uint32_t to = address_in_block(smem_address(received + place), token % Config::kCluster);
+    store_in_cluster(to, block.four_over_warps(token, row));
+  }
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();  // all parts have come; from here on no block touches another's memory
+  const auto sum_at = [&](int token, int row) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int part = 0; part < Config::kCluster; ++part) {
+      sum += received[(part * Received::kTokens + token / Config::kCluster) * Sum::kRows + row];
+    }
+    return sum;
+  };
+  store.template each<Config::kCluster>(sum_at, n_tokens, rank);
+}
+#line 52 "templates/moe_mma/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4;                    // format of W
@@ -854,6 +998,7 @@ struct Config {
   static constexpr int kSlabs = 1;           // slabs in a stage, or in registers
   static constexpr int kStages = 6;         // stages in a warp's ring; 1: registers, no ring
   static constexpr int kSplitK = 1;
+  static constexpr int kCluster = 1;
   static constexpr int kSignal = 0;         // when the next grid is let go
   static constexpr int kBlocksPerSm = 1;
   static constexpr int kSmemBytes = 55296;
@@ -867,7 +1012,7 @@ constexpr int kMaxSlots = 32;  // top_k of a walk
 
 // A run of slabs: of one expert, or of the experts of a token's slots one after the other.
 struct Experts {
-  static constexpr bool kMayPrefetch = false;
+  static constexpr bool kMayPrefetch = Config::kIsDown;
   const uint8_t* weights;   // expert 0, the block's 64 rows, slab 0
   const bf16* rows_from;    // row 0 of X or H
   const int* row_idx;       // [kTokens], or [slots] of a walk: rows of X or H
@@ -894,6 +1039,7 @@ struct Experts {
   }
   __device__ __forceinline__ Tokens tokens(int i) const { return {rows_from, row_idx + slot(i), ld, count}; }
   __device__ __forceinline__ int k(int i) const { return (i - slot(i) * n_slabs) * Config::Weights::kSlabK; }
+  __device__ __forceinline__ void resolve() {}
 };
 
 // Where the results of a block go.
@@ -910,8 +1056,10 @@ struct Results {
   float alpha_up;
   float limit;
 
-  template <class SumAt>
-  __device__ __forceinline__ void each(SumAt sum_at, int n_tokens) const {
+  // Stores every token; `kStep` and the first are for blocks that share a tile.
+  template <int kStep, class SumAt>
+  __device__ __forceinline__ void each(SumAt sum_at, int n_tokens, int) const {
+    static_assert(kStep == 1, "a block of experts has its tile to itself");
     constexpr int kColumns = Config::kIsDown ? kRows : kRows / 2;
     for (int o = threadIdx.x; o < Config::kTokens * kColumns; o += Config::kWarps * 32) {
       const int token = o / kColumns;
@@ -950,8 +1098,9 @@ struct Work {
 // Fills in `work` from the tile list; thread i takes slot i.
 __device__ __forceinline__ void work_from_list(Work& work, const int4* tiles, const int* tile_count, const int* slot_of,
                                                const float* routing, const float* alpha, int top_k) {
-  const int4 listed = tiles[blockIdx.y];  // the list has room for the whole grid: both loads are on their way at once
-  const int4 tile = blockIdx.y < *tile_count ? listed : make_int4(0, 0, 0, 0);
+  // The list has room for the whole grid: both loads are on their way at once.
+  const int4 listed = __ldcg(tiles + blockIdx.y);
+  const int4 tile = blockIdx.y < __ldcg(tile_count) ? listed : make_int4(0, 0, 0, 0);
   if (threadIdx.x == 0) {
     work.expert_idx[0] = tile.x;
     work.n_tokens = tile.z;
@@ -959,11 +1108,11 @@ __device__ __forceinline__ void work_from_list(Work& work, const int4* tiles, co
   }
   for (int i = threadIdx.x; i < Config::kTokens; i += Config::kWarps * 32) {
     const int position = tile.y + i;
-    const int slot = i < tile.z ? slot_of[position] : 0;
+    const int slot = i < tile.z ? __ldcg(slot_of + position) : 0;
     // Beyond the count any row will do: its column of the product is not stored.
     work.row_idx[i] = i >= tile.z ? 0 : Config::kIsDown ? position : slot / top_k;
     work.out_idx[i] = Config::kIsDown ? slot : position;
-    work.factor[i] = Config::kIsDown && i < tile.z ? routing[slot] * alpha[tile.x] : 1.0f;
+    work.factor[i] = Config::kIsDown && i < tile.z ? __ldcg(routing + slot) * alpha[tile.x] : 1.0f;
   }
 }
 
@@ -976,14 +1125,14 @@ __device__ __forceinline__ void work_from_slots(Work& work, const int* experts, 
   const int first = Config::kIsDown ? blockIdx.y * top_k : blockIdx.y;
   const int slot = first + threadIdx.x;
   const bool is_own = threadIdx.x < (Config::kIsDown ? top_k : 1) && slot < n_tokens * top_k;
-  const int expert = is_own ? experts[slot] - expert_offset : -1;
+  const int expert = is_own ? __ldcg(experts + slot) - expert_offset : -1;
   const bool is_local = expert >= 0 && expert < n_local;
   const unsigned local = __ballot_sync(~0u, is_local);
   if (is_local) {
     const int i = __popc(local & ((1u << threadIdx.x) - 1));
     work.expert_idx[i] = expert;
     work.row_idx[i] = Config::kIsDown ? slot : slot / top_k;
-    work.factor[i] = Config::kIsDown ? routing[slot] * alpha[expert] : 1.0f;
+    work.factor[i] = Config::kIsDown ? __ldcg(routing + slot) * alpha[expert] : 1.0f;
     if constexpr (!Config::kIsDown) work.out_idx[0] = slot;
   }
   if (threadIdx.x == 0) {
@@ -1019,17 +1168,19 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlock
             int n_local, float limit) {
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ Work work;
+  if constexpr (!Config::kIsDown) wait_for_dependency();
   if constexpr (Config::kSignal == 0) launch_dependents();
-  wait_for_dependency();
-  if constexpr (Config::kSignal == 1 || Config::kSignal == 2) launch_dependents();
   if constexpr (Config::kWalk) {
     work_from_slots(work, experts, routing, alpha, actual_tokens(m_on_device, m), top_k, expert_offset, n_local);
   } else {
     work_from_list(work, tiles, tile_count, slot_of, routing, alpha, top_k);
   }
   __syncthreads();
-  // Beyond the list, and for a slot of a foreign expert: the wait has been executed, so the block may leave.
-  if (work.n_tokens == 0) return;
+  // Beyond the list, and for a slot of a foreign expert.
+  if (work.n_tokens == 0) {
+    wait_for_dependency();
+    return;
+  }
 
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;

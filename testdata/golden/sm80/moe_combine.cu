@@ -4,7 +4,7 @@
 // moe_combine: D[t, :] = sum over the local slots s of token t, in ascending order, of parts[t * top_k + s, :].
 //
 //   operand   shape                   in memory                           written / read
-//   parts     [m * top_k, hidden]     f32, routing weight applied         read once
+//   parts     [m * top_k, hidden]     f32 or BF16, weight applied         read once
 //   experts   [m, top_k]              int32, -1 or foreign: skipped       read
 //   D         [m, hidden]             BF16, row-major                     written; zeros where no slot is local
 //
@@ -71,20 +71,116 @@ __device__ __forceinline__ void wait_for_dependency() {}
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
-// Tokens of this launch: what the device says, never more than the grid was built for.
+// Tokens of this launch: what the device says, never more than the grid was built for. Past the L1: a kernel that knows
+// it to be written may ask before it waits.
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
-  return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
+  return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
 #line 20 "templates/moe_combine/kernel.cu"
+#line 1 "templates/lib/elements.cuh"
+// Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
+
+__device__ __forceinline__ float low_float(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_float(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+
+__device__ __forceinline__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u; }
+
+// Magnitude for an amax, in which what is not finite takes no part.
+__device__ __forceinline__ float finite_magnitude(float x) { return is_finite(x) ? fabsf(x) : 0.0f; }
+
+// A quiet NaN: what stands where there is no value to give.
+__device__ __forceinline__ float no_value() { return __int_as_float(0x7FC00000); }
+
+// Eight elements, 16-byte aligned.
+__device__ __forceinline__ void load_eight(float (&to)[8], const bf16* from) {
+  const uint4 words = *reinterpret_cast<const uint4*>(from);
+  to[0] = low_float(words.x);
+  to[1] = high_float(words.x);
+  to[2] = low_float(words.y);
+  to[3] = high_float(words.y);
+  to[4] = low_float(words.z);
+  to[5] = high_float(words.z);
+  to[6] = low_float(words.w);
+  to[7] = high_float(words.w);
+}
+
+__device__ __forceinline__ void load_eight(float (&to)[8], const float* from) {
+  const float4 first = reinterpret_cast<const float4*>(from)[0];
+  const float4 second = reinterpret_cast<const float4*>(from)[1];
+  to[0] = first.x;
+  to[1] = first.y;
+  to[2] = first.z;
+  to[3] = first.w;
+  to[4] = second.x;
+  to[5] = second.y;
+  to[6] = second.z;
+  to[7] = second.w;
+}
+
+__device__ __forceinline__ void store_eight(bf16* to, const float (&from)[8]) {
+  *reinterpret_cast<uint4*>(to) = make_uint4(pair_from_floats(from[0], from[1]), pair_from_floats(from[2], from[3]),
+                                             pair_from_floats(from[4], from[5]), pair_from_floats(from[6], from[7]));
+}
+
+__device__ __forceinline__ void store_eight(float* to, const float (&from)[8]) {
+  reinterpret_cast<float4*>(to)[0] = make_float4(from[0], from[1], from[2], from[3]);
+  reinterpret_cast<float4*>(to)[1] = make_float4(from[4], from[5], from[6], from[7]);
+}
+
+// One or two elements, aligned to their size together.
+__device__ __forceinline__ void load_few(float (&to)[1], const bf16* from) { to[0] = float_of(*from); }
+__device__ __forceinline__ void load_few(float (&to)[1], const float* from) { to[0] = *from; }
+
+__device__ __forceinline__ void load_few(float (&to)[2], const bf16* from) {
+  const uint32_t pair = *reinterpret_cast<const uint32_t*>(from);
+  to[0] = low_float(pair);
+  to[1] = high_float(pair);
+}
+
+__device__ __forceinline__ void load_few(float (&to)[2], const float* from) {
+  const float2 pair = *reinterpret_cast<const float2*>(from);
+  to[0] = pair.x;
+  to[1] = pair.y;
+}
+
+// Stores elements and leaves in `values` what was stored.
+__device__ __forceinline__ void store_few(bf16* to, float (&values)[1]) {
+  *to = bf16_from_float(values[0]);
+  values[0] = float_of(bf16_from_float(values[0]));
+}
+
+__device__ __forceinline__ void store_few(float* to, float (&values)[1]) { *to = values[0]; }
+
+__device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
+  const uint32_t pair = pair_from_floats(values[0], values[1]);
+  *reinterpret_cast<uint32_t*>(to) = pair;
+  values[0] = low_float(pair);
+  values[1] = high_float(pair);
+}
+
+__device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
+  *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
+}
+#line 21 "templates/moe_combine/kernel.cu"
 
 struct Config {
+  using Part = float;  // element of parts
   static constexpr int kThreads = 256;
   static constexpr int kAhead = 6;  // rows of parts on their way at a time
 };
 
+// Four columns, which nobody reads again.
+__device__ __forceinline__ float4 load_part(const float* from) {
+  return __ldcs(reinterpret_cast<const float4*>(from));
+}
+__device__ __forceinline__ float4 load_part(const bf16* from) {
+  const uint2 pairs = __ldcs(reinterpret_cast<const uint2*>(from));
+  return make_float4(low_float(pairs.x), high_float(pairs.x), low_float(pairs.y), high_float(pairs.y));
+}
+
 extern "C" __global__ void __launch_bounds__(Config::kThreads)
-    moe_combine(const float* parts, const int* experts, bf16* d, const int* m_on_device, int64_t ldd, int m, int top_k,
-                int hidden, int expert_offset, int n_local) {
+    moe_combine(const Config::Part* parts, const int* experts, bf16* d, const int* m_on_device, int64_t ldd, int m,
+                int top_k, int hidden, int expert_offset, int n_local) {
   launch_dependents();
   wait_for_dependency();
   const int token = blockIdx.y;
@@ -92,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
   if (token >= actual_tokens(m_on_device, m) || column >= hidden) return;
   float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   const int* slots = experts + int64_t{token} * top_k;
-  const float* from = parts + int64_t{token} * top_k * hidden + column;
+  const Config::Part* from = parts + int64_t{token} * top_k * hidden + column;
   for (int first = 0; first < top_k; first += Config::kAhead) {
     // All loads before the first sum: a thread has nothing else to hide their latency behind.
     float4 part[Config::kAhead];
@@ -104,7 +200,7 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
     }
 #pragma unroll
     for (int i = 0; i < Config::kAhead; ++i) {
-      if (is_local[i]) part[i] = __ldcs(reinterpret_cast<const float4*>(from + int64_t{first + i} * hidden));
+      if (is_local[i]) part[i] = load_part(from + int64_t{first + i} * hidden);
     }
 #pragma unroll
     for (int i = 0; i < Config::kAhead; ++i) {

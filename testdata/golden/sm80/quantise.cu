@@ -7,7 +7,8 @@
 //   FP8     scale = max(amax, 1e-30) / 448, code = e4m3(x / scale)
 //
 //   operand       shape            in memory                           written / read
-//   x             [m, k]           BF16, row-major                     read twice (the second time from L2)
+//   x             [m, k]           BF16, row-major, 16-byte rows       read; again from L2 where a row is longer than
+//                                                                      16 values a thread
 //   codes         [m, k / 2 or k]  low nibble first; FP8 bytes of 16 k written
 //                                  in the order of src/quant/a8.rs
 //   block_scales  [m, k / 16]      e4m3, row-major or 128x4 tiles      written (NVFP4); padding of the tiles as zeros
@@ -18,7 +19,7 @@
 //   block = kThreads threads, one token; grid = tokens (rounded up to 128 for tiles); shared memory: a maximum a warp
 //
 // NaN and infinities take no part in an amax, their codes are 0, and they are counted: never hidden as a large number.
-// Bits: IEEE division and round-to-nearest only, compiled with --fmad=false.
+// Limits: k in whole blocks of 16. Bits: IEEE division and round-to-nearest only, compiled with --fmad=false.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
 
@@ -43,7 +44,31 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 25 "templates/quantise/kernel.cu"
+#line 26 "templates/quantise/kernel.cu"
+#line 1 "templates/arch/sm80/bf16.cuh"
+// BF16 arithmetic and conversion, each with one rounding.
+
+// fma.rn.bf16x2 with -0: the product of two pairs. sm_80 has no mul.bf16x2; adding -0 changes no product.
+__device__ __forceinline__ uint32_t multiply_pairs(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));
+  return product;
+}
+
+// cvt.rn.bf16x2.f32: two floats to one pair, `low` in the low half.
+__device__ __forceinline__ uint32_t pair_from_floats(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+// cvt.rn.bf16.f32: one float to the bits of a BF16.
+__device__ __forceinline__ uint16_t bf16_from_float(float value) {
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+#line 27 "templates/quantise/kernel.cu"
 #line 1 "templates/arch/sm80/dependent.cuh"
 // Programmatic dependent launch: not there before sm_90, so a launch starts when the one before it has ended.
 
@@ -51,15 +76,118 @@ constexpr bool kHasDependentLaunch = false;
 
 __device__ __forceinline__ void launch_dependents() {}
 __device__ __forceinline__ void wait_for_dependency() {}
-#line 26 "templates/quantise/kernel.cu"
+#line 28 "templates/quantise/kernel.cu"
+#line 1 "templates/arch/sm80/fp8.cuh"
+// FP8 conversion with one rounding, in integers: these chips have no instruction for it.
+
+// Nearest E4M3, ties to even, saturating at 448; `x` is finite.
+__device__ __forceinline__ uint32_t e4m3_from_float(float x) {
+  const uint32_t sign = __float_as_uint(x) >> 24 & 0x80u;
+  const float magnitude = fminf(fabsf(x), 448.0f);
+  if (magnitude < 0.015625f) return sign | static_cast<uint32_t>(rintf(magnitude * 512.0f));
+  const uint32_t bits = __float_as_uint(magnitude);
+  return sign | ((bits + 0x7FFFFu + (bits >> 20 & 1u) - 0x3C000000u) >> 20);
+}
+
+// Two floats to two E4M3 codes, `low` in the low byte.
+__device__ __forceinline__ uint32_t e4m3_pair_from_floats(float low, float high) {
+  return e4m3_from_float(low) | e4m3_from_float(high) << 8;
+}
+#line 29 "templates/quantise/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
-// Tokens of this launch: what the device says, never more than the grid was built for.
+// Tokens of this launch: what the device says, never more than the grid was built for. Past the L1: a kernel that knows
+// it to be written may ask before it waits.
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
-  return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
+  return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 27 "templates/quantise/kernel.cu"
+#line 30 "templates/quantise/kernel.cu"
+#line 1 "templates/lib/elements.cuh"
+// Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
+
+__device__ __forceinline__ float low_float(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_float(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+
+__device__ __forceinline__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u; }
+
+// Magnitude for an amax, in which what is not finite takes no part.
+__device__ __forceinline__ float finite_magnitude(float x) { return is_finite(x) ? fabsf(x) : 0.0f; }
+
+// A quiet NaN: what stands where there is no value to give.
+__device__ __forceinline__ float no_value() { return __int_as_float(0x7FC00000); }
+
+// Eight elements, 16-byte aligned.
+__device__ __forceinline__ void load_eight(float (&to)[8], const bf16* from) {
+  const uint4 words = *reinterpret_cast<const uint4*>(from);
+  to[0] = low_float(words.x);
+  to[1] = high_float(words.x);
+  to[2] = low_float(words.y);
+  to[3] = high_float(words.y);
+  to[4] = low_float(words.z);
+  to[5] = high_float(words.z);
+  to[6] = low_float(words.w);
+  to[7] = high_float(words.w);
+}
+
+__device__ __forceinline__ void load_eight(float (&to)[8], const float* from) {
+  const float4 first = reinterpret_cast<const float4*>(from)[0];
+  const float4 second = reinterpret_cast<const float4*>(from)[1];
+  to[0] = first.x;
+  to[1] = first.y;
+  to[2] = first.z;
+  to[3] = first.w;
+  to[4] = second.x;
+  to[5] = second.y;
+  to[6] = second.z;
+  to[7] = second.w;
+}
+
+__device__ __forceinline__ void store_eight(bf16* to, const float (&from)[8]) {
+  *reinterpret_cast<uint4*>(to) = make_uint4(pair_from_floats(from[0], from[1]), pair_from_floats(from[2], from[3]),
+                                             pair_from_floats(from[4], from[5]), pair_from_floats(from[6], from[7]));
+}
+
+__device__ __forceinline__ void store_eight(float* to, const float (&from)[8]) {
+  reinterpret_cast<float4*>(to)[0] = make_float4(from[0], from[1], from[2], from[3]);
+  reinterpret_cast<float4*>(to)[1] = make_float4(from[4], from[5], from[6], from[7]);
+}
+
+// One or two elements, aligned to their size together.
+__device__ __forceinline__ void load_few(float (&to)[1], const bf16* from) { to[0] = float_of(*from); }
+__device__ __forceinline__ void load_few(float (&to)[1], const float* from) { to[0] = *from; }
+
+__device__ __forceinline__ void load_few(float (&to)[2], const bf16* from) {
+  const uint32_t pair = *reinterpret_cast<const uint32_t*>(from);
+  to[0] = low_float(pair);
+  to[1] = high_float(pair);
+}
+
+__device__ __forceinline__ void load_few(float (&to)[2], const float* from) {
+  const float2 pair = *reinterpret_cast<const float2*>(from);
+  to[0] = pair.x;
+  to[1] = pair.y;
+}
+
+// Stores elements and leaves in `values` what was stored.
+__device__ __forceinline__ void store_few(bf16* to, float (&values)[1]) {
+  *to = bf16_from_float(values[0]);
+  values[0] = float_of(bf16_from_float(values[0]));
+}
+
+__device__ __forceinline__ void store_few(float* to, float (&values)[1]) { *to = values[0]; }
+
+__device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
+  const uint32_t pair = pair_from_floats(values[0], values[1]);
+  *reinterpret_cast<uint32_t*>(to) = pair;
+  values[0] = low_float(pair);
+  values[1] = high_float(pair);
+}
+
+__device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
+  *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
+}
+#line 31 "templates/quantise/kernel.cu"
 
 struct Config {
   static constexpr bool kIsNvfp4 = true;
@@ -68,17 +196,6 @@ struct Config {
 
 constexpr float kAmaxFloor = 1e-30f;
 constexpr float kSaturatedAbove = 448.0f + 1.0f / 4096.0f;
-
-__device__ __forceinline__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u; }
-
-// Nearest E4M3, ties to even, saturating at 448; `x` is finite.
-__device__ __forceinline__ uint32_t e4m3_of(float x) {
-  const uint32_t sign = __float_as_uint(x) >> 24 & 0x80u;
-  const float magnitude = fminf(fabsf(x), 448.0f);
-  if (magnitude < 0.015625f) return sign | static_cast<uint32_t>(rintf(magnitude * 512.0f));
-  const uint32_t bits = __float_as_uint(magnitude);
-  return sign | ((bits + 0x7FFFFu + (bits >> 20 & 1u) - 0x3C000000u) >> 20);
-}
 
 __device__ __forceinline__ float value_of_e4m3(uint32_t byte) {
   // No sign: block scales have none.
@@ -106,10 +223,13 @@ struct Block {
   uint32_t first_bad = 0;  // 1 + place in the block
   uint32_t n_bad = 0;
 
-  __device__ __forceinline__ void load(const bf16* from, int count) {
+  __device__ __forceinline__ void load(const bf16* from) {
+    float halves[2][8];
+    load_eight(halves[0], from);
+    load_eight(halves[1], from + 8);
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
-      const float x = i < count ? float_of(from[i]) : 0.0f;
+      const float x = halves[i / 8][i % 8];
       values[i] = is_finite(x) ? x : 0.0f;
       if (!is_finite(x)) {
         if (n_bad == 0) first_bad = i + 1;
@@ -118,15 +238,34 @@ struct Block {
       amax = fmaxf(amax, fabsf(values[i]));
     }
   }
+
+  // Counts what is not finite; the block begins at `place`.
+  __device__ __forceinline__ void count_bad(unsigned* counters, uint32_t place) const {
+    if (n_bad == 0) return;
+    atomicAdd(counters + 1, n_bad);
+    // The least place wins: stored as the complement, so that zero stays "none" and a maximum finds it.
+    atomicMax(counters + 2, ~(place + first_bad - 1));
+  }
 };
+
+// Codes of a block under an E4M3 block scale and the row's `scale`.
+__device__ __forceinline__ void store_nvfp4(uint8_t* to, const Block& block, uint32_t block_scale, float scale) {
+  const float divisor = value_of_e4m3(block_scale) * scale;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const uint32_t low = e2m1_of(block.values[2 * i] / divisor);
+    const uint32_t high = e2m1_of(block.values[2 * i + 1] / divisor);
+    to[i] = block_scale == 0 ? 0 : low | high << 4;
+  }
+}
 
 // FP8 codes in the order of operands: byte i of word c is k { 2c + 8, 2c, 2c + 9, 2c + 1 }[i].
 __device__ __forceinline__ uint4 fp8_of(const Block& block, float scale) {
   uint32_t words[4];
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
-    const uint32_t even = e4m3_of(block.values[2 * c + 8] / scale) | e4m3_of(block.values[2 * c] / scale) << 8;
-    const uint32_t odd = e4m3_of(block.values[2 * c + 9] / scale) | e4m3_of(block.values[2 * c + 1] / scale) << 8;
+    const uint32_t even = e4m3_pair_from_floats(block.values[2 * c + 8] / scale, block.values[2 * c] / scale);
+    const uint32_t odd = e4m3_pair_from_floats(block.values[2 * c + 9] / scale, block.values[2 * c + 1] / scale);
     words[c] = even | odd << 16;
   }
   return make_uint4(words[0], words[1], words[2], words[3]);
@@ -168,41 +307,43 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
     return;
   }
   const bf16* from = x + row * ldx;
-  float amax = 0.0f;
-  for (int b = threadIdx.x; b < n_blocks; b += Config::kThreads) {
+  const uint32_t place = static_cast<uint32_t>(row) * k;
+  // The thread's first block stays in registers: for most rows it is its only one.
+  const int first = threadIdx.x;
+  Block own;
+  if (first < n_blocks) {
+    own.load(from + first * 16);
+    own.count_bad(counters, place + first * 16);
+  }
+  float amax = own.amax;
+  for (int b = first + Config::kThreads; b < n_blocks; b += Config::kThreads) {
     Block block;
-    block.load(from + b * 16, k - b * 16);
+    block.load(from + b * 16);
+    block.count_bad(counters, place + b * 16);
     amax = fmaxf(amax, block.amax);
-    if (block.n_bad > 0) {
-      atomicAdd(counters + 1, block.n_bad);
-      // The least place wins: stored as the complement, so that zero stays "none" and a maximum finds it.
-      atomicMax(counters + 2, ~(static_cast<uint32_t>(row) * k + b * 16 + block.first_bad - 1));
-    }
   }
   const float scale = fmaxf(block_maximum(amax), kAmaxFloor) / (Config::kIsNvfp4 ? 2688.0f : 448.0f);
   if (threadIdx.x == 0) row_scales[row] = scale;
-  for (int b = threadIdx.x; b < padded_blocks; b += Config::kThreads) {
-    if (b >= n_blocks) {
-      block_scales[scale_place(row, b, n_blocks, is_tiled)] = 0;
-      continue;
-    }
-    Block block;
-    block.load(from + b * 16, k - b * 16);
+  const auto convert = [&](const Block& block, int b) {
     if constexpr (Config::kIsNvfp4) {
       const float wanted = block.amax / (6.0f * scale);
-      const uint32_t block_scale = e4m3_of(wanted);
       if (wanted > kSaturatedAbove) atomicAdd(counters, 1u);
+      const uint32_t block_scale = e4m3_pair_from_floats(wanted, 0.0f);
       block_scales[scale_place(row, b, n_blocks, is_tiled)] = block_scale;
-      const float divisor = value_of_e4m3(block_scale) * scale;
-      uint8_t* to = codes + int64_t{row} * (k / 2) + b * 8;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const uint32_t low = e2m1_of(block.values[2 * i] / divisor);
-        const uint32_t high = e2m1_of(block.values[2 * i + 1] / divisor);
-        to[i] = block_scale == 0 ? 0 : low | high << 4;
-      }
+      store_nvfp4(codes + int64_t{row} * (k / 2) + b * 8, block, block_scale, scale);
     } else {
       *reinterpret_cast<uint4*>(codes + int64_t{row} * k + b * 16) = fp8_of(block, scale);
+    }
+  };
+  if (first < n_blocks) convert(own, first);
+  for (int b = first + Config::kThreads; b < n_blocks; b += Config::kThreads) {
+    Block block;
+    block.load(from + b * 16);
+    convert(block, b);
+  }
+  if constexpr (Config::kIsNvfp4) {
+    for (int b = n_blocks + first; b < padded_blocks; b += Config::kThreads) {
+      block_scales[scale_place(row, b, n_blocks, is_tiled)] = 0;
     }
   }
 }

@@ -1,5 +1,5 @@
 #line 4 "templates/dense_wgmma/kernel.cu"
-// Generated from templates/dense_wgmma for sm90a, dense_wgmma block_k=128 consumers=2 signal=3 split=4 stages=4 tokens=16. Do not edit.
+// Generated from templates/dense_wgmma for sm90a, dense_wgmma block_k=128 cluster=1 consumers=2 signal=3 split=4 stages=4 tokens=16. Do not edit.
 //
 // dense_wgmma: D[m, g * n + r] = alpha[segment(r)] * sum_k A[m, g * k + k'] * W[g][r, k'], packed weights, BF16 tokens.
 // The tensor-core path: wgmma with the weights, decoded in registers, as 64-row operand and the tokens as columns.
@@ -182,6 +182,72 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 // fence.proxy.async: what threads have written to shared memory is there for the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #line 35 "templates/dense_wgmma/kernel.cu"
+#line 1 "templates/arch/sm80/clamp.cuh"
+// The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
+
+// min.NaN.f32: NaN if either is.
+__device__ __forceinline__ float smaller_or_nan(float a, float b) {
+  float out;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+
+// max.NaN.f32: NaN if either is.
+__device__ __forceinline__ float larger_or_nan(float a, float b) {
+  float out;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+#line 36 "templates/dense_wgmma/kernel.cu"
+#line 1 "templates/arch/sm90a/cluster.cuh"
+// Thread-block clusters: blocks that start together and reach each other's shared memory and barriers.
+
+// %cluster_ctarank: which block of the cluster this one is.
+__device__ __forceinline__ uint32_t rank_in_cluster() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// barrier.cluster.arrive: this thread has come; all threads of a warp together.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+// barrier.cluster.wait: until every thread of every block of the cluster has come.
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// mapa: where `smem_address` of this block lies in block `rank` of the cluster.
+__device__ __forceinline__ uint32_t address_in_block(uint32_t smem_address, uint32_t rank) {
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(smem_address), "r"(rank));
+  return address;
+}
+
+// st.shared::cluster: 16 bytes to the shared memory of any block of the cluster.
+__device__ __forceinline__ void store_in_cluster(uint32_t smem_to, float4 value) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(smem_to), "f"(value.x), "f"(value.y),
+               "f"(value.z), "f"(value.w)
+               : "memory");
+}
+
+// mbarrier.arrive at a barrier of any block of the cluster. It says that this thread has read what it was to read; with
+// release.cluster, which would publish writes too, a memory barrier of the whole GPU stands before each arrival.
+__device__ __forceinline__ void barrier_arrive_in_cluster(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// cp.async.bulk.tensor.3d with multicast: one box to the same place in every block of `blocks`, a bit each; each of
+// them counts the bytes at its own barrier.
+__device__ __forceinline__ void copy_box_to_blocks(uint32_t smem_to, const void* map, int x, int y, int z,
+                                                   uint32_t barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(smem_to),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
+      : "memory");
+}
+#line 37 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -193,7 +259,17 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 36 "templates/dense_wgmma/kernel.cu"
+#line 38 "templates/dense_wgmma/kernel.cu"
+#line 1 "templates/arch/sm80/reciprocal.cuh"
+// The chip's estimate of a reciprocal.
+
+// rcp.approx.ftz.f32: 1 / x within one unit in the last place. A start for an exact result, never a result.
+__device__ __forceinline__ float reciprocal_estimate(float x) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+#line 39 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/store_matrix.cuh"
 // stmatrix: fragments to shared memory, the way ldmatrix reads them.
 
@@ -209,7 +285,7 @@ __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t smem_to, uin
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(smem_to), "r"(from0), "r"(from1)
                : "memory");
 }
-#line 37 "templates/dense_wgmma/kernel.cu"
+#line 40 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma.cuh"
 // Warpgroup MMA: four warps multiply 64 rows held in registers with tokens held in shared memory.
 // The instruction itself comes from generated/wgmma.cuh, for the one width that a kernel uses.
@@ -246,7 +322,7 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem_address) {
   constexpr uint64_t kSwizzle128 = 1;
   return uint64_t{(smem_address & 0x3FFFF) >> 4} | (uint64_t{1} << 16) | (kEightRows << 32) | (kSwizzle128 << 62);
 }
-#line 38 "templates/dense_wgmma/kernel.cu"
+#line 41 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/generated/wgmma.cuh"
 // wgmma.mma_async m64n16k16: d += a (64 x 16, BF16, registers) * b (16 x 16, BF16, shared memory).
 __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&a)[4], uint64_t tokens) {
@@ -258,7 +334,7 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens));
 }
 
-#line 39 "templates/dense_wgmma/kernel.cu"
+#line 42 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -424,20 +500,33 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 40 "templates/dense_wgmma/kernel.cu"
-#line 1 "templates/lib/math.cuh"
-// Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
-// same operations in the same order and gives the same bits on the CPU.
+#line 43 "templates/dense_wgmma/kernel.cu"
+#line 1 "templates/lib/reciprocal.cuh"
+// A reciprocal for long chains of them.
 
-// 2^exponent for -126 to 127.
-__device__ __forceinline__ float power_of_two(int exponent) { return __int_as_float((exponent + 127) << 23); }
+// 1 / x rounded to nearest for a magnitude of x from 2^-125 to 2^125; NaN for NaN and infinity. An estimate and one
+// step of Newton's, which is how __frcp_rn treats such x, but without its test for other ones: a branch for each
+// reciprocal keeps independent ones from running side by side.
+__device__ __forceinline__ float reciprocal_in_range(float x) {
+  const float estimate = reciprocal_estimate(x);
+  return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
+}
+#line 44 "templates/dense_wgmma/kernel.cu"
+#line 1 "templates/lib/swiglu.cuh"
+// The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
+// has the same operations in the same order and gives the same bits on the CPU.
 
-// 2^x within 1.1e-7: the fraction by a polynomial, the integer part as two exact factors.
-__device__ __forceinline__ float exp2_defined(float x) {
-  x = x < -150.0f ? -150.0f : x;
-  x = x > 128.5f ? 128.5f : x;
-  const float rounded = rintf(x);
-  const float f = x - rounded;
+// x * sigmoid(x) as x / (1 + 2^(-x log2 e)) without a branch: a few of them run side by side. Below -86.5 it is what it
+// is there, -2e-36; an infinite x gives NaN. The division rounds as IEEE's does: the divisor is between 1 and 2^125, so
+// its reciprocal is rounded right by one step of Newton's, and the quotient by one step with the exact remainder.
+__device__ __forceinline__ float silu(float x) {
+  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
+  constexpr float kWhole = 12582912.0f;                 // 1.5 * 2^23: a sum with it has no fraction
+  const float bounded = larger_or_nan(x, -86.5f);
+  float t = -bounded * kLog2E;
+  t = t < -126.0f ? -126.0f : t;
+  const float shifted = t + kWhole;
+  const float f = t - (shifted - kWhole);
   float p = __int_as_float(0x3926093E);
   p = __fmaf_rn(p, f, __int_as_float(0x3AAFDFD1));
   p = __fmaf_rn(p, f, __int_as_float(0x3C1D90E4));
@@ -445,33 +534,29 @@ __device__ __forceinline__ float exp2_defined(float x) {
   p = __fmaf_rn(p, f, __int_as_float(0x3E75FDF3));
   p = __fmaf_rn(p, f, __int_as_float(0x3F317219));
   p = __fmaf_rn(p, f, 1.0f);
-  const int n = __float2int_rn(rounded);
-  const int low = n >> 1;
-  return p * power_of_two(low) * power_of_two(n - low);
+  const float divisor = 1.0f + __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
+  const float inverse = reciprocal_in_range(divisor);
+  const float quotient = bounded * inverse;
+  const float rounded = __fmaf_rn(__fmaf_rn(-divisor, quotient, bounded), inverse, quotient);
+  return rounded + (x - x);
 }
 
-// x * sigmoid(x).
-__device__ __forceinline__ float silu(float x) {
-  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
-  return x / (1.0f + exp2_defined(-x * kLog2E));
-}
-
-// silu(min(gate, limit)) * clamp(up, -limit, limit). The comparisons keep a NaN in either operand, as fminf would not.
+// silu(min(gate, limit)) * clamp(up, -limit, limit). A NaN in either operand stays, as with fminf it would not.
 __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
-  gate = gate > limit ? limit : gate;
-  up = up > limit ? limit : up;
-  up = up < -limit ? -limit : up;
+  gate = smaller_or_nan(gate, limit);
+  up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 41 "templates/dense_wgmma/kernel.cu"
+#line 45 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
-// Tokens of this launch: what the device says, never more than the grid was built for.
+// Tokens of this launch: what the device says, never more than the grid was built for. Past the L1: a kernel that knows
+// it to be written may ask before it waits.
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
-  return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
+  return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 42 "templates/dense_wgmma/kernel.cu"
+#line 46 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
 // From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
 
@@ -491,7 +576,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 43 "templates/dense_wgmma/kernel.cu"
+#line 47 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/ring.cuh"
 // A ring of stages in shared memory between one producer and the consumers, with two mbarriers a stage.
 
@@ -529,18 +614,24 @@ struct RingPosition {
     }
   }
 };
-#line 44 "templates/dense_wgmma/kernel.cu"
+#line 48 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/warpgroup_multiply.cuh"
 // One warpgroup multiplies 64 rows of packed weights with kTokens tokens, stage by stage, on wgmma.
 //
 // The rows are decoded in registers and are the A operand; the tokens lie in shared memory, K-major and swizzled by 128
 // bytes, and are the B operand. While the tensor cores work on one block of 64 k the warps decode the next into a
-// second set of registers: decoding is hidden as long as it takes fewer issue slots than the multiplication cycles.
+// second set of registers.
 //
 //   stage    weights [consumer][kSlabs slabs of 64 rows] | tokens [kBlockK / 64][kTokens][128 B]
 //
-//   decode   |k0|k1|  |k2|  |k3|          two register sets, even and odd blocks of 64 k
-//   wgmma       |=k0=|=k1=|=k2=|=k3=|     a group is waited for when the one after it has been issued
+//   codes    |f1|   |f2|   |f3|           fetched from shared memory before the wgmma that they follow
+//   decode   |k0|   |k1|   |k2|   |k3|    two register sets, even and odd blocks of 64 k
+//   wgmma       |=k0=| |=k1=| |=k2=|      a group is waited for when the one after it has been issued
+//
+// Issuing a wgmma with A in registers takes nearly as long as the multiplication, so a warpgroup decodes and multiplies
+// in turn, and what fills the tensor cores is that another warpgroup multiplies meanwhile: with two of them decoding a
+// block has to take no longer than multiplying it. So nothing stands between the wgmma of one block and the decoding of
+// the next that could be done before: not the wait for a stage, not the way of its codes from shared memory.
 //
 // A tile may be narrower than kTokens, in steps of kStep: its tokens stand at the front of each box, its sums at the
 // front of the sums, and only they are multiplied. The width is part of the instruction, so a branch chooses among the
@@ -566,23 +657,39 @@ using GroupSums = float[Config::kTokens / 2];
 // Registers of one block of 64 k: four steps of 16.
 using Fragments = uint32_t[4][4];
 
-// Decodes block `block` (64 k) of a stage's weights for this lane. `weights` is the consumer's part of the stage.
-template <class Config>
-__device__ __forceinline__ void decode_block(Fragments& a, const uint8_t* weights, int block, int warp, int lane) {
-  using Format = typename Config::Weights;
+// What a lane needs of a block of 64 k to decode it.
+template <class Format>
+struct FetchedBlock {
+  static constexpr int kWords = 4 / Format::kSteps;
+  // BF16 words are fragments themselves, so the compiler lets wgmma read them where they were fetched to: they must not
+  // be fetched anew while it does.
+  static constexpr bool kMayComeEarly = Format::kCodeBits < 16;
+  uint4 words[kWords];
+  typename Format::Scales scales;
+};
+
+// Fetches block `block` (64 k) of a stage's weights for this lane. `weights` is the consumer's part of the stage.
+template <class Format>
+__device__ __forceinline__ void fetch_block(FetchedBlock<Format>& to, const uint8_t* weights, int block, int warp,
+                                            int lane) {
   constexpr int kBlocksPerSlab = Format::kSlabK / 64;
   const uint8_t* slab = weights + block / kBlocksPerSlab * Slab<Format>::kBytes;
-  const uint8_t* codes = slab + warp * Slab<Format>::kTileCodeBytes + lane * 16;
-  const uint8_t* tile_scales = slab + Format::kCodeBytes + warp * Slab<Format>::kTileScaleBytes;
-  const typename Format::Scales scales = Format::load_scales(tile_scales, lane / 4);
-  uint4 words;
+  const int first_word = block % kBlocksPerSlab * FetchedBlock<Format>::kWords;
+  const uint8_t* codes = slab + warp * Slab<Format>::kTileCodeBytes + first_word * 512 + lane * 16;
+#pragma unroll
+  for (int i = 0; i < FetchedBlock<Format>::kWords; ++i) {
+    to.words[i] = *reinterpret_cast<const uint4*>(codes + i * 512);
+  }
+  to.scales = Format::load_scales(slab + Format::kCodeBytes + warp * Slab<Format>::kTileScaleBytes, lane / 4);
+}
+
+// Decodes a block that has been fetched; `block` tells which part of the slab it is.
+template <class Format>
+__device__ __forceinline__ void decode_block(Fragments& a, const FetchedBlock<Format>& fetched, int block) {
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
-    const int step_in_slab = block % kBlocksPerSlab * 4 + step;
-    if (step_in_slab % Format::kSteps == 0) {
-      words = *reinterpret_cast<const uint4*>(codes + step_in_slab / Format::kSteps * 512);
-    }
-    Format::decode(a[step], words, scales, step_in_slab % Format::kSteps);
+    const int step_in_slab = block % (Format::kSlabK / 64) * 4 + step;
+    Format::decode(a[step], fetched.words[step / Format::kSteps], fetched.scales, step_in_slab % Format::kSteps);
   }
 }
 
@@ -611,25 +718,40 @@ __device__ __forceinline__ void multiply_run(GroupSums<Config>& sums, const uint
                                              Ring<Config::kStages> ring, RingPosition<Config::kStages>& position,
                                              int n_stages, int width, int consumer, int warp, int lane) {
   using Stage = Stage<Config>;
+  using Format = typename Config::Weights;
   constexpr int kBlocks = Config::kBlockK / 64;
   static_assert(kBlocks % 2 == 0, "two register sets take turns inside a stage");
   Fragments a[2];
-#pragma unroll
-  for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
-  for (int stage_idx = 0; stage_idx < n_stages; ++stage_idx) {
+  FetchedBlock<Format> fetched;
+  constexpr bool kMayFetchEarly = FetchedBlock<Format>::kMayComeEarly;
+  const auto fetch = [&](int block) {
+    const uint8_t* weights = stages + position.slot * Stage::kBytes + Stage::kWeightOffset;
+    fetch_block<Format>(fetched, weights + consumer * Stage::kWeightBytes, block, warp, lane);
+  };
+  const auto begin_stage = [&] {
     barrier_wait(ring.full(position.slot), position.parity);
     if constexpr (kTokensByThreads) fence_async_proxy();
-    const uint8_t* stage = stages + position.slot * Stage::kBytes;
-    const uint8_t* weights = stage + Stage::kWeightOffset + consumer * Stage::kWeightBytes;
-    const uint32_t tokens = smem_address(stage);
+    if constexpr (kMayFetchEarly) fetch(0);
+  };
+#pragma unroll
+  for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
+  begin_stage();
+  for (int stage_idx = 0; stage_idx < n_stages; ++stage_idx) {
+    const uint32_t tokens = smem_address(stages + position.slot * Stage::kBytes);
+    const int slot_before = position.slot_before();
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      decode_block<Config>(a[block % 2], weights, block, warp, lane);
+      if constexpr (!kMayFetchEarly) fetch(block);
+      decode_block<Format>(a[block % 2], fetched, block);
+      if (kMayFetchEarly && block + 1 < kBlocks) fetch(block + 1);
       multiply_block<Config, kStep>(sums, a[block % 2], tokens + block * Stage::kBoxBytes, width);
+      if (block + 1 == kBlocks) {
+        position.advance();
+        if (stage_idx + 1 < n_stages) begin_stage();
+      }
       wgmma_wait<1>();
-      if (block == 0 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(position.slot_before()));
+      if (block == 0 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(slot_before));
     }
-    position.advance();
   }
   wgmma_wait<0>();
   // A producer that goes on with the next tile waits for the last stage too.
@@ -647,7 +769,7 @@ __device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const u
   multiply_run<Config, kTokensByThreads, Config::kTokens>(sums, stages, ring, position, n_stages, Config::kTokens,
                                                           consumer, warp, lane);
 }
-#line 45 "templates/dense_wgmma/kernel.cu"
+#line 49 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -668,13 +790,14 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 46 "templates/dense_wgmma/kernel.cu"
+#line 50 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/warpgroup_store.cuh"
-// From the registers of a warpgroup to memory: sums over splits, alpha, SwiGLU, one rounding, only inside N and M.
+// From the registers of a warpgroup to memory: sums over parts of k, alpha, SwiGLU, one rounding, only inside N and M.
 //
 // A fragment pairs tokens, memory wants rows together: BF16 results are transposed 8 x 8 by stmatrix into shared memory
 // (the ring, when it is free by then, or a little room of their own) and leave it as 16-byte pieces of a token's row.
-// f32 results go straight out: eight lanes write the 32 bytes of a sector.
+// f32 results go straight out, eight lanes writing the 32 bytes of a sector, or with a little room for each warp as
+// 16-byte pieces too.
 
 // Adds the parts of the kSplitK blocks that share a tile, one's own included, in ascending order of k. Returns whether
 // this block is the one that stores. `partials` holds [kSplitK][kTokens / 8][thread] float4 for this tile.
@@ -704,6 +827,53 @@ __device__ __forceinline__ bool sum_splits(GroupSums<Config>& sums, float4* part
     }
   }
   return true;
+}
+
+// A block's own tokens, where the blocks of a cluster share a tile: each stores a run of them, for all rows.
+template <class Config>
+struct OwnTokens : Config {
+  static constexpr int kTokens = Config::kTokens / Config::kCluster;
+  static_assert(Config::kTokens % (16 * Config::kCluster) == 0, "results leave by sixteen tokens");
+  static constexpr int kReceivedBytes = Config::kTokens / 8 * Config::kConsumers * 128 * 16;
+};
+
+// Adds the parts of the kCluster blocks that share a tile, in ascending order of k, for this block's own tokens. They
+// pass through `received`, which every thread of the block has read for the last time: the ring.
+template <class Config>
+__device__ __forceinline__ void sum_in_cluster(GroupSums<OwnTokens<Config>>& own, const GroupSums<Config>& sums,
+                                               uint8_t* received, int rank, int thread) {
+  constexpr int kThreads = Config::kConsumers * 128;
+  constexpr int kPieces = OwnTokens<Config>::kTokens / 8;
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();  // nobody needs its ring any more
+  const uint32_t mine = smem_address(received) + (rank * kPieces * kThreads + thread) * 16;
+#pragma unroll
+  for (int block = 0; block < Config::kCluster; ++block) {
+    const uint32_t to = address_in_block(mine, block);
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const float* piece = sums + 4 * (block * kPieces + i);
+      store_in_cluster(to + i * kThreads * 16, make_float4(piece[0], piece[1], piece[2], piece[3]));
+    }
+  }
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();  // all parts have come; from here on no block touches another's memory
+#pragma unroll
+  for (int i = 0; i < 4 * kPieces; ++i) own[i] = 0.0f;
+  const float4* from = reinterpret_cast<const float4*>(received) + thread;
+#pragma unroll 1
+  for (int part = 0; part < Config::kCluster; ++part, from += kPieces * kThreads) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const float4 more = from[i * kThreads];
+      own[4 * i] += more.x;
+      own[4 * i + 1] += more.y;
+      own[4 * i + 2] += more.z;
+      own[4 * i + 3] += more.w;
+    }
+  }
 }
 
 // Where a tile goes. `Rows` gives row(token), the address of column 0 for that token; factor(token), what its values
@@ -743,6 +913,56 @@ struct TileStore {
           if (row + 8 < n) to[row + 8] = sums[4 * i + 2 + j] * alpha_lower * factor;
         }
       }
+    }
+  }
+
+  // f32 without SwiGLU, by eights of tokens through `staging`, kWarpFloats of the warp's own: a lane takes four rows of
+  // one token.
+  // `rows` gives row_of_eight(i, lane) and factor_of_eight(i, lane), those of token 8 i + lane / 4, to all lanes.
+  static constexpr int kFloatStride = kRowTile + 4;  // 4 more: four pairs of tokens and eight rows meet no bank twice
+  static constexpr int kWarpFloats = 8 * kFloatStride;
+  __device__ __forceinline__ void floats_in_eights(const GroupSums<Config>& sums, float* staging, int warp,
+                                                   int lane) const {
+    float* put = staging + lane % 4 * 2 * kFloatStride + lane / 4;
+    const float4* get = reinterpret_cast<const float4*>(staging + lane / 4 * kFloatStride + lane % 4 * 4);
+    const int row = first_row + warp * kRowTile + lane % 4 * 4;
+    // An eight is stored when the next one is on its way, so that nobody waits for shared memory.
+    float4 last = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int i = 0; i <= Config::kTokens / 8; ++i) {
+      const float4 values = last;
+      if (i < Config::kTokens / 8 && i * 8 < rows.count) {
+        __syncwarp();  // the eight before this one has been read
+        put[0] = sums[4 * i] * alpha_upper;
+        put[kFloatStride] = sums[4 * i + 1] * alpha_upper;
+        put[8] = sums[4 * i + 2] * alpha_lower;
+        put[kFloatStride + 8] = sums[4 * i + 3] * alpha_lower;
+        __syncwarp();
+        last = *get;
+      }
+      if (i > 0) {
+        float* to = rows.row_of_eight(i - 1, lane);
+        const float factor = rows.factor_of_eight(i - 1, lane);
+        if ((i - 1) * 8 + lane / 4 < rows.count) {
+          const float4 scaled = make_float4(values.x * factor, values.y * factor, values.z * factor, values.w * factor);
+          store_four(to, row, n, scaled);
+        }
+        if (i * 8 >= rows.count) break;
+      }
+    }
+  }
+
+  // Four f32 of a row, as far as there are columns; in one piece where the address allows it.
+  static __device__ __forceinline__ void store_four(float* row, int column, int n_columns, const float4& values) {
+    float* to = row + column;
+    if (column + 4 <= n_columns && (reinterpret_cast<uint64_t>(to) & 15) == 0) {
+      *reinterpret_cast<float4*>(to) = values;
+      return;
+    }
+    const float single[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (column + i < n_columns) to[i] = single[i];
     }
   }
 
@@ -826,7 +1046,7 @@ struct TileStore {
     }
   }
 };
-#line 47 "templates/dense_wgmma/kernel.cu"
+#line 51 "templates/dense_wgmma/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4;                    // format of W
@@ -836,7 +1056,8 @@ struct Config {
   static constexpr int kTokens = 16;         // tokens of a block
   static constexpr int kBlockK = 128;        // k of a stage
   static constexpr int kStages = 4;         // stages in the ring
-  static constexpr int kSplitK = 4;          // blocks that share a tile's k
+  static constexpr int kSplitK = 4;          // blocks that share a tile's k through memory
+  static constexpr int kCluster = 1;       // blocks that share a tile's k in a cluster
   static constexpr int kSignal = 3;         // when the next grid is let go
   static constexpr int kThreads = 288;      // consumers, then one producer warp or warpgroup
   static constexpr int kBlocksPerSm = 2;
@@ -845,6 +1066,8 @@ struct Config {
 
 constexpr int kRows = Config::kConsumers * kRowBlock;
 constexpr int kConsumerThreads = Config::kConsumers * 128;
+constexpr int kParts = Config::kSplitK * Config::kCluster;
+static_assert(Config::kSplitK == 1 || Config::kCluster == 1, "parts meet in memory or in a cluster");
 // With a whole warpgroup of producers registers can move from them to the consumers, which hold kTokens / 2 sums each.
 constexpr bool kMovesRegisters = Config::kThreads == kConsumerThreads + 128;
 static_assert(!kMovesRegisters || (Config::kConsumers == 2 && Config::kBlocksPerSm == 1),
@@ -857,6 +1080,7 @@ constexpr int kFlagOffset = kRingBytes + Ring<Config::kStages>::kBarrierBytes;
 static_assert(kFlagOffset + 16 == Config::kSmemBytes,
               "host and device disagree on shared memory");
 static_assert(Config::kConsumers * kStagingBytes <= kRingBytes, "the results are staged where the ring was");
+static_assert(Config::kCluster == 1 || Config::kTokens * Config::kConsumers * 256 <= kRingBytes, "and parts received");
 
 // What one block works on.
 struct Work {
@@ -867,7 +1091,7 @@ struct Work {
   int n_slabs;
   int first_stage;
   int n_stages;
-  int split;
+  int part;         // of k; in a cluster the rank
   int64_t tile;     // index of the output tile
 };
 
@@ -876,16 +1100,16 @@ __device__ __forceinline__ Work work_of_block(int n, int k, int is_raster_by_tok
   work.row_blocks = ceil_divide(n, kRowBlock);
   work.n_slabs = ceil_divide(k, Config::Weights::kSlabK);
   const int row_tiles = ceil_divide(work.row_blocks, Config::kConsumers);
-  const int row_idx = (is_raster_by_token ? blockIdx.y : blockIdx.x) / Config::kSplitK;
+  const int row_idx = (is_raster_by_token ? blockIdx.y : blockIdx.x) / kParts;
   const int token_idx = is_raster_by_token ? blockIdx.x : blockIdx.y;
-  work.split = (is_raster_by_token ? blockIdx.y : blockIdx.x) % Config::kSplitK;
+  work.part = (is_raster_by_token ? blockIdx.y : blockIdx.x) % kParts;
   work.group = row_idx / row_tiles;
   work.first_row = row_idx % row_tiles * kRows;
   work.first_token = token_idx * Config::kTokens;
   const int all_stages = ceil_divide(work.n_slabs, Stage<Config>::kSlabs);
-  work.first_stage = int64_t{all_stages} * work.split / Config::kSplitK;
-  work.n_stages = int64_t{all_stages} * (work.split + 1) / Config::kSplitK - work.first_stage;
-  work.tile = int64_t{token_idx} * ((is_raster_by_token ? gridDim.y : gridDim.x) / Config::kSplitK) + row_idx;
+  work.first_stage = int64_t{all_stages} * work.part / kParts;
+  work.n_stages = int64_t{all_stages} * (work.part + 1) / kParts - work.first_stage;
+  work.tile = int64_t{token_idx} * ((is_raster_by_token ? gridDim.y : gridDim.x) / kParts) + row_idx;
   return work;
 }
 
@@ -956,6 +1180,28 @@ struct TokenRows {
   __device__ __forceinline__ float factor(int) const { return 1.0f; }
 };
 
+// alpha of the row, one rounding; BF16 leaves through the ring, which is free by then. `Tokens` is Config, or with a
+// share of its tokens.
+template <class Tokens>
+__device__ __forceinline__ void store_tile(const GroupSums<Tokens>& sums, const Work& work, const TokenRows& rows,
+                                           const Segments& segments, uint8_t* ring, int n, float limit) {
+  const int warp = threadIdx.x / 32 % 4;
+  const int lane = threadIdx.x % 32;
+  const int consumer = threadIdx.x / 128;
+  const int first_row = work.first_row + consumer * kRowBlock;
+  const int row = first_row + warp * kRowTile + lane / 4;
+  const float alpha_upper = Config::kSwiGlu ? segments.alpha[0] : alpha_of_row(segments, row);
+  const float alpha_lower = Config::kSwiGlu ? segments.alpha[1] : alpha_of_row(segments, row + 8);
+  const TileStore<Tokens, TokenRows> store{rows, first_row, n, alpha_upper, alpha_lower, limit};
+  if constexpr (sizeof(Config::Out) == 4) {
+    store.floats(sums, warp, lane);
+  } else {
+    named_barrier_sync(1, kConsumerThreads);  // every stage has been read: the ring may be written over
+    const auto join_group = [consumer] { named_barrier_sync(2 + consumer, 128); };
+    store.pairs(sums, ring + consumer * kStagingBytes, warp, lane, join_group);
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     dense_wgmma(const uint8_t* __restrict__ weights, const __grid_constant__ TensorMap a, Config::Out* d,
                 const int* m_on_device, float4* partials, unsigned* tickets, int64_t ldd, int m, int n, int k,
@@ -981,25 +1227,23 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPe
   GroupSums<Config> sums = {};
   multiply_stages<Config, false>(sums, shared, ring, work.n_stages, consumer, warp % 4, lane);
   wait_for_dependency();
-  const auto join_consumers = [] { named_barrier_sync(1, kConsumerThreads); };
-  if constexpr (Config::kSplitK > 1) {
-    float4* parts = partials + work.tile * Config::kSplitK * (Config::kTokens / 8) * kConsumerThreads;
-    unsigned* is_last = reinterpret_cast<unsigned*>(shared + kFlagOffset);
-    if (!sum_splits<Config>(sums, parts, tickets + work.tile, is_last, work.split, threadIdx.x, join_consumers)) return;
-  }
   const int columns = Config::kSwiGlu ? n / 2 : n;
-  const int row = work.first_row + consumer * kRowBlock + warp % 4 * kRowTile + lane / 4;
   const int tokens = actual_tokens(m_on_device, m) - work.first_token;
   const TokenRows rows{d + work.first_token * ldd + int64_t{work.group} * columns, ldd, tokens};
-  const float alpha_upper = Config::kSwiGlu ? segments.alpha[0] : alpha_of_row(segments, row);
-  const float alpha_lower = Config::kSwiGlu ? segments.alpha[1] : alpha_of_row(segments, row + 8);
-  const int first_row = work.first_row + consumer * kRowBlock;
-  const TileStore<Config, TokenRows> store{rows, first_row, n, alpha_upper, alpha_lower, limit};
-  if constexpr (sizeof(Config::Out) == 4) {
-    store.floats(sums, warp % 4, lane);
+  if constexpr (Config::kCluster > 1) {
+    using Own = OwnTokens<Config>;
+    GroupSums<Own> own;
+    sum_in_cluster<Config>(own, sums, shared, work.part, threadIdx.x);
+    const int first = work.part * Own::kTokens;
+    const TokenRows own_rows{rows.d + first * ldd, ldd, tokens - first};
+    store_tile<Own>(own, work, own_rows, segments, shared, n, limit);
   } else {
-    join_consumers();  // every stage has been read: the ring may be written over
-    const auto join_group = [consumer] { named_barrier_sync(2 + consumer, 128); };
-    store.pairs(sums, shared + consumer * kStagingBytes, warp % 4, lane, join_group);
+    if constexpr (Config::kSplitK > 1) {
+      float4* parts = partials + work.tile * Config::kSplitK * (Config::kTokens / 8) * kConsumerThreads;
+      unsigned* is_last = reinterpret_cast<unsigned*>(shared + kFlagOffset);
+      const auto join = [] { named_barrier_sync(1, kConsumerThreads); };
+      if (!sum_splits<Config>(sums, parts, tickets + work.tile, is_last, work.part, threadIdx.x, join)) return;
+    }
+    store_tile<Config>(sums, work, rows, segments, shared, n, limit);
   }
 }

@@ -156,17 +156,6 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   return twice;
 }
 #line 42 "templates/dense_wgmma_a8/kernel.cu"
-#line 1 "templates/arch/sm80/bytes.cuh"
-// Byte selection in one instruction.
-
-// prmt: byte i of the result is byte `selector >> 4 * i & 7` of the eight in low and high; bit 3 of each nibble must be
-// zero, or the byte's sign is spread instead.
-__device__ __forceinline__ uint32_t select_bytes(uint32_t low, uint32_t high, uint32_t selector) {
-  uint32_t out;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector));
-  return out;
-}
-#line 43 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/bulk_copy.cuh"
 // The copy engine: whole runs of bytes and boxes of tensors, counted in at an mbarrier.
 
@@ -200,7 +189,35 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 
 // fence.proxy.async: what threads have written to shared memory is there for the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+#line 43 "templates/dense_wgmma_a8/kernel.cu"
+#line 1 "templates/arch/sm80/bytes.cuh"
+// Byte selection in one instruction.
+
+// prmt: byte i of the result is byte `selector >> 4 * i & 7` of the eight in low and high; bit 3 of each nibble must be
+// zero, or the byte's sign is spread instead.
+__device__ __forceinline__ uint32_t select_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+  uint32_t out;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector));
+  return out;
+}
 #line 44 "templates/dense_wgmma_a8/kernel.cu"
+#line 1 "templates/arch/sm80/clamp.cuh"
+// The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
+
+// min.NaN.f32: NaN if either is.
+__device__ __forceinline__ float smaller_or_nan(float a, float b) {
+  float out;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+
+// max.NaN.f32: NaN if either is.
+__device__ __forceinline__ float larger_or_nan(float a, float b) {
+  float out;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+#line 45 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/cluster.cuh"
 // Thread-block clusters: blocks that start together and reach each other's shared memory and barriers.
 
@@ -226,6 +243,13 @@ __device__ __forceinline__ uint32_t address_in_block(uint32_t smem_address, uint
   return address;
 }
 
+// st.shared::cluster: 16 bytes to the shared memory of any block of the cluster.
+__device__ __forceinline__ void store_in_cluster(uint32_t smem_to, float4 value) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(smem_to), "f"(value.x), "f"(value.y),
+               "f"(value.z), "f"(value.w)
+               : "memory");
+}
+
 // mbarrier.arrive at a barrier of any block of the cluster. It says that this thread has read what it was to read; with
 // release.cluster, which would publish writes too, a memory barrier of the whole GPU stands before each arrival.
 __device__ __forceinline__ void barrier_arrive_in_cluster(uint32_t barrier) {
@@ -242,7 +266,7 @@ __device__ __forceinline__ void copy_box_to_blocks(uint32_t smem_to, const void*
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
       : "memory");
 }
-#line 45 "templates/dense_wgmma_a8/kernel.cu"
+#line 46 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -254,7 +278,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 46 "templates/dense_wgmma_a8/kernel.cu"
+#line 47 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/fp8.cuh"
 // FP8 conversion with one rounding.
 
@@ -264,7 +288,17 @@ __device__ __forceinline__ uint32_t e4m3_pair_from_floats(float low, float high)
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
   return pair;
 }
-#line 47 "templates/dense_wgmma_a8/kernel.cu"
+#line 48 "templates/dense_wgmma_a8/kernel.cu"
+#line 1 "templates/arch/sm80/reciprocal.cuh"
+// The chip's estimate of a reciprocal.
+
+// rcp.approx.ftz.f32: 1 / x within one unit in the last place. A start for an exact result, never a result.
+__device__ __forceinline__ float reciprocal_estimate(float x) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+#line 49 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/store_matrix.cuh"
 // stmatrix: fragments to shared memory, the way ldmatrix reads them.
 
@@ -280,7 +314,7 @@ __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t smem_to, uin
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(smem_to), "r"(from0), "r"(from1)
                : "memory");
 }
-#line 48 "templates/dense_wgmma_a8/kernel.cu"
+#line 50 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma.cuh"
 // Warpgroup MMA: four warps multiply 64 rows held in registers with tokens held in shared memory.
 // The instruction itself comes from generated/wgmma.cuh, for the one width that a kernel uses.
@@ -317,7 +351,7 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem_address) {
   constexpr uint64_t kSwizzle128 = 1;
   return uint64_t{(smem_address & 0x3FFFF) >> 4} | (uint64_t{1} << 16) | (kEightRows << 32) | (kSwizzle128 << 62);
 }
-#line 49 "templates/dense_wgmma_a8/kernel.cu"
+#line 51 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/generated/wgmma_e4m3.cuh"
 // wgmma.mma_async m64n128k32: d = a (64 x 32, E4M3, registers) * b (32 x 128, E4M3, shared memory)
 // + d, or 0 without `adds`.
@@ -349,7 +383,7 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[64], const uint32_t (
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(adds));
 }
 
-#line 50 "templates/dense_wgmma_a8/kernel.cu"
+#line 52 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -515,7 +549,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 51 "templates/dense_wgmma_a8/kernel.cu"
+#line 53 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/format_a8.cuh"
 // Packed weights to FP8: how a lane turns the bytes of a slab into the A fragments of wgmma m64k32 on E4M3.
 //
@@ -625,20 +659,33 @@ struct Fp8A8 : Fp8 {
     return {factor_of(scales.bytes & 0xFFu), factor_of(scales.bytes >> 8 & 0xFFu)};
   }
 };
-#line 52 "templates/dense_wgmma_a8/kernel.cu"
-#line 1 "templates/lib/math.cuh"
-// Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
-// same operations in the same order and gives the same bits on the CPU.
+#line 54 "templates/dense_wgmma_a8/kernel.cu"
+#line 1 "templates/lib/reciprocal.cuh"
+// A reciprocal for long chains of them.
 
-// 2^exponent for -126 to 127.
-__device__ __forceinline__ float power_of_two(int exponent) { return __int_as_float((exponent + 127) << 23); }
+// 1 / x rounded to nearest for a magnitude of x from 2^-125 to 2^125; NaN for NaN and infinity. An estimate and one
+// step of Newton's, which is how __frcp_rn treats such x, but without its test for other ones: a branch for each
+// reciprocal keeps independent ones from running side by side.
+__device__ __forceinline__ float reciprocal_in_range(float x) {
+  const float estimate = reciprocal_estimate(x);
+  return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
+}
+#line 55 "templates/dense_wgmma_a8/kernel.cu"
+#line 1 "templates/lib/swiglu.cuh"
+// The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
+// has the same operations in the same order and gives the same bits on the CPU.
 
-// 2^x within 1.1e-7: the fraction by a polynomial, the integer part as two exact factors.
-__device__ __forceinline__ float exp2_defined(float x) {
-  x = x < -150.0f ? -150.0f : x;
-  x = x > 128.5f ? 128.5f : x;
-  const float rounded = rintf(x);
-  const float f = x - rounded;
+// x * sigmoid(x) as x / (1 + 2^(-x log2 e)) without a branch: a few of them run side by side. Below -86.5 it is what it
+// is there, -2e-36; an infinite x gives NaN. The division rounds as IEEE's does: the divisor is between 1 and 2^125, so
+// its reciprocal is rounded right by one step of Newton's, and the quotient by one step with the exact remainder.
+__device__ __forceinline__ float silu(float x) {
+  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
+  constexpr float kWhole = 12582912.0f;                 // 1.5 * 2^23: a sum with it has no fraction
+  const float bounded = larger_or_nan(x, -86.5f);
+  float t = -bounded * kLog2E;
+  t = t < -126.0f ? -126.0f : t;
+  const float shifted = t + kWhole;
+  const float f = t - (shifted - kWhole);
   float p = __int_as_float(0x3926093E);
   p = __fmaf_rn(p, f, __int_as_float(0x3AAFDFD1));
   p = __fmaf_rn(p, f, __int_as_float(0x3C1D90E4));
@@ -646,33 +693,29 @@ __device__ __forceinline__ float exp2_defined(float x) {
   p = __fmaf_rn(p, f, __int_as_float(0x3E75FDF3));
   p = __fmaf_rn(p, f, __int_as_float(0x3F317219));
   p = __fmaf_rn(p, f, 1.0f);
-  const int n = __float2int_rn(rounded);
-  const int low = n >> 1;
-  return p * power_of_two(low) * power_of_two(n - low);
+  const float divisor = 1.0f + __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
+  const float inverse = reciprocal_in_range(divisor);
+  const float quotient = bounded * inverse;
+  const float rounded = __fmaf_rn(__fmaf_rn(-divisor, quotient, bounded), inverse, quotient);
+  return rounded + (x - x);
 }
 
-// x * sigmoid(x).
-__device__ __forceinline__ float silu(float x) {
-  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
-  return x / (1.0f + exp2_defined(-x * kLog2E));
-}
-
-// silu(min(gate, limit)) * clamp(up, -limit, limit). The comparisons keep a NaN in either operand, as fminf would not.
+// silu(min(gate, limit)) * clamp(up, -limit, limit). A NaN in either operand stays, as with fminf it would not.
 __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
-  gate = gate > limit ? limit : gate;
-  up = up > limit ? limit : up;
-  up = up < -limit ? -limit : up;
+  gate = smaller_or_nan(gate, limit);
+  up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 53 "templates/dense_wgmma_a8/kernel.cu"
+#line 56 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
-// Tokens of this launch: what the device says, never more than the grid was built for.
+// Tokens of this launch: what the device says, never more than the grid was built for. Past the L1: a kernel that knows
+// it to be written may ask before it waits.
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
-  return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
+  return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 54 "templates/dense_wgmma_a8/kernel.cu"
+#line 57 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
 // From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
 
@@ -692,7 +735,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 55 "templates/dense_wgmma_a8/kernel.cu"
+#line 58 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/ring.cuh"
 // A ring of stages in shared memory between one producer and the consumers, with two mbarriers a stage.
 
@@ -730,7 +773,7 @@ struct RingPosition {
     }
   }
 };
-#line 56 "templates/dense_wgmma_a8/kernel.cu"
+#line 59 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/warpgroup_multiply_a8.cuh"
 // One warpgroup multiplies 64 rows of packed weights with kTokens FP8 tokens, block of 128 k by block, on wgmma.
 //
@@ -747,6 +790,8 @@ struct RingPosition {
 //
 // Hopper's FP8 tensor cores keep about 13 bits behind the point of the largest term, so a long chain loses what is
 // small beside its sum. A chain ends after kPromote k and is added to f32 registers; 0 never ends it.
+//
+// A tile may be narrower than kTokens, in steps of kStep: as in lib/warpgroup_multiply.cuh.
 //
 // Config gives: Weights (the format), kTokens, kBlockK, kStages, kConsumers, kPromote, kCluster.
 
@@ -796,17 +841,22 @@ __device__ __forceinline__ RowFactors decode_block(Fragments& a, const uint8_t* 
   return factors;
 }
 
-// Issues the four wgmma of one block of 128 k. `box` is the address of its tokens; the first of a chain begins at zero.
-template <class Config, bool kBeginsChain>
-__device__ __forceinline__ void multiply_block(GroupSums<Config>& sums, const Fragments& a, uint32_t box) {
+// Issues the four wgmma of one block of 128 k for `width` tokens, and closes their group. `box` is the address of its
+// tokens; the first of a chain begins at zero.
+template <class Config, int kStep, bool kBeginsChain>
+__device__ __forceinline__ void multiply_block(GroupSums<Config>& sums, const Fragments& a, uint32_t box, int width) {
   wgmma_fence();
   const uint64_t tokens = swizzled_descriptor(box);
+  if constexpr (kStep == Config::kTokens) {
 #pragma unroll
-  for (int step = 0; step < 4; ++step) {
-    // 32 k are 32 bytes, and the descriptor counts 16.
-    wgmma_generated(sums, a[step], tokens + step * 2, step > 0 || !kBeginsChain);
+    for (int step = 0; step < 4; ++step) {
+      // 32 k are 32 bytes, and the descriptor counts 16.
+      wgmma_generated(sums, a[step], tokens + step * 2, step > 0 || !kBeginsChain);
+    }
+    wgmma_commit();
+  } else {
+    wgmma_of_width(sums, a, tokens, width, !kBeginsChain);
   }
-  wgmma_commit();
 }
 
 // Adds the sums of a chain, which has ended, to the totals. A factor is a power of two, so each addition rounds once.
@@ -836,22 +886,27 @@ __device__ __forceinline__ void release(Ring<Config::kStages> ring, int slot, in
   }
 }
 
-// Where a warpgroup stands.
-template <class Config>
+// Where a warpgroup stands in a run of stages. `width` is a multiple of kStep, the same for all threads of the
+// warpgroup. kTokensByThreads: the tokens were written by threads (cp.async), which the tensor cores must be told of.
+template <class Config, bool kTokensByThreads, int kStep>
 struct Place {
   RingPosition<Config::kStages> position;
+  int width;
   int previous_slot = -1;  // of the stage whose wgmma may still be under way
   RowFactors factors;      // of the chain that is under way, if it is of 128 k
 };
 
 // Decodes block `kBlock` of the stage at `place` and multiplies it. kEndsChain: after the chain before has ended and
 // was added to the totals. The wgmma of the block are still under way when this returns, those before it are not.
-template <class Config, int kBlock, bool kEndsChain>
+template <class Config, int kBlock, bool kEndsChain, bool kTokensByThreads, int kStep>
 __device__ __forceinline__ void multiply_next(GroupSums<Config>& totals, GroupSums<Config>& sums, Fragments& a,
-                                              Place<Config>& place, const uint8_t* stages, const uint2* table,
-                                              Ring<Config::kStages> ring, int consumer, int lane) {
+                                              Place<Config, kTokensByThreads, kStep>& place, const uint8_t* stages,
+                                              const uint2* table, Ring<Config::kStages> ring, int consumer, int lane) {
   using Stage = Stage<Config>;
-  if constexpr (kBlock == 0) barrier_wait(ring.full(place.position.slot), place.position.parity);
+  if constexpr (kBlock == 0) {
+    barrier_wait(ring.full(place.position.slot), place.position.parity);
+    if constexpr (kTokensByThreads) fence_async_proxy();
+  }
   const uint8_t* stage = stages + place.position.slot * Stage::kBytes;
   const uint8_t* weights = stage + Stage::kWeightOffset + consumer * Stage::kWeightBytes;
   const uint32_t box = smem_address(stage) + kBlock * Stage::kBoxBytes;
@@ -862,9 +917,9 @@ __device__ __forceinline__ void multiply_next(GroupSums<Config>& totals, GroupSu
     wgmma_wait<0>();
     if (follows_stage) release<Config>(ring, place.previous_slot, lane);
     promote<Config>(totals, sums, place.factors);  // before the first chain the sums are zeros
-    multiply_block<Config, true>(sums, a, box);
+    multiply_block<Config, kStep, true>(sums, a, box, place.width);
   } else {
-    multiply_block<Config, false>(sums, a, box);
+    multiply_block<Config, kStep, false>(sums, a, box, place.width);
     wgmma_wait<1>();
     if (follows_stage) release<Config>(ring, place.previous_slot, lane);
   }
@@ -875,21 +930,21 @@ __device__ __forceinline__ void multiply_next(GroupSums<Config>& totals, GroupSu
   }
 }
 
-// Multiplies `n_stages` stages of the ring. With promotion `totals` gets the result, without it `sums`; both are zero.
+// Multiplies `n_stages` stages of the ring from `place` on, and leaves it behind them; the last of them is not reported
+// free. With promotion `totals` gets the result, without it `sums`; both are zero.
 //
 // The loop has no exit in its middle: behind one, ptxas loses sight of which registers a wgmma still reads, and lets
 // every wgmma wait for the one before (C7513). Blocks that do not fill it follow behind, each in a chain of its own.
-template <class Config>
-__device__ __forceinline__ void multiply_stages(GroupSums<Config>& totals, GroupSums<Config>& sums,
-                                                const uint8_t* stages, const uint2* table, Ring<Config::kStages> ring,
-                                                int n_stages, int consumer, int lane) {
+template <class Config, bool kTokensByThreads, int kStep>
+__device__ __forceinline__ void multiply_from(Place<Config, kTokensByThreads, kStep>& place, GroupSums<Config>& totals,
+                                              GroupSums<Config>& sums, const uint8_t* stages, const uint2* table,
+                                              Ring<Config::kStages> ring, int n_stages, int consumer, int lane) {
   constexpr int kBlocks = Config::kBlockK / 128;  // of a stage
   constexpr int kChain = Config::kPromote / 128;  // blocks of a chain; 0: it never ends
   constexpr int kUnrolled = larger(2, kChain);    // the register sets take turns, and chains begin at known places
   static_assert(kBlocks <= 2 && (kChain <= 2 || kChain == 4), "chains and stages fill the loop");
   static_assert(!Config::Weights::kScalesSums || kChain == 1, "a scale of 128 k belongs to one chain");
   Fragments a[2];
-  Place<Config> place;
   const int n_blocks = n_stages * kBlocks;
 #pragma unroll
   for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
@@ -920,7 +975,29 @@ __device__ __forceinline__ void multiply_stages(GroupSums<Config>& totals, Group
     for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
   }
 }
-#line 57 "templates/dense_wgmma_a8/kernel.cu"
+
+// A block with one tile, of full width.
+template <class Config>
+__device__ __forceinline__ void multiply_stages(GroupSums<Config>& totals, GroupSums<Config>& sums,
+                                                const uint8_t* stages, const uint2* table, Ring<Config::kStages> ring,
+                                                int n_stages, int consumer, int lane) {
+  Place<Config, false, Config::kTokens> place{{}, Config::kTokens};
+  multiply_from<Config>(place, totals, sums, stages, table, ring, n_stages, consumer, lane);
+}
+
+// A tile of `width` tokens, from `position` on, which is left behind it: the producer goes on with the next tile and
+// waits for every stage.
+template <class Config, bool kTokensByThreads, int kStep>
+__device__ __forceinline__ void multiply_run(GroupSums<Config>& totals, GroupSums<Config>& sums, const uint8_t* stages,
+                                             const uint2* table, Ring<Config::kStages> ring,
+                                             RingPosition<Config::kStages>& position, int n_stages, int width,
+                                             int consumer, int lane) {
+  Place<Config, kTokensByThreads, kStep> place{position, width};
+  multiply_from<Config>(place, totals, sums, stages, table, ring, n_stages, consumer, lane);
+  position = place.position;
+  release<Config>(ring, position.slot_before(), lane);
+}
+#line 60 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -941,13 +1018,14 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 58 "templates/dense_wgmma_a8/kernel.cu"
+#line 61 "templates/dense_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/warpgroup_store.cuh"
-// From the registers of a warpgroup to memory: sums over splits, alpha, SwiGLU, one rounding, only inside N and M.
+// From the registers of a warpgroup to memory: sums over parts of k, alpha, SwiGLU, one rounding, only inside N and M.
 //
 // A fragment pairs tokens, memory wants rows together: BF16 results are transposed 8 x 8 by stmatrix into shared memory
 // (the ring, when it is free by then, or a little room of their own) and leave it as 16-byte pieces of a token's row.
-// f32 results go straight out: eight lanes write the 32 bytes of a sector.
+// f32 results go straight out, eight lanes writing the 32 bytes of a sector, or with a little room for each warp as
+// 16-byte pieces too.
 
 // Adds the parts of the kSplitK blocks that share a tile, one's own included, in ascending order of k. Returns whether
 // this block is the one that stores. `partials` holds [kSplitK][kTokens / 8][thread] float4 for this tile.
@@ -977,6 +1055,53 @@ __device__ __forceinline__ bool sum_splits(GroupSums<Config>& sums, float4* part
     }
   }
   return true;
+}
+
+// A block's own tokens, where the blocks of a cluster share a tile: each stores a run of them, for all rows.
+template <class Config>
+struct OwnTokens : Config {
+  static constexpr int kTokens = Config::kTokens / Config::kCluster;
+  static_assert(Config::kTokens % (16 * Config::kCluster) == 0, "results leave by sixteen tokens");
+  static constexpr int kReceivedBytes = Config::kTokens / 8 * Config::kConsumers * 128 * 16;
+};
+
+// Adds the parts of the kCluster blocks that share a tile, in ascending order of k, for this block's own tokens. They
+// pass through `received`, which every thread of the block has read for the last time: the ring.
+template <class Config>
+__device__ __forceinline__ void sum_in_cluster(GroupSums<OwnTokens<Config>>& own, const GroupSums<Config>& sums,
+                                               uint8_t* received, int rank, int thread) {
+  constexpr int kThreads = Config::kConsumers * 128;
+  constexpr int kPieces = OwnTokens<Config>::kTokens / 8;
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();  // nobody needs its ring any more
+  const uint32_t mine = smem_address(received) + (rank * kPieces * kThreads + thread) * 16;
+#pragma unroll
+  for (int block = 0; block < Config::kCluster; ++block) {
+    const uint32_t to = address_in_block(mine, block);
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const float* piece = sums + 4 * (block * kPieces + i);
+      store_in_cluster(to + i * kThreads * 16, make_float4(piece[0], piece[1], piece[2], piece[3]));
+    }
+  }
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();  // all parts have come; from here on no block touches another's memory
+#pragma unroll
+  for (int i = 0; i < 4 * kPieces; ++i) own[i] = 0.0f;
+  const float4* from = reinterpret_cast<const float4*>(received) + thread;
+#pragma unroll 1
+  for (int part = 0; part < Config::kCluster; ++part, from += kPieces * kThreads) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const float4 more = from[i * kThreads];
+      own[4 * i] += more.x;
+      own[4 * i + 1] += more.y;
+      own[4 * i + 2] += more.z;
+      own[4 * i + 3] += more.w;
+    }
+  }
 }
 
 // Where a tile goes. `Rows` gives row(token), the address of column 0 for that token; factor(token), what its values
@@ -1016,6 +1141,56 @@ struct TileStore {
           if (row + 8 < n) to[row + 8] = sums[4 * i + 2 + j] * alpha_lower * factor;
         }
       }
+    }
+  }
+
+  // f32 without SwiGLU, by eights of tokens through `staging`, kWarpFloats of the warp's own: a lane takes four rows of
+  // one token.
+  // `rows` gives row_of_eight(i, lane) and factor_of_eight(i, lane), those of token 8 i + lane / 4, to all lanes.
+  static constexpr int kFloatStride = kRowTile + 4;  // 4 more: four pairs of tokens and eight rows meet no bank twice
+  static constexpr int kWarpFloats = 8 * kFloatStride;
+  __device__ __forceinline__ void floats_in_eights(const GroupSums<Config>& sums, float* staging, int warp,
+                                                   int lane) const {
+    float* put = staging + lane % 4 * 2 * kFloatStride + lane / 4;
+    const float4* get = reinterpret_cast<const float4*>(staging + lane / 4 * kFloatStride + lane % 4 * 4);
+    const int row = first_row + warp * kRowTile + lane % 4 * 4;
+    // An eight is stored when the next one is on its way, so that nobody waits for shared memory.
+    float4 last = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int i = 0; i <= Config::kTokens / 8; ++i) {
+      const float4 values = last;
+      if (i < Config::kTokens / 8 && i * 8 < rows.count) {
+        __syncwarp();  // the eight before this one has been read
+        put[0] = sums[4 * i] * alpha_upper;
+        put[kFloatStride] = sums[4 * i + 1] * alpha_upper;
+        put[8] = sums[4 * i + 2] * alpha_lower;
+        put[kFloatStride + 8] = sums[4 * i + 3] * alpha_lower;
+        __syncwarp();
+        last = *get;
+      }
+      if (i > 0) {
+        float* to = rows.row_of_eight(i - 1, lane);
+        const float factor = rows.factor_of_eight(i - 1, lane);
+        if ((i - 1) * 8 + lane / 4 < rows.count) {
+          const float4 scaled = make_float4(values.x * factor, values.y * factor, values.z * factor, values.w * factor);
+          store_four(to, row, n, scaled);
+        }
+        if (i * 8 >= rows.count) break;
+      }
+    }
+  }
+
+  // Four f32 of a row, as far as there are columns; in one piece where the address allows it.
+  static __device__ __forceinline__ void store_four(float* row, int column, int n_columns, const float4& values) {
+    float* to = row + column;
+    if (column + 4 <= n_columns && (reinterpret_cast<uint64_t>(to) & 15) == 0) {
+      *reinterpret_cast<float4*>(to) = values;
+      return;
+    }
+    const float single[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (column + i < n_columns) to[i] = single[i];
     }
   }
 
@@ -1099,7 +1274,44 @@ struct TileStore {
     }
   }
 };
-#line 59 "templates/dense_wgmma_a8/kernel.cu"
+#line 62 "templates/dense_wgmma_a8/kernel.cu"
+#line 1 "templates/lib/weight_stage.cuh"
+// Packed weights into a stage of the ring: runs of slabs, one for each consumer's block of 64 rows, by bulk copies.
+//
+// A slab beyond k is replaced by the last one: its tokens are zeros, and zero times a finite number is zero, where what
+// lies in shared memory by chance might not be finite. So is a block of rows beyond n.
+//
+// Config gives: Weights (the format), kConsumers, kBlockK, and what Stage<Config> needs.
+
+// One of several matrices [n, k] that lie one behind the other: of a group of heads, or of an expert.
+struct PackedMatrix {
+  const uint8_t* weights;  // of all of them
+  int idx;
+  int row_blocks;          // blocks of 64 rows
+  int n_slabs;             // along k
+
+  // Slabs `first_slab` and on of the rows from `first_row` on. The bytes are counted in at `barrier`.
+  template <class Config>
+  __device__ __forceinline__ void copy_stage(int first_row, int first_slab, uint32_t stage, uint32_t barrier) const {
+    constexpr int kSlabs = Stage<Config>::kSlabs;
+    constexpr int kSlabBytes = Slab<typename Config::Weights>::kBytes;
+#pragma unroll
+    for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
+      const int row_block = smaller(first_row / kRowBlock + consumer, row_blocks - 1);
+      const uint8_t* block = weights + (int64_t{idx} * row_blocks + row_block) * n_slabs * kSlabBytes;
+      const uint32_t to = stage + Stage<Config>::kWeightOffset + consumer * Stage<Config>::kWeightBytes;
+      if (first_slab + kSlabs <= n_slabs) {
+        copy_bulk(to, block + int64_t{first_slab} * kSlabBytes, kSlabs * kSlabBytes, barrier);
+      } else {
+        for (int s = 0; s < kSlabs; ++s) {
+          const int slab = smaller(first_slab + s, n_slabs - 1);
+          copy_bulk(to + s * kSlabBytes, block + int64_t{slab} * kSlabBytes, kSlabBytes, barrier);
+        }
+      }
+    }
+  }
+};
+#line 63 "templates/dense_wgmma_a8/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4A8;                  // format of W
@@ -1148,6 +1360,13 @@ struct Work {
   int n_stages;
   int split;
   int64_t tile;     // index of the output tile
+
+  // Weights of one stage.
+  __device__ __forceinline__ void copy_weights(const uint8_t* weights, uint32_t stage, uint32_t barrier,
+                                               int stage_idx) const {
+    const PackedMatrix matrix{weights, group, row_blocks, n_slabs};
+    matrix.copy_stage<Config>(first_row, (first_stage + stage_idx) * Stage<Config>::kSlabs, stage, barrier);
+  }
 };
 
 __device__ __forceinline__ Work work_of_block(int n, int k, int is_raster_by_token) {
@@ -1166,29 +1385,6 @@ __device__ __forceinline__ Work work_of_block(int n, int k, int is_raster_by_tok
   work.n_stages = int64_t{all_stages} * (work.split + 1) / Config::kSplitK - work.first_stage;
   work.tile = int64_t{token_idx} * ((is_raster_by_token ? gridDim.y : gridDim.x) / Config::kSplitK) + row_idx;
   return work;
-}
-
-// Weights of one stage. A slab beyond k is replaced by the last one: its tokens are zeros, and zero times a finite
-// number is zero, where what lies in shared memory by chance might not be finite. So is a block of rows beyond n.
-__device__ __forceinline__ void copy_weights(const Work& work, const uint8_t* weights, uint32_t stage, uint32_t barrier,
-                                             int stage_idx) {
-  constexpr int kSlabs = Stage<Config>::kSlabs;
-  constexpr int kSlabBytes = Slab<Config::Weights>::kBytes;
-  const int first_slab = (work.first_stage + stage_idx) * kSlabs;
-#pragma unroll
-  for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
-    const int row_block = smaller(work.first_row / kRowBlock + consumer, work.row_blocks - 1);
-    const uint8_t* block = weights + (int64_t{work.group} * work.row_blocks + row_block) * work.n_slabs * kSlabBytes;
-    const uint32_t to = stage + Stage<Config>::kWeightOffset + consumer * Stage<Config>::kWeightBytes;
-    if (first_slab + kSlabs <= work.n_slabs) {
-      copy_bulk(to, block + int64_t{first_slab} * kSlabBytes, kSlabs * kSlabBytes, barrier);
-    } else {
-      for (int s = 0; s < kSlabs; ++s) {
-        const int slab = smaller(first_slab + s, work.n_slabs - 1);
-        copy_bulk(to + s * kSlabBytes, block + int64_t{slab} * kSlabBytes, kSlabBytes, barrier);
-      }
-    }
-  }
 }
 
 // Tokens of one stage: this block's part of them, for every block of the cluster.
@@ -1217,7 +1413,7 @@ __device__ __forceinline__ void produce(const Work& work, const uint8_t* weights
   const int early = smaller(work.n_stages, Config::kStages);
   for (int i = 0; i < early; ++i) {
     barrier_arrive_and_expect(ring.full(i), kStageBytes);
-    copy_weights(work, weights, stages + i * Stage<Config>::kBytes, ring.full(i), i);
+    work.copy_weights(weights, stages + i * Stage<Config>::kBytes, ring.full(i), i);
   }
   if constexpr (Config::kSignal == 1) launch_dependents();
   wait_for_dependency();
@@ -1227,7 +1423,7 @@ __device__ __forceinline__ void produce(const Work& work, const uint8_t* weights
     barrier_wait(ring.free(position.slot), position.parity);
     const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
     barrier_arrive_and_expect(ring.full(position.slot), kStageBytes);
-    copy_weights(work, weights, stage, ring.full(position.slot), i);
+    work.copy_weights(weights, stage, ring.full(position.slot), i);
     copy_tokens(work, a, stage, ring.full(position.slot), i, part);
     position.advance();
   }

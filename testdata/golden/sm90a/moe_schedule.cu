@@ -10,13 +10,16 @@
 //   up_tiles     [tile_counts[0]]     int4 expert, position, count, 0   written; at most up.most slots each
 //   down_tiles   [tile_counts[1]]     the same with down.most           written
 //
-//   block = kWarps warps, one block: a step has few slots, and a second launch would cost more than it saves
+//   block = kWarps warps, which place the slots of its own experts; grid = as many blocks as share the experts
 //
-//   count      each warp counts its own run of slots, 32 at a time, lanes with one expert together (match.any)
-//   scan       per expert over the warps, then over the experts: positions and tiles
-//   place      each warp walks its run again and writes every slot to its position
+//   count      each warp walks its own run of all slots, 32 at a time: it adds to every expert's total, and counts those
+//              of its own experts, lanes with one expert together (match.any)
+//   scan       per own expert over the warps, then over all experts: positions and tiles
+//   place      each warp walks its run again and writes the slots of its own experts to their positions
 //
-//   shared memory   counts [kWarps][n_local], then per expert: begin, first up tile, first down tile
+// Every block reads all slots and makes all totals, so no block waits for another, and one launch does.
+//
+//   shared memory   counts [kWarps][own experts], then per expert: total, begin, first up tile, first down tile
 //
 // An expert's slots are cut into as few tiles as hold them, of nearly equal counts, each but the last a multiple of
 // `step`: a count of 200 with most = 128 and step = 16 gives 96 and 104, not 128 and 72, so that no tile is narrow.
@@ -47,7 +50,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 29 "templates/moe_schedule/kernel.cu"
+#line 32 "templates/moe_schedule/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -59,15 +62,16 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 30 "templates/moe_schedule/kernel.cu"
+#line 33 "templates/moe_schedule/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
-// Tokens of this launch: what the device says, never more than the grid was built for.
+// Tokens of this launch: what the device says, never more than the grid was built for. Past the L1: a kernel that knows
+// it to be written may ask before it waits.
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
-  return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
+  return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 31 "templates/moe_schedule/kernel.cu"
+#line 34 "templates/moe_schedule/kernel.cu"
 
 struct Config {
   static constexpr int kWarps = 4;
@@ -133,19 +137,22 @@ __device__ __forceinline__ void write_tiles(int4* tiles, int first_tile, int exp
   }
 }
 
-// The slots of one warp.
+// The slots of one warp, and the experts of its block.
 struct Run {
   const int* experts;
   int expert_offset;
   int n_local;
   int begin;
   int end;
-  int* counts;  // of this warp, for each expert
+  int first_own;
+  int n_own;
+  int* counts;  // of this warp, for each own expert
   int lane;
 
-  // Calls visit(slot, expert, rank among the lanes with that expert) for each local slot, and counts it after that.
-  template <class Visit>
-  __device__ __forceinline__ void walk(Visit visit) const {
+  // Calls see(expert) for each local slot, and visit(slot, expert, rank among the lanes with that expert) for each slot
+  // of an own expert, and counts it after that.
+  template <class See, class Visit>
+  __device__ __forceinline__ void walk(See see, Visit visit) const {
     for (int base = begin; base < end; base += 32 * Config::kAhead) {
       int ahead[Config::kAhead];
 #pragma unroll
@@ -157,12 +164,14 @@ struct Run {
       for (int i = 0; i < Config::kAhead; ++i) {
         if (base + i * 32 >= end) break;
         const int expert = ahead[i];
-        const bool is_local = expert >= 0 && expert < n_local;
-        const unsigned peers = __match_any_sync(~0u, is_local ? expert : -1);
+        if (expert >= 0 && expert < n_local) see(expert);
+        const bool is_own = expert >= first_own && expert < first_own + n_own;
+        if (!__any_sync(~0u, is_own)) continue;
+        const unsigned peers = __match_any_sync(~0u, is_own ? expert : -1);
         const int rank = __popc(peers & ((1u << lane) - 1));
-        if (is_local) visit(base + i * 32 + lane, expert, rank);
+        if (is_own) visit(base + i * 32 + lane, expert, rank);
         __syncwarp();
-        if (is_local && rank == 0) counts[expert] += __popc(peers);
+        if (is_own && rank == 0) counts[expert - first_own] += __popc(peers);
         __syncwarp();
       }
     }
@@ -179,39 +188,46 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, 1)
   const int lane = threadIdx.x % 32;
   const Cut up_cut{up_tokens, up_step};
   const Cut down_cut{down_tokens, down_step};
-  int* counts = reinterpret_cast<int*>(shared);          // [kWarps][n_local]
-  int* begin = counts + Config::kWarps * n_local;        // [n_local + 1], and so on
+  const int first_own = int64_t{n_local} * blockIdx.x / gridDim.x;
+  const int n_own = int64_t{n_local} * (blockIdx.x + 1) / gridDim.x - first_own;
+  int* totals = reinterpret_cast<int*>(shared);          // [n_local]
+  int* begin = totals + n_local;                         // [n_local + 1], and so on
   int* up_first = begin + n_local + 1;
   int* down_first = up_first + n_local + 1;
-  int* totals = down_first + n_local + 1;                // [n_local]
-  for (int i = threadIdx.x; i < Config::kWarps * n_local; i += Config::kWarps * 32) counts[i] = 0;
+  int* counts = down_first + n_local + 1;                // [kWarps][n_own]
+  constexpr int kThreads = Config::kWarps * 32;
+  for (int i = threadIdx.x; i < n_local; i += kThreads) totals[i] = 0;
+  for (int i = threadIdx.x; i < Config::kWarps * n_own; i += kThreads) counts[i] = 0;
   wait_for_dependency();
   const int n_slots = actual_tokens(m_on_device, m) * top_k;
   const int run_begin = int64_t{n_slots} * warp / Config::kWarps;
   const int run_end = int64_t{n_slots} * (warp + 1) / Config::kWarps;
-  int* own = counts + warp * n_local;
+  int* own = counts + warp * n_own;
   __syncthreads();
 
-  const Run run{experts, expert_offset, n_local, run_begin, run_end, own, lane};
-  run.walk([](int, int, int) {});
+  const Run run{experts, expert_offset, n_local, run_begin, run_end, first_own, n_own, own, lane};
+  // Whole numbers: the order of the additions does not matter.
+  run.walk([&](int expert) { atomicAdd(totals + expert, 1); }, [](int, int, int) {});
   __syncthreads();
-  for (int expert = threadIdx.x; expert < n_local; expert += Config::kWarps * 32) {
+  for (int expert = threadIdx.x; expert < n_own; expert += kThreads) {
     int sum = 0;
     for (int w = 0; w < Config::kWarps; ++w) {
-      const int count = counts[w * n_local + expert];
-      counts[w * n_local + expert] = sum;
+      const int count = counts[w * n_own + expert];
+      counts[w * n_own + expert] = sum;
       sum += count;
     }
-    totals[expert] = sum;
   }
-  __syncthreads();
   if (warp == 0) scan_experts(totals, begin, up_first, down_first, n_local, up_cut, down_cut, lane);
   __syncthreads();
-  for (int expert = threadIdx.x; expert <= n_local; expert += Config::kWarps * 32) begin_out[expert] = begin[expert];
-  if (threadIdx.x < 2) tile_counts[threadIdx.x] = threadIdx.x == 0 ? up_first[n_local] : down_first[n_local];
-  for (int expert = warp; expert < n_local; expert += Config::kWarps) {
+  if (blockIdx.x == 0) {
+    for (int expert = threadIdx.x; expert <= n_local; expert += kThreads) begin_out[expert] = begin[expert];
+    if (threadIdx.x < 2) tile_counts[threadIdx.x] = threadIdx.x == 0 ? up_first[n_local] : down_first[n_local];
+  }
+  for (int expert = first_own + warp; expert < first_own + n_own; expert += Config::kWarps) {
     write_tiles(up_tiles, up_first[expert], expert, begin[expert], totals[expert], up_cut, lane);
     write_tiles(down_tiles, down_first[expert], expert, begin[expert], totals[expert], down_cut, lane);
   }
-  run.walk([&](int slot, int expert, int rank) { slot_of[begin[expert] + own[expert] + rank] = slot; });
+  run.walk([](int) {}, [&](int slot, int expert, int rank) {
+    slot_of[begin[expert] + own[expert - first_own] + rank] = slot;
+  });
 }

@@ -8,7 +8,7 @@
 //   operand   shape                   in memory                        read by
 //   W         [n_local][n, k]         packed slabs (lib/format.cuh)    producer (bulk copy of contiguous slabs)
 //   X         [m, k]                  BF16, row-major, 16-byte rows    producer threads (16-byte copies, own swizzle)
-//   H         [slots, k]              BF16, row-major                  producer (tensor map [k, position], swizzled)
+//   H         [slots, k]              BF16, row-major                  producers (tensor map [k, position], swizzled)
 //   tiles     [count] int4            expert, position, count, 0       every thread
 //   out       H BF16, or parts f32    row-major                        written by the consumers
 //
@@ -212,6 +212,23 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 // fence.proxy.async: what threads have written to shared memory is there for the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #line 44 "templates/moe_wgmma/kernel.cu"
+#line 1 "templates/arch/sm80/clamp.cuh"
+// The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
+
+// min.NaN.f32: NaN if either is.
+__device__ __forceinline__ float smaller_or_nan(float a, float b) {
+  float out;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+
+// max.NaN.f32: NaN if either is.
+__device__ __forceinline__ float larger_or_nan(float a, float b) {
+  float out;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+#line 45 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -223,7 +240,17 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 45 "templates/moe_wgmma/kernel.cu"
+#line 46 "templates/moe_wgmma/kernel.cu"
+#line 1 "templates/arch/sm80/reciprocal.cuh"
+// The chip's estimate of a reciprocal.
+
+// rcp.approx.ftz.f32: 1 / x within one unit in the last place. A start for an exact result, never a result.
+__device__ __forceinline__ float reciprocal_estimate(float x) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+#line 47 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/store_matrix.cuh"
 // stmatrix: fragments to shared memory, the way ldmatrix reads them.
 
@@ -239,7 +266,7 @@ __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t smem_to, uin
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(smem_to), "r"(from0), "r"(from1)
                : "memory");
 }
-#line 46 "templates/moe_wgmma/kernel.cu"
+#line 48 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma.cuh"
 // Warpgroup MMA: four warps multiply 64 rows held in registers with tokens held in shared memory.
 // The instruction itself comes from generated/wgmma.cuh, for the one width that a kernel uses.
@@ -276,7 +303,7 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem_address) {
   constexpr uint64_t kSwizzle128 = 1;
   return uint64_t{(smem_address & 0x3FFFF) >> 4} | (uint64_t{1} << 16) | (kEightRows << 32) | (kSwizzle128 << 62);
 }
-#line 47 "templates/moe_wgmma/kernel.cu"
+#line 49 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/generated/wgmma.cuh"
 // wgmma.mma_async m64n16k16: d += a (64 x 16, BF16, registers) * b (16 x 16, BF16, shared memory).
 __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&a)[4], uint64_t tokens) {
@@ -288,7 +315,7 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens));
 }
 
-#line 48 "templates/moe_wgmma/kernel.cu"
+#line 50 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -454,20 +481,33 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 49 "templates/moe_wgmma/kernel.cu"
-#line 1 "templates/lib/math.cuh"
-// Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
-// same operations in the same order and gives the same bits on the CPU.
+#line 51 "templates/moe_wgmma/kernel.cu"
+#line 1 "templates/lib/reciprocal.cuh"
+// A reciprocal for long chains of them.
 
-// 2^exponent for -126 to 127.
-__device__ __forceinline__ float power_of_two(int exponent) { return __int_as_float((exponent + 127) << 23); }
+// 1 / x rounded to nearest for a magnitude of x from 2^-125 to 2^125; NaN for NaN and infinity. An estimate and one
+// step of Newton's, which is how __frcp_rn treats such x, but without its test for other ones: a branch for each
+// reciprocal keeps independent ones from running side by side.
+__device__ __forceinline__ float reciprocal_in_range(float x) {
+  const float estimate = reciprocal_estimate(x);
+  return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
+}
+#line 52 "templates/moe_wgmma/kernel.cu"
+#line 1 "templates/lib/swiglu.cuh"
+// The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
+// has the same operations in the same order and gives the same bits on the CPU.
 
-// 2^x within 1.1e-7: the fraction by a polynomial, the integer part as two exact factors.
-__device__ __forceinline__ float exp2_defined(float x) {
-  x = x < -150.0f ? -150.0f : x;
-  x = x > 128.5f ? 128.5f : x;
-  const float rounded = rintf(x);
-  const float f = x - rounded;
+// x * sigmoid(x) as x / (1 + 2^(-x log2 e)) without a branch: a few of them run side by side. Below -86.5 it is what it
+// is there, -2e-36; an infinite x gives NaN. The division rounds as IEEE's does: the divisor is between 1 and 2^125, so
+// its reciprocal is rounded right by one step of Newton's, and the quotient by one step with the exact remainder.
+__device__ __forceinline__ float silu(float x) {
+  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
+  constexpr float kWhole = 12582912.0f;                 // 1.5 * 2^23: a sum with it has no fraction
+  const float bounded = larger_or_nan(x, -86.5f);
+  float t = -bounded * kLog2E;
+  t = t < -126.0f ? -126.0f : t;
+  const float shifted = t + kWhole;
+  const float f = t - (shifted - kWhole);
   float p = __int_as_float(0x3926093E);
   p = __fmaf_rn(p, f, __int_as_float(0x3AAFDFD1));
   p = __fmaf_rn(p, f, __int_as_float(0x3C1D90E4));
@@ -475,25 +515,20 @@ __device__ __forceinline__ float exp2_defined(float x) {
   p = __fmaf_rn(p, f, __int_as_float(0x3E75FDF3));
   p = __fmaf_rn(p, f, __int_as_float(0x3F317219));
   p = __fmaf_rn(p, f, 1.0f);
-  const int n = __float2int_rn(rounded);
-  const int low = n >> 1;
-  return p * power_of_two(low) * power_of_two(n - low);
+  const float divisor = 1.0f + __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
+  const float inverse = reciprocal_in_range(divisor);
+  const float quotient = bounded * inverse;
+  const float rounded = __fmaf_rn(__fmaf_rn(-divisor, quotient, bounded), inverse, quotient);
+  return rounded + (x - x);
 }
 
-// x * sigmoid(x).
-__device__ __forceinline__ float silu(float x) {
-  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
-  return x / (1.0f + exp2_defined(-x * kLog2E));
-}
-
-// silu(min(gate, limit)) * clamp(up, -limit, limit). The comparisons keep a NaN in either operand, as fminf would not.
+// silu(min(gate, limit)) * clamp(up, -limit, limit). A NaN in either operand stays, as with fminf it would not.
 __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
-  gate = gate > limit ? limit : gate;
-  up = up > limit ? limit : up;
-  up = up < -limit ? -limit : up;
+  gate = smaller_or_nan(gate, limit);
+  up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 50 "templates/moe_wgmma/kernel.cu"
+#line 53 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
 // From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
 
@@ -513,7 +548,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 51 "templates/moe_wgmma/kernel.cu"
+#line 54 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/ring.cuh"
 // A ring of stages in shared memory between one producer and the consumers, with two mbarriers a stage.
 
@@ -551,18 +586,24 @@ struct RingPosition {
     }
   }
 };
-#line 52 "templates/moe_wgmma/kernel.cu"
+#line 55 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/warpgroup_multiply.cuh"
 // One warpgroup multiplies 64 rows of packed weights with kTokens tokens, stage by stage, on wgmma.
 //
 // The rows are decoded in registers and are the A operand; the tokens lie in shared memory, K-major and swizzled by 128
 // bytes, and are the B operand. While the tensor cores work on one block of 64 k the warps decode the next into a
-// second set of registers: decoding is hidden as long as it takes fewer issue slots than the multiplication cycles.
+// second set of registers.
 //
 //   stage    weights [consumer][kSlabs slabs of 64 rows] | tokens [kBlockK / 64][kTokens][128 B]
 //
-//   decode   |k0|k1|  |k2|  |k3|          two register sets, even and odd blocks of 64 k
-//   wgmma       |=k0=|=k1=|=k2=|=k3=|     a group is waited for when the one after it has been issued
+//   codes    |f1|   |f2|   |f3|           fetched from shared memory before the wgmma that they follow
+//   decode   |k0|   |k1|   |k2|   |k3|    two register sets, even and odd blocks of 64 k
+//   wgmma       |=k0=| |=k1=| |=k2=|      a group is waited for when the one after it has been issued
+//
+// Issuing a wgmma with A in registers takes nearly as long as the multiplication, so a warpgroup decodes and multiplies
+// in turn, and what fills the tensor cores is that another warpgroup multiplies meanwhile: with two of them decoding a
+// block has to take no longer than multiplying it. So nothing stands between the wgmma of one block and the decoding of
+// the next that could be done before: not the wait for a stage, not the way of its codes from shared memory.
 //
 // A tile may be narrower than kTokens, in steps of kStep: its tokens stand at the front of each box, its sums at the
 // front of the sums, and only they are multiplied. The width is part of the instruction, so a branch chooses among the
@@ -588,23 +629,39 @@ using GroupSums = float[Config::kTokens / 2];
 // Registers of one block of 64 k: four steps of 16.
 using Fragments = uint32_t[4][4];
 
-// Decodes block `block` (64 k) of a stage's weights for this lane. `weights` is the consumer's part of the stage.
-template <class Config>
-__device__ __forceinline__ void decode_block(Fragments& a, const uint8_t* weights, int block, int warp, int lane) {
-  using Format = typename Config::Weights;
+// What a lane needs of a block of 64 k to decode it.
+template <class Format>
+struct FetchedBlock {
+  static constexpr int kWords = 4 / Format::kSteps;
+  // BF16 words are fragments themselves, so the compiler lets wgmma read them where they were fetched to: they must not
+  // be fetched anew while it does.
+  static constexpr bool kMayComeEarly = Format::kCodeBits < 16;
+  uint4 words[kWords];
+  typename Format::Scales scales;
+};
+
+// Fetches block `block` (64 k) of a stage's weights for this lane. `weights` is the consumer's part of the stage.
+template <class Format>
+__device__ __forceinline__ void fetch_block(FetchedBlock<Format>& to, const uint8_t* weights, int block, int warp,
+                                            int lane) {
   constexpr int kBlocksPerSlab = Format::kSlabK / 64;
   const uint8_t* slab = weights + block / kBlocksPerSlab * Slab<Format>::kBytes;
-  const uint8_t* codes = slab + warp * Slab<Format>::kTileCodeBytes + lane * 16;
-  const uint8_t* tile_scales = slab + Format::kCodeBytes + warp * Slab<Format>::kTileScaleBytes;
-  const typename Format::Scales scales = Format::load_scales(tile_scales, lane / 4);
-  uint4 words;
+  const int first_word = block % kBlocksPerSlab * FetchedBlock<Format>::kWords;
+  const uint8_t* codes = slab + warp * Slab<Format>::kTileCodeBytes + first_word * 512 + lane * 16;
+#pragma unroll
+  for (int i = 0; i < FetchedBlock<Format>::kWords; ++i) {
+    to.words[i] = *reinterpret_cast<const uint4*>(codes + i * 512);
+  }
+  to.scales = Format::load_scales(slab + Format::kCodeBytes + warp * Slab<Format>::kTileScaleBytes, lane / 4);
+}
+
+// Decodes a block that has been fetched; `block` tells which part of the slab it is.
+template <class Format>
+__device__ __forceinline__ void decode_block(Fragments& a, const FetchedBlock<Format>& fetched, int block) {
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
-    const int step_in_slab = block % kBlocksPerSlab * 4 + step;
-    if (step_in_slab % Format::kSteps == 0) {
-      words = *reinterpret_cast<const uint4*>(codes + step_in_slab / Format::kSteps * 512);
-    }
-    Format::decode(a[step], words, scales, step_in_slab % Format::kSteps);
+    const int step_in_slab = block % (Format::kSlabK / 64) * 4 + step;
+    Format::decode(a[step], fetched.words[step / Format::kSteps], fetched.scales, step_in_slab % Format::kSteps);
   }
 }
 
@@ -633,25 +690,40 @@ __device__ __forceinline__ void multiply_run(GroupSums<Config>& sums, const uint
                                              Ring<Config::kStages> ring, RingPosition<Config::kStages>& position,
                                              int n_stages, int width, int consumer, int warp, int lane) {
   using Stage = Stage<Config>;
+  using Format = typename Config::Weights;
   constexpr int kBlocks = Config::kBlockK / 64;
   static_assert(kBlocks % 2 == 0, "two register sets take turns inside a stage");
   Fragments a[2];
-#pragma unroll
-  for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
-  for (int stage_idx = 0; stage_idx < n_stages; ++stage_idx) {
+  FetchedBlock<Format> fetched;
+  constexpr bool kMayFetchEarly = FetchedBlock<Format>::kMayComeEarly;
+  const auto fetch = [&](int block) {
+    const uint8_t* weights = stages + position.slot * Stage::kBytes + Stage::kWeightOffset;
+    fetch_block<Format>(fetched, weights + consumer * Stage::kWeightBytes, block, warp, lane);
+  };
+  const auto begin_stage = [&] {
     barrier_wait(ring.full(position.slot), position.parity);
     if constexpr (kTokensByThreads) fence_async_proxy();
-    const uint8_t* stage = stages + position.slot * Stage::kBytes;
-    const uint8_t* weights = stage + Stage::kWeightOffset + consumer * Stage::kWeightBytes;
-    const uint32_t tokens = smem_address(stage);
+    if constexpr (kMayFetchEarly) fetch(0);
+  };
+#pragma unroll
+  for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
+  begin_stage();
+  for (int stage_idx = 0; stage_idx < n_stages; ++stage_idx) {
+    const uint32_t tokens = smem_address(stages + position.slot * Stage::kBytes);
+    const int slot_before = position.slot_before();
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      decode_block<Config>(a[block % 2], weights, block, warp, lane);
+      if constexpr (!kMayFetchEarly) fetch(block);
+      decode_block<Format>(a[block % 2], fetched, block);
+      if (kMayFetchEarly && block + 1 < kBlocks) fetch(block + 1);
       multiply_block<Config, kStep>(sums, a[block % 2], tokens + block * Stage::kBoxBytes, width);
+      if (block + 1 == kBlocks) {
+        position.advance();
+        if (stage_idx + 1 < n_stages) begin_stage();
+      }
       wgmma_wait<1>();
-      if (block == 0 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(position.slot_before()));
+      if (block == 0 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(slot_before));
     }
-    position.advance();
   }
   wgmma_wait<0>();
   // A producer that goes on with the next tile waits for the last stage too.
@@ -669,7 +741,7 @@ __device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const u
   multiply_run<Config, kTokensByThreads, Config::kTokens>(sums, stages, ring, position, n_stages, Config::kTokens,
                                                           consumer, warp, lane);
 }
-#line 53 "templates/moe_wgmma/kernel.cu"
+#line 56 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -690,13 +762,14 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 54 "templates/moe_wgmma/kernel.cu"
+#line 57 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/warpgroup_store.cuh"
-// From the registers of a warpgroup to memory: sums over splits, alpha, SwiGLU, one rounding, only inside N and M.
+// From the registers of a warpgroup to memory: sums over parts of k, alpha, SwiGLU, one rounding, only inside N and M.
 //
 // A fragment pairs tokens, memory wants rows together: BF16 results are transposed 8 x 8 by stmatrix into shared memory
 // (the ring, when it is free by then, or a little room of their own) and leave it as 16-byte pieces of a token's row.
-// f32 results go straight out: eight lanes write the 32 bytes of a sector.
+// f32 results go straight out, eight lanes writing the 32 bytes of a sector, or with a little room for each warp as
+// 16-byte pieces too.
 
 // Adds the parts of the kSplitK blocks that share a tile, one's own included, in ascending order of k. Returns whether
 // this block is the one that stores. `partials` holds [kSplitK][kTokens / 8][thread] float4 for this tile.
@@ -726,6 +799,53 @@ __device__ __forceinline__ bool sum_splits(GroupSums<Config>& sums, float4* part
     }
   }
   return true;
+}
+
+// A block's own tokens, where the blocks of a cluster share a tile: each stores a run of them, for all rows.
+template <class Config>
+struct OwnTokens : Config {
+  static constexpr int kTokens = Config::kTokens / Config::kCluster;
+  static_assert(Config::kTokens % (16 * Config::kCluster) == 0, "results leave by sixteen tokens");
+  static constexpr int kReceivedBytes = Config::kTokens / 8 * Config::kConsumers * 128 * 16;
+};
+
+// Adds the parts of the kCluster blocks that share a tile, in ascending order of k, for this block's own tokens. They
+// pass through `received`, which every thread of the block has read for the last time: the ring.
+template <class Config>
+__device__ __forceinline__ void sum_in_cluster(GroupSums<OwnTokens<Config>>& own, const GroupSums<Config>& sums,
+                                               uint8_t* received, int rank, int thread) {
+  constexpr int kThreads = Config::kConsumers * 128;
+  constexpr int kPieces = OwnTokens<Config>::kTokens / 8;
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();  // nobody needs its ring any more
+  const uint32_t mine = smem_address(received) + (rank * kPieces * kThreads + thread) * 16;
+#pragma unroll
+  for (int block = 0; block < Config::kCluster; ++block) {
+    const uint32_t to = address_in_block(mine, block);
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const float* piece = sums + 4 * (block * kPieces + i);
+      store_in_cluster(to + i * kThreads * 16, make_float4(piece[0], piece[1], piece[2], piece[3]));
+    }
+  }
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();  // all parts have come; from here on no block touches another's memory
+#pragma unroll
+  for (int i = 0; i < 4 * kPieces; ++i) own[i] = 0.0f;
+  const float4* from = reinterpret_cast<const float4*>(received) + thread;
+#pragma unroll 1
+  for (int part = 0; part < Config::kCluster; ++part, from += kPieces * kThreads) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const float4 more = from[i * kThreads];
+      own[4 * i] += more.x;
+      own[4 * i + 1] += more.y;
+      own[4 * i + 2] += more.z;
+      own[4 * i + 3] += more.w;
+    }
+  }
 }
 
 // Where a tile goes. `Rows` gives row(token), the address of column 0 for that token; factor(token), what its values
@@ -765,6 +885,56 @@ struct TileStore {
           if (row + 8 < n) to[row + 8] = sums[4 * i + 2 + j] * alpha_lower * factor;
         }
       }
+    }
+  }
+
+  // f32 without SwiGLU, by eights of tokens through `staging`, kWarpFloats of the warp's own: a lane takes four rows of
+  // one token.
+  // `rows` gives row_of_eight(i, lane) and factor_of_eight(i, lane), those of token 8 i + lane / 4, to all lanes.
+  static constexpr int kFloatStride = kRowTile + 4;  // 4 more: four pairs of tokens and eight rows meet no bank twice
+  static constexpr int kWarpFloats = 8 * kFloatStride;
+  __device__ __forceinline__ void floats_in_eights(const GroupSums<Config>& sums, float* staging, int warp,
+                                                   int lane) const {
+    float* put = staging + lane % 4 * 2 * kFloatStride + lane / 4;
+    const float4* get = reinterpret_cast<const float4*>(staging + lane / 4 * kFloatStride + lane % 4 * 4);
+    const int row = first_row + warp * kRowTile + lane % 4 * 4;
+    // An eight is stored when the next one is on its way, so that nobody waits for shared memory.
+    float4 last = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int i = 0; i <= Config::kTokens / 8; ++i) {
+      const float4 values = last;
+      if (i < Config::kTokens / 8 && i * 8 < rows.count) {
+        __syncwarp();  // the eight before this one has been read
+        put[0] = sums[4 * i] * alpha_upper;
+        put[kFloatStride] = sums[4 * i + 1] * alpha_upper;
+        put[8] = sums[4 * i + 2] * alpha_lower;
+        put[kFloatStride + 8] = sums[4 * i + 3] * alpha_lower;
+        __syncwarp();
+        last = *get;
+      }
+      if (i > 0) {
+        float* to = rows.row_of_eight(i - 1, lane);
+        const float factor = rows.factor_of_eight(i - 1, lane);
+        if ((i - 1) * 8 + lane / 4 < rows.count) {
+          const float4 scaled = make_float4(values.x * factor, values.y * factor, values.z * factor, values.w * factor);
+          store_four(to, row, n, scaled);
+        }
+        if (i * 8 >= rows.count) break;
+      }
+    }
+  }
+
+  // Four f32 of a row, as far as there are columns; in one piece where the address allows it.
+  static __device__ __forceinline__ void store_four(float* row, int column, int n_columns, const float4& values) {
+    float* to = row + column;
+    if (column + 4 <= n_columns && (reinterpret_cast<uint64_t>(to) & 15) == 0) {
+      *reinterpret_cast<float4*>(to) = values;
+      return;
+    }
+    const float single[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (column + i < n_columns) to[i] = single[i];
     }
   }
 
@@ -848,7 +1018,7 @@ struct TileStore {
     }
   }
 };
-#line 55 "templates/moe_wgmma/kernel.cu"
+#line 58 "templates/moe_wgmma/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4;                    // format of W
@@ -884,7 +1054,6 @@ constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
 constexpr int kBarrierOffset = kRingBytes + Config::kConsumers * kStagingBytes;
 static_assert(kBarrierOffset + Ring<Config::kStages>::kBarrierBytes + 16 == Config::kSmemBytes,
               "host and device disagree on shared memory");
-static_assert(kStagingBytes >= 32 * 80 && kStagingBytes >= Config::kTokens * 8, "a chunk, or slots with weights");
 static_assert(Config::kTokens % Config::kStep == 0 && Config::kStep % 16 == 0, "widths are whole pairs of fragments");
 
 // One piece of work but for its rows: kRows of an expert times the slots of a tile.
@@ -908,6 +1077,30 @@ struct WorkList {
   }
 
   __device__ __forceinline__ int first_row(int item) const { return item % row_groups * kRows; }
+};
+
+// The pieces of a block as a warp walks through them: 32 at a time, one a lane, so that only one in 32 is waited for.
+struct Pieces {
+  const WorkList& list;
+  int lane;
+  int index;  // of the current piece among the lanes'
+  Work of_lane;
+
+  __device__ __forceinline__ Pieces(const WorkList& list, int lane) : list(list), lane(lane), index(0) {
+    of_lane = list.at(blockIdx.x + lane * gridDim.x);
+  }
+
+  // The current piece, the same in all lanes.
+  __device__ __forceinline__ Work current() const {
+    return {__shfl_sync(~0u, of_lane.expert, index), __shfl_sync(~0u, of_lane.position, index),
+            __shfl_sync(~0u, of_lane.count, index)};
+  }
+
+  // Goes on to the next one; `item` is its number.
+  __device__ __forceinline__ void advance(int item) {
+    index = (index + 1) % 32;
+    if (index == 0) of_lane = list.at(item + lane * gridDim.x);
+  }
 };
 
 // What all pieces have in common along n and k.
@@ -994,11 +1187,11 @@ __device__ __forceinline__ void produce_gathered(const WorkList& list, const Ext
                                                  const bf16* from, int64_t ld, const int* slot_of, int top_k,
                                                  uint32_t stages, Ring<Config::kStages> ring, int thread) {
   RingPosition<Config::kStages> position;
-  Work next = list.at(blockIdx.x);
+  Pieces pieces(list, thread % 32);
   for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
-    const Work work = next;
+    const Work work = pieces.current();
     const int first_row = list.first_row(item);
-    next = list.at(item + gridDim.x);
+    pieces.advance(item + gridDim.x);
     GatheredRows rows;
     rows.fetch(work, slot_of, thread);
     for (int i = 0; i < extent.n_stages; ++i) {
@@ -1017,29 +1210,34 @@ __device__ __forceinline__ void produce_gathered(const WorkList& list, const Ext
   wait_copies<0>();
 }
 
-// Down: one thread brings weights and rows, these in boxes of kStep.
+// Down: one thread of each producer warp brings its share of the rows, in boxes of kStep, and the first the weights:
+// one thread alone is slower than the copies that it starts. Rows may land before the first has said how many bytes
+// come; the phase cannot end without its arrival.
 __device__ __forceinline__ void produce_in_order(const WorkList& list, const Extent& extent, const uint8_t* weights,
                                                  const TensorMap* from, uint32_t stages,
-                                                 Ring<Config::kStages> ring) {
+                                                 Ring<Config::kStages> ring, int producer) {
+  constexpr int kBoxes = Config::kBlockK / 64;
   RingPosition<Config::kStages> position;
   Work next = list.at(blockIdx.x);
   for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
     const Work work = next;
     const int first_row = list.first_row(item);
     next = list.at(item + gridDim.x);
-    const int n_boxes = ceil_divide(work.count, Config::kStep);
+    const int n_parts = ceil_divide(work.count, Config::kStep);
     const int stage_bytes = Config::kConsumers * Stage<Config>::kWeightBytes +
-                            n_boxes * (Config::kStep * Config::kBlockK * 2);
+                            n_parts * (Config::kStep * Config::kBlockK * 2);
     for (int i = 0; i < extent.n_stages; ++i) {
       barrier_wait(ring.free(position.slot), position.parity ^ 1);
       const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
       const uint32_t full = ring.full(position.slot);
-      barrier_arrive_and_expect(full, stage_bytes);
-      copy_weights(work.expert, first_row, extent, weights, stage, full, i);
+      if (producer == 0) {
+        barrier_arrive_and_expect(full, stage_bytes);
+        copy_weights(work.expert, first_row, extent, weights, stage, full, i);
+      }
+      // The swizzle repeats every 1,024 bytes, so boxes laid end to end are one wider box.
+      for (int part = producer; part < n_parts; part += kProducers / 32) {
 #pragma unroll
-      for (int box = 0; box < Config::kBlockK / 64; ++box) {
-        // The swizzle repeats every 1,024 bytes, so boxes laid end to end are one wider box.
-        for (int part = 0; part < n_boxes; ++part) {
+        for (int box = 0; box < kBoxes; ++box) {
           copy_box(stage + box * Stage<Config>::kBoxBytes + part * (Config::kStep * 128), from,
                    i * Config::kBlockK + box * 64, work.position + part * Config::kStep, 0, full);
         }
@@ -1070,27 +1268,16 @@ struct HiddenRows {
   __device__ __forceinline__ float factor(int) const { return 1.0f; }
 };
 
-// Rows of parts for the slots of a tile.
-struct SlotRows {
-  float* parts;
-  const uint2* slots;  // slot and bits of its routing weight
-  int64_t ld;
-  int count;
-  __device__ __forceinline__ float* row(int token) const { return parts + slots[token].x * ld; }
-  __device__ __forceinline__ float factor(int token) const { return __uint_as_float(slots[token].y); }
-};
-
-// Slots of a tile, spread over a consumer's threads: fetched while the tile before is stored, and with their routing
-// weights in shared memory when the tile itself is.
+// Slots of a tile and their routing weights, spread over the lanes of each warp: token t is with lane t % 32.
 struct TileSlots {
-  static constexpr int kPasses = ceil_divide(Config::kTokens, 128);
+  static constexpr int kPasses = ceil_divide(Config::kTokens, 32);
   int slot[kPasses];
   float routing[kPasses];
 
-  __device__ __forceinline__ void fetch(const Results& to, const Work& work, int thread) {
+  __device__ __forceinline__ void fetch(const Results& to, const Work& work, int lane) {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int token = pass * 128 + thread;
+      const int token = pass * 32 + lane;
       slot[pass] = token < work.count ? to.slot_of[work.position + token] : 0;
     }
   }
@@ -1099,19 +1286,21 @@ struct TileSlots {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) routing[pass] = to.routing[slot[pass]];
   }
-
-  __device__ __forceinline__ void store(uint2* slots, int thread) const {
-#pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int token = pass * 128 + thread;
-      if (token < Config::kTokens) slots[token] = make_uint2(slot[pass], __float_as_uint(routing[pass]));
-    }
-  }
 };
 
-// Down needs the next tile for its slots as soon as this one is multiplied, and has it in registers until then; where
-// two blocks share an SM they have none left over, and one of them multiplies while the other waits.
-constexpr bool kFetchesEarly = Config::kIsDown && Config::kBlocksPerSm == 1;
+// Rows of parts for the slots of a tile.
+struct SlotRows {
+  float* parts;
+  const TileSlots& slots;
+  int64_t ld;
+  int count;
+  __device__ __forceinline__ float* row_of_eight(int i, int lane) const {
+    return parts + __shfl_sync(~0u, slots.slot[i / 4], i % 4 * 8 + lane / 4) * ld;
+  }
+  __device__ __forceinline__ float factor_of_eight(int i, int lane) const {
+    return __shfl_sync(~0u, slots.routing[i / 4], i % 4 * 8 + lane / 4);
+  }
+};
 
 // One consumer warpgroup.
 struct Consumer {
@@ -1122,17 +1311,14 @@ struct Consumer {
   int warp;          // of the warpgroup
   int lane;
 
-  // Stores a tile of down. `tile_slots` are its own, and then those of `next`.
-  __device__ __forceinline__ void store(const GroupSums<Config>& sums, const Work& work, const Work& next,
-                                        const Results& to, int first_row, float factor, TileSlots& tile_slots) const {
-    uint2* slots = reinterpret_cast<uint2*>(staging);
-    join();  // the tile before this one has been stored
-    tile_slots.store(slots, warp * 32 + lane);
-    join();
-    tile_slots.fetch(to, next, warp * 32 + lane);
+  // Stores a tile of down.
+  __device__ __forceinline__ void store(const GroupSums<Config>& sums, const Work& work, const Results& to,
+                                        int first_row, float factor, const TileSlots& slots) const {
     const SlotRows rows{to.parts, slots, to.ld, work.count};
-    const TileStore<Config, SlotRows> store{rows, first_row, to.n, factor, factor, to.limit};
-    store.floats(sums, warp, lane);
+    using Store = TileStore<Config, SlotRows>;
+    static_assert(4 * Store::kWarpFloats * 4 <= kStagingBytes, "four warps with room of their own");
+    const Store store{rows, first_row, to.n, factor, factor, to.limit};
+    store.floats_in_eights(sums, reinterpret_cast<float*>(staging) + warp * Store::kWarpFloats, warp, lane);
   }
 
   // Stores a tile of gate-up.
@@ -1148,13 +1334,13 @@ struct Consumer {
   // Does all work of the block.
   __device__ __forceinline__ void run(const WorkList& list, const Results& to, int n_stages) const {
     RingPosition<Config::kStages> position;
-    Work next = list.at(blockIdx.x);
-    TileSlots tile_slots;
-    if constexpr (Config::kIsDown) tile_slots.fetch(to, next, warp * 32 + lane);
+    Pieces pieces(list, lane);
+    TileSlots slots;
+    if constexpr (Config::kIsDown) slots.fetch(to, pieces.current(), lane);
     for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
-      const Work work = next;
-      if constexpr (kFetchesEarly) next = list.at(item + gridDim.x);
-      if constexpr (Config::kIsDown) tile_slots.fetch_routing(to);
+      const Work work = pieces.current();
+      // What the end of the tile needs is on its way while it is multiplied.
+      if constexpr (Config::kIsDown) slots.fetch_routing(to);
       const float* alpha = to.alpha + work.expert * (Config::kIsDown ? 1 : 2);
       const float alpha_upper = alpha[0];
       const float alpha_lower = alpha[Config::kIsDown ? 0 : 1];
@@ -1164,9 +1350,10 @@ struct Consumer {
       multiply_run<Config, !Config::kIsDown, Config::kStep>(sums, stages, ring, position, n_stages, width, consumer,
                                                             warp, lane);
       const int first_row = list.first_row(item) + consumer * kRowBlock;
-      if constexpr (!kFetchesEarly) next = list.at(item + gridDim.x);
+      pieces.advance(item + gridDim.x);
       if constexpr (Config::kIsDown) {
-        store(sums, work, next, to, first_row, alpha_upper, tile_slots);
+        store(sums, work, to, first_row, alpha_upper, slots);
+        slots.fetch(to, pieces.current(), lane);
       } else {
         store(sums, work, to, first_row, alpha_upper, alpha_lower);
       }
@@ -1198,8 +1385,8 @@ extern "C" __global__ void __launch_bounds__(kBoundThreads, Config::kBlocksPerSm
     const int thread = threadIdx.x - kConsumerThreads;
     if constexpr (!Config::kIsDown) {
       produce_gathered(list, extent, weights, x, ld_from, slot_of, top_k, smem_address(shared), ring, thread);
-    } else if (thread == 0) {
-      produce_in_order(list, extent, weights, &h_map, smem_address(shared), ring);
+    } else if (lane == 0) {
+      produce_in_order(list, extent, weights, &h_map, smem_address(shared), ring, thread / 32);
     }
     if constexpr (Config::kSignal != 0) launch_dependents();
     return;

@@ -82,6 +82,33 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   return twice;
 }
 #line 20 "templates/probe/kernel.cu"
+#line 1 "templates/arch/sm80/clamp.cuh"
+// The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
+
+// min.NaN.f32: NaN if either is.
+__device__ __forceinline__ float smaller_or_nan(float a, float b) {
+  float out;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+
+// max.NaN.f32: NaN if either is.
+__device__ __forceinline__ float larger_or_nan(float a, float b) {
+  float out;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+#line 21 "templates/probe/kernel.cu"
+#line 1 "templates/arch/sm80/reciprocal.cuh"
+// The chip's estimate of a reciprocal.
+
+// rcp.approx.ftz.f32: 1 / x within one unit in the last place. A start for an exact result, never a result.
+__device__ __forceinline__ float reciprocal_estimate(float x) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+#line 22 "templates/probe/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -247,20 +274,33 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 21 "templates/probe/kernel.cu"
-#line 1 "templates/lib/math.cuh"
-// Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
-// same operations in the same order and gives the same bits on the CPU.
+#line 23 "templates/probe/kernel.cu"
+#line 1 "templates/lib/reciprocal.cuh"
+// A reciprocal for long chains of them.
 
-// 2^exponent for -126 to 127.
-__device__ __forceinline__ float power_of_two(int exponent) { return __int_as_float((exponent + 127) << 23); }
+// 1 / x rounded to nearest for a magnitude of x from 2^-125 to 2^125; NaN for NaN and infinity. An estimate and one
+// step of Newton's, which is how __frcp_rn treats such x, but without its test for other ones: a branch for each
+// reciprocal keeps independent ones from running side by side.
+__device__ __forceinline__ float reciprocal_in_range(float x) {
+  const float estimate = reciprocal_estimate(x);
+  return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
+}
+#line 24 "templates/probe/kernel.cu"
+#line 1 "templates/lib/swiglu.cuh"
+// The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
+// has the same operations in the same order and gives the same bits on the CPU.
 
-// 2^x within 1.1e-7: the fraction by a polynomial, the integer part as two exact factors.
-__device__ __forceinline__ float exp2_defined(float x) {
-  x = x < -150.0f ? -150.0f : x;
-  x = x > 128.5f ? 128.5f : x;
-  const float rounded = rintf(x);
-  const float f = x - rounded;
+// x * sigmoid(x) as x / (1 + 2^(-x log2 e)) without a branch: a few of them run side by side. Below -86.5 it is what it
+// is there, -2e-36; an infinite x gives NaN. The division rounds as IEEE's does: the divisor is between 1 and 2^125, so
+// its reciprocal is rounded right by one step of Newton's, and the quotient by one step with the exact remainder.
+__device__ __forceinline__ float silu(float x) {
+  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
+  constexpr float kWhole = 12582912.0f;                 // 1.5 * 2^23: a sum with it has no fraction
+  const float bounded = larger_or_nan(x, -86.5f);
+  float t = -bounded * kLog2E;
+  t = t < -126.0f ? -126.0f : t;
+  const float shifted = t + kWhole;
+  const float f = t - (shifted - kWhole);
   float p = __int_as_float(0x3926093E);
   p = __fmaf_rn(p, f, __int_as_float(0x3AAFDFD1));
   p = __fmaf_rn(p, f, __int_as_float(0x3C1D90E4));
@@ -268,25 +308,20 @@ __device__ __forceinline__ float exp2_defined(float x) {
   p = __fmaf_rn(p, f, __int_as_float(0x3E75FDF3));
   p = __fmaf_rn(p, f, __int_as_float(0x3F317219));
   p = __fmaf_rn(p, f, 1.0f);
-  const int n = __float2int_rn(rounded);
-  const int low = n >> 1;
-  return p * power_of_two(low) * power_of_two(n - low);
+  const float divisor = 1.0f + __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
+  const float inverse = reciprocal_in_range(divisor);
+  const float quotient = bounded * inverse;
+  const float rounded = __fmaf_rn(__fmaf_rn(-divisor, quotient, bounded), inverse, quotient);
+  return rounded + (x - x);
 }
 
-// x * sigmoid(x).
-__device__ __forceinline__ float silu(float x) {
-  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
-  return x / (1.0f + exp2_defined(-x * kLog2E));
-}
-
-// silu(min(gate, limit)) * clamp(up, -limit, limit). The comparisons keep a NaN in either operand, as fminf would not.
+// silu(min(gate, limit)) * clamp(up, -limit, limit). A NaN in either operand stays, as with fminf it would not.
 __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
-  gate = gate > limit ? limit : gate;
-  up = up > limit ? limit : up;
-  up = up < -limit ? -limit : up;
+  gate = smaller_or_nan(gate, limit);
+  up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 22 "templates/probe/kernel.cu"
+#line 25 "templates/probe/kernel.cu"
 
 using Format = Nvfp4;
 

@@ -1,8 +1,9 @@
 #line 4 "templates/reference/kernel.cu"
 // Generated from templates/reference for sm90a. Do not edit.
 //
-// reference: R[row, g * n + r] = scale[row] * alpha[g, part of r] * sum_k A[source row, g * k + k'] * W[g][r, k'], in
-// f64 from raw weights. What every candidate is compared with; it shares no code with them but the meaning of formats.
+// reference: R[row, g * n + r] = scale[from] * alpha[g, part of r] * sum_k A[from, g * k + k'] * W[g][r, k'] with the
+// row's source `from`, in f64 from raw weights. What every candidate is compared with; it shares no code with them but
+// the meaning of formats.
 //
 //   operand   shape                   in memory                             written / read
 //   W         [groups][n, k]          raw checkpoint bytes (lib/raw.cuh)    read
@@ -10,7 +11,7 @@
 //   row_of    [rows] or null          int32: A's row of each result row     read
 //   tiles     [n_tiles] int4          group, first row, count <= 64, 0      read; null: dense, all rows in every group
 //   alphas    [groups][parts]         f32; a part is n / parts rows         read
-//   scales    [rows] or null          f32: what a row of A is multiplied by read
+//   scales    [rows of A] or null     f32: what a row of A is multiplied by read
 //   R         [rows, ldr]             f32, the f64 sum rounded once         written
 //
 //   block = 256 threads, a tile of 64 rows x 64 columns, 4 x 4 sums a thread; grid = (columns of 64, row tiles, groups)
@@ -41,7 +42,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 23 "templates/reference/kernel.cu"
+#line 24 "templates/reference/kernel.cu"
 #line 1 "templates/lib/raw.cuh"
 // Weights as checkpoints hold them, one value at a time. For packing and for the reference, not for speed.
 //
@@ -80,7 +81,7 @@ __device__ __forceinline__ double value_of_e4m3(uint32_t byte) {
 }
 
 __device__ __forceinline__ double value_of_ue8m0(uint32_t byte) { return ldexp(1.0, int(byte) - 127); }
-#line 24 "templates/reference/kernel.cu"
+#line 25 "templates/reference/kernel.cu"
 #line 1 "templates/lib/raw_formats.cuh"
 // The four formats of raw weights under one name each: value(raw, row, k) is the weight, exactly.
 
@@ -123,7 +124,7 @@ struct RawE4m3Tokens {
     return value_of_e4m3(static_cast<const uint8_t*>(a)[row + k / 16 * 16 + 4 * c + i]);
   }
 };
-#line 25 "templates/reference/kernel.cu"
+#line 26 "templates/reference/kernel.cu"
 
 using Format = RawNvfp4;
 using Tokens = RawBf16Tokens;
@@ -178,7 +179,8 @@ extern "C" __global__ void __launch_bounds__(256)
       if (line >= tile.z || column >= n) continue;
       const int64_t r_column = is_listed ? column : int64_t{tile.x} * n + column;
       const double alpha = alphas[tile.x * parts + column / (n / parts)];
-      const double row_scale = row_scales == nullptr ? 1.0 : row_scales[tile.y + line];
+      const int a_row = row_of == nullptr ? tile.y + line : row_of[tile.y + line];
+      const double row_scale = row_scales == nullptr ? 1.0 : row_scales[a_row];
       r[(tile.y + line) * ldr + r_column] = static_cast<float>(sums[i][j] * alpha * row_scale);
     }
   }

@@ -85,9 +85,10 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
-// Tokens of this launch: what the device says, never more than the grid was built for.
+// Tokens of this launch: what the device says, never more than the grid was built for. Past the L1: a kernel that knows
+// it to be written may ask before it waits.
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
-  return m_on_device == nullptr ? m_capacity : smaller(*m_on_device, m_capacity);
+  return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
 #line 30 "templates/route/kernel.cu"
 #line 1 "templates/lib/math.cuh"
@@ -113,20 +114,6 @@ __device__ __forceinline__ float exp2_defined(float x) {
   const int n = __float2int_rn(rounded);
   const int low = n >> 1;
   return p * power_of_two(low) * power_of_two(n - low);
-}
-
-// x * sigmoid(x).
-__device__ __forceinline__ float silu(float x) {
-  constexpr float kLog2E = 1.44269502162933349609375f;  // 0x3FB8AA3B
-  return x / (1.0f + exp2_defined(-x * kLog2E));
-}
-
-// silu(min(gate, limit)) * clamp(up, -limit, limit). The comparisons keep a NaN in either operand, as fminf would not.
-__device__ __forceinline__ float swiglu(float gate, float up, float limit) {
-  gate = gate > limit ? limit : gate;
-  up = up > limit ? limit : up;
-  up = up < -limit ? -limit : up;
-  return silu(gate) * up;
 }
 #line 31 "templates/route/kernel.cu"
 #line 1 "templates/lib/elementary.cuh"
