@@ -117,26 +117,28 @@ struct Softmax {
   // P of a tile from its scores, as the left operands of 16 keys each; keys from `n_left` on are not there.
   __device__ __forceinline__ void exponentiate(uint32_t (&p)[kKeyTiles / 2][4], float (&s)[4 * kKeyTiles], int n_left,
                                                int lane) {
-    constexpr uint32_t kMinusInfinity = 0xFF800000u;
     const float factor = kLog2E / sqrtf(static_cast<float>(Config::kHeadDim));
-    float most[2] = {running[0], running[1]};
+    if (n_left < Config::kKeyTile) {  // the last tile only
 #pragma unroll
-    for (int i = 0; i < 4 * kKeyTiles; ++i) {
-      const int key = i / 4 * 8 + lane % 4 * 2 + i % 2;
-      s[i] = key < n_left ? s[i] * factor : __uint_as_float(kMinusInfinity);
-      most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
+      for (int i = 0; i < 4 * kKeyTiles; ++i) {
+        if (i / 4 * 8 + lane % 4 * 2 + i % 2 >= n_left) s[i] = -__int_as_float(0x7F800000);
+      }
     }
+    float most[2] = {s[0], s[2]};
+#pragma unroll
+    for (int i = 0; i < 4 * kKeyTiles; ++i) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       most[r] = fmaxf(most[r], __shfl_xor_sync(0xFFFFFFFFu, most[r], 1));
       most[r] = fmaxf(most[r], __shfl_xor_sync(0xFFFFFFFFu, most[r], 2));
-      factors[r] = exp2_defined(running[r] - most[r]);
+      most[r] = fmaxf(running[r], most[r] * factor);
+      factors[r] = exp2_of_negative(running[r] - most[r]);
       running[r] = most[r];
       float sum = 0.0f;
 #pragma unroll
       for (int tile = 0; tile < kKeyTiles; ++tile) {
-        const float low = exp2_defined(s[tile * 4 + r * 2] - most[r]);
-        const float high = exp2_defined(s[tile * 4 + r * 2 + 1] - most[r]);
+        const float low = exp2_of_negative(__fmaf_rn(s[tile * 4 + r * 2], factor, -most[r]));
+        const float high = exp2_of_negative(__fmaf_rn(s[tile * 4 + r * 2 + 1], factor, -most[r]));
         p[tile / 2][tile % 2 * 2 + r] = pair_from_floats(low, high);
         sum += low + high;
       }
