@@ -13,28 +13,36 @@ $#-
 //   pool        [pages, 64, head_dim]        BF16, compressed entries          gathered by rows
 //   table       [slots, max_pages]           int32, pages of entry w / 64      read for each key
 //   picks       [m, top_k]                   int32, entries of a list          read for each key
-//   sinks       [heads]                      f32                               read at the end
+//   sinks       [heads]                      f32                               read first
 //   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read with Q and at the end
-//   positions, sequences    [m]              int32, of each token              read first
+//   positions, sequences    [m]              int32, of each token              read a token ahead
 //   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written
 //   workspace, mix                           as in templates/attend            not used
 //
-//   block = 2 warpgroups, one token, 64 heads; grid = (tokens, head tiles)
+//   block = 3 warpgroups, 64 heads; grid = (blocks, head tiles); a block takes every gridDim.x-th token
 //
-//   keys      | gather tile i + 1 (cp.async) ...................................................... |
-//   group 0   | first Q from q | S = Q K' | P = 2^(S - max), sums | rescale, O += P K |             |
-//   group 1   |        "       |          | S = Q K'              | P = .., sums      | O += P K    |
+//   scores     | Q: norm | S = Q K' | P = 2^(S - max), sums | O left += P K  | S of the next tile ..  | store
+//   values     | and turn|               .                  | O right += P K |                        | store
+//   producer   | gather tile i + 1, then i + 2 as soon as both have read tile i; Q of the next token behind its last S
 //
-//   shared memory   Q, two tiles of K
-//   barrier   joins                 announces
-//   0         all, once a tile      the tile has arrived, and nobody reads the other one any more
-//   1         all, once a tile      group 0 has its scores: group 1 then keeps the tensor cores busy during its softmax
+//   shared memory   Q, two tiles of K, what the scores group hands over of two tiles and at the end, mbarriers
+//   barrier         arrivals            announces
+//   tile full[s]    128, when landed    the 64 keys of a tile lie in slot s
+//   tile free[s]    8, a consumer warp  O has been summed over them
+//   query full      128, when landed    the queries of the token lie in shared memory
+//   query free      4, a scores warp    the last S of the token is there
+//   kNormalised     256 threads         both groups have normalised their heads; only the scores group waits
+//   kHanded[s, w]   64 threads          warp w of the scores group has left P and factors for its twin
+//   kSummed[w]      64 threads          the same for the denominators
 //
-// Both warpgroups compute S of all heads and keys, and O of half of the columns each. So S is computed twice, which
-// costs half as many products again; in return a row of S lies in four lanes, its maximum and sum take no shared memory
-// and no barrier, and P is an operand in the registers where it was made. Q and K lie in blocks of 64 columns; the
-// values are the same blocks, read transposed.
+// One group computes S of all heads and keys, since two of half the heads or keys each would read shared memory twice as
+// often; both sum O, each over half of the columns. Lanes of the same place in the two groups hold the same rows of
+// P as operands of their products: so P goes from lane to lane, in whatever order, and twin warps wait for each other
+// only. The producer never waits for what it looks up within a tile: it has a whole tile's time for it. Slots of what
+// is handed over need no barrier of their own: a tile's keys arrive only after the values group has used up the
+// slot's last content, and the scores of those keys come before the new one. Nor can an announcement be missed or
+// counted twice: the next one under the same name comes two tiles, or a token, later.
 // Exactness: f32 sums, P rounded to BF16, one rounding of O; the order of every sum follows from the position.
 #include "lib/words.cuh"
 #include "arch/async_copy.cuh"
@@ -43,12 +51,14 @@ $#-
 #include "arch/bulk_copy.cuh"
 #include "arch/dependent.cuh"
 #include "arch/named_barrier.cuh"
+#include "arch/prefetch.cuh"
 #include "arch/wgmma.cuh"
 #include "arch/wgmma_attention.cuh"
 #include "lib/math.cuh"
 #include "lib/elementary.cuh"
 #include "lib/elements.cuh"
 #include "lib/lanes.cuh"
+#include "lib/ring.cuh"
 #include "lib/rotary.cuh"
 #include "lib/bucket.cuh"
 #include "lib/pieces.cuh"
@@ -75,8 +85,30 @@ constexpr int kColumnBlocks = Config::kHeadDim / 64;
 constexpr int kBlockBytes = 64 * 128;                 // 64 rows of 64 columns
 constexpr int kGroupColumns = Config::kHeadDim / 2;   // of a warpgroup, for O
 constexpr int kKeyTiles = Config::kKeyTile / 8;       // 8-key tiles of S
+constexpr int kProducerWarps = 4;
+constexpr int kProducerRows = Config::kHeadTile / kProducerWarps;  // of 64, queries or keys, that a warp copies
+constexpr int kConsumerThreads = Shape::kWarps * 32;
+constexpr int kProducerRegisters = 72;                // of the 168 that each of 384 threads starts with
+constexpr int kConsumerRegisters = 216;
 static_assert(Config::kHeadDim == 512 && Config::kHeadTile == 64 && Config::kKeyTile == 64, "the widths of wgmma");
-static_assert(Shape::kProbabilitiesAt == Config::kSmemBytes, "host and device disagree on shared memory");
+static_assert(2 * kConsumerRegisters + kProducerRegisters <= 3 * 168, "what some take the others have given");
+
+// Barriers of named threads; __syncthreads is 0. Those of twin warps are counted up from here.
+constexpr int kNormalised = 1;
+constexpr int kHanded = 2;   // two slots of four warps
+constexpr int kSummed = 10;  // four warps
+
+// Shared memory behind queries and keys. What is handed over has a place for each of the 128 threads of a group.
+struct Room {
+  static constexpr int kFactorsAt = 128 * 64;  // behind P, 64 bytes of a lane
+  static constexpr int kHandedBytes = kFactorsAt + 128 * 8;
+  static constexpr int kHandedAt = Shape::kKeysAt + 2 * Shape::kTileBytes;
+  static constexpr int kInversesAt = kHandedAt + 2 * kHandedBytes;
+  static constexpr int kTileBarriersAt = kInversesAt + 128 * 8;
+  static constexpr int kQueryBarriersAt = kTileBarriersAt + Ring<2>::kBarrierBytes;
+  static constexpr int kBytes = kQueryBarriersAt + Ring<1>::kBarrierBytes;
+};
+static_assert(Room::kBytes == Config::kSmemBytes, "host and device disagree on shared memory");
 
 // Rows of queries and keys in blocks of 64 columns, each swizzled by 128 bytes.
 struct Place {
@@ -108,15 +140,42 @@ __device__ __forceinline__ void multiply_queries(float (&s)[4 * kKeyTiles], uint
   for (int i = 0; i < 4 * kKeyTiles; ++i) pin_register(s[i]);
 }
 
+// P of a tile, as the left operands of 16 keys each, and by what older sums shrink, of a lane's two heads.
+struct Probabilities {
+  uint32_t p[kKeyTiles / 2][4];
+  float factors[2];
+
+  // `slot` is the place in shared memory, `place` the thread of the group: neighbours write neighbouring 16 bytes.
+  __device__ __forceinline__ void hand_over(uint8_t* slot, int place) const {
+#pragma unroll
+    for (int i = 0; i < kKeyTiles / 2; ++i) {
+      reinterpret_cast<uint4*>(slot)[i * 128 + place] = make_uint4(p[i][0], p[i][1], p[i][2], p[i][3]);
+    }
+    reinterpret_cast<float2*>(slot + Room::kFactorsAt)[place] = make_float2(factors[0], factors[1]);
+  }
+
+  __device__ __forceinline__ void take(const uint8_t* slot, int place) {
+#pragma unroll
+    for (int i = 0; i < kKeyTiles / 2; ++i) {
+      const uint4 words = reinterpret_cast<const uint4*>(slot)[i * 128 + place];
+      p[i][0] = words.x;
+      p[i][1] = words.y;
+      p[i][2] = words.z;
+      p[i][3] = words.w;
+    }
+    const float2 pair = reinterpret_cast<const float2*>(slot + Room::kFactorsAt)[place];
+    factors[0] = pair.x;
+    factors[1] = pair.y;
+  }
+};
+
 // The softmax of a lane's two heads, g and g + 8 of its warp's 16, over the keys so far.
 struct Softmax {
-  float running[2];  // maxima
-  float sums[2];     // of this lane's probabilities: those of two keys of each eight
-  float factors[2];  // by what older sums shrink
+  float running[2] = {-__int_as_float(0x7F800000), -__int_as_float(0x7F800000)};  // maxima
+  float sums[2] = {};  // of this lane's probabilities: those of two keys of each eight
 
-  // P of a tile from its scores, as the left operands of 16 keys each; keys from `n_left` on are not there.
-  __device__ __forceinline__ void exponentiate(uint32_t (&p)[kKeyTiles / 2][4], float (&s)[4 * kKeyTiles], int n_left,
-                                               int lane) {
+  // Probabilities of a tile from its scores; keys from `n_left` on are not there.
+  __device__ __forceinline__ void exponentiate(Probabilities& to, float (&s)[4 * kKeyTiles], int n_left, int lane) {
     const float factor = kLog2E / sqrtf(static_cast<float>(Config::kHeadDim));
     if (n_left < Config::kKeyTile) {  // the last tile only
 #pragma unroll
@@ -132,17 +191,17 @@ struct Softmax {
       most[r] = fmaxf(most[r], __shfl_xor_sync(0xFFFFFFFFu, most[r], 1));
       most[r] = fmaxf(most[r], __shfl_xor_sync(0xFFFFFFFFu, most[r], 2));
       most[r] = fmaxf(running[r], most[r] * factor);
-      factors[r] = exp2_of_negative(running[r] - most[r]);
+      to.factors[r] = exp2_of_negative(running[r] - most[r]);
       running[r] = most[r];
       float sum = 0.0f;
 #pragma unroll
       for (int tile = 0; tile < kKeyTiles; ++tile) {
         const float low = exp2_of_negative(__fmaf_rn(s[tile * 4 + r * 2], factor, -most[r]));
         const float high = exp2_of_negative(__fmaf_rn(s[tile * 4 + r * 2 + 1], factor, -most[r]));
-        p[tile / 2][tile % 2 * 2 + r] = pair_from_floats(low, high);
+        to.p[tile / 2][tile % 2 * 2 + r] = pair_from_floats(low, high);
         sum += low + high;
       }
-      sums[r] = __fmaf_rn(sums[r], factors[r], sum);
+      sums[r] = __fmaf_rn(sums[r], to.factors[r], sum);
     }
   }
 
@@ -156,127 +215,270 @@ struct Softmax {
 
 // Sums of values of a lane's two heads over a warpgroup's columns: for each 8 columns (head g, columns 2c and 2c + 1),
 // (head g + 8, the same).
+template <int kGroup>
 struct Values {
-  float o[kGroupColumns / 2];
+  float o[kGroupColumns / 2] = {};
 
-  __device__ __forceinline__ void rescale(const float (&factors)[2]) {
+  __device__ __forceinline__ void add(const Probabilities& of, uint32_t keys) {
     // Maxima settle after a few tiles, and a factor of 1 changes nothing.
-    if (!__any_sync(0xFFFFFFFFu, factors[0] != 1.0f || factors[1] != 1.0f)) return;
+    if (__any_sync(0xFFFFFFFFu, of.factors[0] != 1.0f || of.factors[1] != 1.0f)) {
 #pragma unroll
-    for (int i = 0; i < kGroupColumns / 2; ++i) o[i] *= factors[i / 2 % 2];
-  }
-
-  __device__ __forceinline__ void multiply(const uint32_t (&p)[kKeyTiles / 2][4], uint32_t keys, int group) {
+      for (int i = 0; i < kGroupColumns / 2; ++i) o[i] *= of.factors[i / 2 % 2];
+    }
 #pragma unroll
     for (int i = 0; i < kGroupColumns / 2; ++i) pin_register(o[i]);
     wgmma_fence();
-    const uint64_t b = transposed_descriptor(keys + group * (kColumnBlocks / 2 * kBlockBytes), kBlockBytes);
+    const uint64_t b = transposed_descriptor(keys + kGroup * (kColumnBlocks / 2 * kBlockBytes), kBlockBytes);
 #pragma unroll
-    for (int step = 0; step < kKeyTiles / 2; ++step) wgmma_values(o, p[step], b + step * (16 * 128 / 16));
+    for (int step = 0; step < kKeyTiles / 2; ++step) wgmma_values(o, of.p[step], b + step * (16 * 128 / 16));
     wgmma_commit();
     wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < kGroupColumns / 2; ++i) pin_register(o[i]);
   }
 
-  // BF16 rows of the lane's heads, divided by the denominators and rotated back. `to` is the row of the first head.
+  // BF16 rows of the lane's heads, divided by the denominators and rotated back; 32 columns at a time change lanes, so
+  // that each stores 16 bytes. `to` is the row of the first head.
   __device__ __forceinline__ void store(bf16* to, const float (&inverses)[2], const float2* turns, int n_heads,
-                                        int group, int head, int lane) const {
+                                        int head, int lane) const {
 #pragma unroll
-    for (int n = 0; n < kGroupColumns / 8; ++n) {
-      const int column = group * kGroupColumns + n * 8 + lane % 4 * 2;
-      const int rotated = column - (Config::kHeadDim - Config::kRopeDim);
-      const float2 turn = rotated >= 0 ? turns[rotated / 2] : make_float2(1.0f, 0.0f);
+    for (int n = 0; n < kGroupColumns / 8; n += 4) {
+      uint32_t words[2][4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int rotated = kGroup * kGroupColumns + (n + j) * 8 - (Config::kHeadDim - Config::kRopeDim);
+        const float2 turn = rotated >= 0 ? turns[rotated / 2 + lane % 4] : make_float2(1.0f, 0.0f);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const int i = (n + j) * 4 + r * 2;
+          float2 pair = make_float2(o[i] * inverses[r], o[i + 1] * inverses[r]);
+          if (rotated >= 0) pair = rotated_back(pair, turn);
+          words[r][j] = pair_from_floats(pair.x, pair.y);
+        }
+      }
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const int row = head + r * 8;
-        if (row >= n_heads) continue;
-        float2 pair = make_float2(o[n * 4 + r * 2] * inverses[r], o[n * 4 + r * 2 + 1] * inverses[r]);
-        if (rotated >= 0) pair = rotated_back(pair, turn);
-        *reinterpret_cast<uint32_t*>(to + row * Config::kHeadDim + column) = pair_from_floats(pair.x, pair.y);
+        transpose_in_four(words[r], lane);
+        const int column = kGroup * kGroupColumns + (n + lane % 4) * 8;
+        bf16* place = to + (head + r * 8) * Config::kHeadDim + column;
+        if (head + r * 8 >= n_heads) continue;
+        *reinterpret_cast<uint4*>(place) = make_uint4(words[r][0], words[r][1], words[r][2], words[r][3]);
       }
     }
   }
 };
 
-// What a warpgroup has summed over all tiles.
-struct Block {
-  Values values = {};
-  Softmax softmax = {};
-  const float2* turns;  // of the token's position
+// The arrays of a launch, and which heads and tokens are this block's.
+struct Launch {
+  const bf16* q;
+  const bf16* kv_step;
+  const bf16* kv_ring;
+  const bf16* pool;
+  const int* table;
+  const int* picks;
+  const float* sinks;
+  const float2* rope;
+  const int* positions;
+  const int* sequences;
+  const int* step_start;
+  const int* first_row;
+  bf16* o;
+  int max_pages;
+  int n_tokens;
+  int first_head;
+  int n_heads;
 
-  __device__ __forceinline__ void run(uint8_t* shared, const Keys<Config>& keys, int n_tiles, int warp, int lane) {
-    constexpr int kHasScores = 1;
-    const uint32_t smem = smem_address(shared);
-    const int group = warp / 4;
-    softmax.running[0] = softmax.running[1] = -__int_as_float(0x7F800000);
-    const auto key_of = [&](int tile) {
-      return keys.at(tile * Config::kKeyTile + warp * Shape::kFetched + lane % Shape::kFetched);
-    };
-    fetch_keys<Config, Place>(smem + Shape::kKeysAt, key_of(0), warp, lane);
-    commit_copies();
-    // Addresses take two dependent loads: they are looked up a tile ahead of their copies.
-    const bf16* next = key_of(1);
-    wait_copies<1>();  // the queries have arrived, the keys may be on their way
-    normalise_queries<Config, Place>(shared, turns, warp, lane);
-    for (int tile = 0; tile < n_tiles; ++tile) {
-      const uint32_t tile_keys = smem + Shape::kKeysAt + (tile & 1) * Shape::kTileBytes;
-      wait_copies<0>();
+  // Of the block's first head of a token, in q and in o.
+  __device__ __forceinline__ int64_t row(int token) const {
+    return (int64_t{token} * Config::kHeads + first_head) * Config::kHeadDim;
+  }
+
+  __device__ __forceinline__ Keys<Config> keys_of(int token) const {
+    const int slot = sequences[token];
+    return {Attended<Config>(positions[token]),
+            kv_step + int64_t{first_row[slot]} * Config::kHeadDim,
+            kv_ring + int64_t{slot} * Config::kWindow * Config::kHeadDim,
+            pool,
+            table + int64_t{slot} * max_pages,
+            picks + int64_t{token} * Config::kTopK,
+            step_start[slot]};
+  }
+};
+
+// The barriers of a block and what of its shared memory is where.
+struct Shared {
+  uint8_t* at;
+
+  __device__ __forceinline__ Ring<2> tiles() const { return {smem_address(at) + Room::kTileBarriersAt}; }
+  __device__ __forceinline__ Ring<1> queries() const { return {smem_address(at) + Room::kQueryBarriersAt}; }
+  __device__ __forceinline__ uint32_t keys(int slot) const {
+    return smem_address(at) + Shape::kKeysAt + slot * Shape::kTileBytes;
+  }
+  __device__ __forceinline__ uint8_t* handed(int slot) const {
+    return at + Room::kHandedAt + slot * Room::kHandedBytes;
+  }
+  __device__ __forceinline__ float2* inverses() const { return reinterpret_cast<float2*>(at + Room::kInversesAt); }
+};
+
+// Starts the copies of a warp's 16 rows of 64, queries or keys. Lane i knows where row i lies; what is not there becomes
+// zeros, which the probability 0 of such a key needs: 0 * NaN would not vanish. Eight rows at a time, for all
+// addresses at once would take more registers than a producer has.
+__device__ __forceinline__ void fetch_rows(uint32_t tile, const bf16* row_of_lane, int warp, int lane) {
+#pragma unroll 1
+  for (int first = 0; first < kProducerRows; first += 8) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const uint64_t row = __shfl_sync(0xFFFFFFFFu, reinterpret_cast<uint64_t>(row_of_lane), first + i);
+      const uint8_t* from = reinterpret_cast<const uint8_t*>(row) + lane * 16;
+      const uint32_t to = Place::address(tile, warp * kProducerRows + first + i, lane);
+      const int there = row != 0 ? 16 : 0;
+      copy_async_16_or_zeros(to, from, there);
+      copy_async_16_or_zeros(to + kColumnBlocks / 2 * kBlockBytes, from + Config::kHeadDim, there);
+    }
+  }
+}
+
+// The producer: keys of all tiles of all tokens, and the queries behind the first tile, whose slot is free earlier.
+__device__ __forceinline__ void produce(const Launch& launch, const Shared& shared, int warp, int lane) {
+  const int row_of_lane = warp * kProducerRows + lane % kProducerRows;
+  const Ring<1> queries = shared.queries();
+  const Ring<2> tiles = shared.tiles();
+  RingPosition<2> tile;
+  RingPosition<1> query;
+  const auto bring_queries = [&](int token) {
+    const bf16* from = launch.q + launch.row(token) + row_of_lane * Config::kHeadDim;
+    barrier_wait(queries.free(0), query.parity ^ 1);
+    fetch_rows(smem_address(shared.at), row_of_lane < launch.n_heads ? from : nullptr, warp, lane);
+    barrier_arrive_after_copies(queries.full(0));
+    query.advance();
+    // Those of the next token need not come from memory then.
+    const int next = token + gridDim.x;
+    if (warp == 0 && lane == 0 && next < launch.n_tokens) {
+      prefetch_bulk(launch.q + launch.row(next), launch.n_heads * Config::kHeadDim * 2);
+    }
+  };
+  const int first = blockIdx.x;
+  if (first < launch.n_tokens) bring_queries(first);
+  for (int token = first; token < launch.n_tokens; token += gridDim.x) {
+    const Keys<Config> keys = launch.keys_of(token);
+    const int n_keys = keys.attended.n_keys;
+    const bf16* key = keys.at(row_of_lane);
+    for (int first_key = 0; first_key < n_keys; first_key += Config::kKeyTile) {
+      barrier_wait(tiles.free(tile.slot), tile.parity ^ 1);
+      fetch_rows(shared.keys(tile.slot), key, warp, lane);
+      barrier_arrive_after_copies(tiles.full(tile.slot));
+      tile.advance();
+      if (first_key == 0 && token != first) bring_queries(token);
+      key = keys.at(first_key + Config::kKeyTile + row_of_lane);  // nothing behind the last tile
+    }
+  }
+  commit_copies();
+  wait_copies<0>();
+}
+
+// The two groups of consumers: 0 has the scores and the left columns, 1 the right ones. `place` is the thread within
+// its group, `warp` counts through both.
+template <int kGroup>
+__device__ __forceinline__ void consume(const Launch& launch, const Shared& shared, int warp, int lane) {
+  const int place = warp % 4 * 32 + lane;
+  const int head = warp % 4 * 16 + lane / 4;
+  const Ring<2> tiles = shared.tiles();
+  RingPosition<2> tile;
+  RingPosition<1> query;
+  float sinks[2] = {};
+  if constexpr (kGroup == 0) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (head + r * 8 < launch.n_heads) sinks[r] = launch.sinks[launch.first_head + head + r * 8];
+    }
+  }
+  int next_position = int(blockIdx.x) < launch.n_tokens ? launch.positions[blockIdx.x] : 0;
+  for (int token = blockIdx.x; token < launch.n_tokens; token += gridDim.x) {
+    const int position = next_position;
+    const int next = token + gridDim.x;
+    if (next < launch.n_tokens) next_position = launch.positions[next];
+    const float2* turns = launch.rope + int64_t{position} * (Config::kRopeDim / 2);
+    const HeadTurns<Config> head_turns(turns, lane);
+    barrier_wait(shared.queries().full(0), query.parity);
+    query.advance();
+    normalise_queries<Config, Place, 4>(shared.at, head_turns, warp, lane);
+    fence_async_proxy();
+    if constexpr (kGroup == 0) {
+      join_threads(kNormalised, kConsumerThreads);
+    } else {
+      arrive_at(kNormalised, kConsumerThreads);
+    }
+
+    Values<kGroup> values;
+    Softmax softmax;
+    const int n_keys = Attended<Config>(position).n_keys;
+    for (int first_key = 0; first_key < n_keys; first_key += Config::kKeyTile) {
+      const int handed = kHanded + tile.slot * 4 + warp % 4;
+      Probabilities p;
+      barrier_wait(tiles.full(tile.slot), tile.parity);
       fence_async_proxy();
-      __syncthreads();  // the tile has arrived, and nobody reads the other one any more
-      if (tile + 1 < n_tiles) {
-        fetch_keys<Config, Place>(smem + Shape::kKeysAt + (~tile & 1) * Shape::kTileBytes, next, warp, lane);
-        next = key_of(tile + 2);
+      if constexpr (kGroup == 0) {
+        float s[4 * kKeyTiles];
+        multiply_queries(s, smem_address(shared.at), shared.keys(tile.slot));
+        const bool is_last = first_key + Config::kKeyTile >= n_keys;
+        if (is_last && lane == 0) barrier_arrive(shared.queries().free(0));
+        softmax.exponentiate(p, s, n_keys - first_key, lane);
+        p.hand_over(shared.handed(tile.slot), place);
+        arrive_at(handed, 64);
+      } else {
+        join_threads(handed, 64);
+        p.take(shared.handed(tile.slot), place);
       }
-      commit_copies();
-      float s[4 * kKeyTiles];
-      uint32_t p[kKeyTiles / 2][4];
-      if (group == 1) join_threads(kHasScores, Shape::kWarps * 32);
-      multiply_queries(s, smem, tile_keys);
-      if (group == 0) arrive_at(kHasScores, Shape::kWarps * 32);
-      softmax.exponentiate(p, s, keys.attended.n_keys - tile * Config::kKeyTile, lane);
-      values.rescale(softmax.factors);
-      values.multiply(p, tile_keys, group);
+      values.add(p, shared.keys(tile.slot));
+      if (lane == 0) barrier_arrive(tiles.free(tile.slot));
+      tile.advance();
     }
-  }
-};
 
-extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
+    float inverses[2];
+    if constexpr (kGroup == 0) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) inverses[r] = softmax.inverse(r, sinks[r]);
+      shared.inverses()[place] = make_float2(inverses[0], inverses[1]);
+      arrive_at(kSummed + warp % 4, 64);
+    } else {
+      join_threads(kSummed + warp % 4, 64);
+      const float2 pair = shared.inverses()[place];
+      inverses[0] = pair.x;
+      inverses[1] = pair.y;
+    }
+    values.store(launch.o + launch.row(token), inverses, turns, launch.n_heads, head, lane);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(kConsumerThreads + kProducerWarps * 32, 1)
     attend_wgmma(const bf16* q, const bf16* kv_step, const bf16* kv_ring, const bf16* pool, const int* table,
            const int* picks, const float* sinks, const float2* rope, const int* positions, const int* sequences,
            const int* step_start, const int* first_row, bf16* o, float* workspace, const int* m_on_device, int m,
            int max_pages, float* mix) {
-  extern __shared__ __align__(1024) uint8_t shared[];
+  extern __shared__ __align__(1024) uint8_t bytes[];
   launch_dependents();
+  const Shared shared{bytes};
+  if (threadIdx.x == 0) {
+    shared.tiles().init(kProducerWarps * 32, Shape::kWarps);
+    shared.queries().init(kProducerWarps * 32, 4);
+  }
+  __syncthreads();
   wait_for_dependency();
-  const int token = blockIdx.x;
-  const int position = positions[token];  // asked for together with the number of tokens
-  const int slot = sequences[token];
-  if (token >= actual_tokens(m_on_device, m)) return;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const Attended<Config> attended(position);
-  const Keys<Config> keys{attended,
-                  kv_step + int64_t{first_row[slot]} * Config::kHeadDim,
-                  kv_ring + int64_t{slot} * Config::kWindow * Config::kHeadDim,
-                  pool,
-                  table + int64_t{slot} * max_pages,
-                  picks + int64_t{token} * Config::kTopK,
-                  step_start[slot]};
   const int first_head = blockIdx.y * Config::kHeadTile;
-  const int n_heads = smaller(Config::kHeadTile, Config::kHeads - first_head);
-  const int64_t row = int64_t{token} * Config::kHeads + first_head;
-  fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head, warp, lane);
-  commit_copies();
-  Block block;
-  block.turns = rope + int64_t{position} * (Config::kRopeDim / 2);
-  block.run(shared, keys, ceil_divide(attended.n_keys, Config::kKeyTile), warp, lane);
-  const int head = warp % 4 * 16 + lane / 4;
-  float inverses[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const float sink = head + r * 8 < n_heads ? sinks[first_head + head + r * 8] : 0.0f;
-    inverses[r] = block.softmax.inverse(r, sink);
+  const Launch launch{q, kv_step, kv_ring, pool, table, picks, sinks, rope, positions, sequences, step_start, first_row,
+                      o, max_pages, actual_tokens(m_on_device, m), first_head,
+                      smaller(Config::kHeadTile, Config::kHeads - first_head)};
+  if (warp >= Shape::kWarps) {
+    give_registers<kProducerRegisters>();
+    produce(launch, shared, warp - Shape::kWarps, lane);
+    return;
   }
-  block.values.store(o + row * Config::kHeadDim, inverses, block.turns, n_heads, warp / 4, head, lane);
+  take_registers<kConsumerRegisters>();
+  if (warp < 4) {
+    consume<0>(launch, shared, warp, lane);
+  } else {
+    consume<1>(launch, shared, warp, lane);
+  }
 }
