@@ -224,7 +224,7 @@ struct Block {
     // Addresses take two dependent loads: they are looked up a tile ahead of their copies.
     const bf16* next = key_of(range.begin + 1);
     wait_copies<1>();  // the queries have arrived, the keys may be on their way
-    normalise_queries<Config, Place>(shared, HeadTurns<Config>(turns, lane), warp, lane);
+    normalise_queries<Config, Place>(shared, turns, warp, lane);
     for (int tile = range.begin; tile < range.end; ++tile) {
       const int buffer = (tile - range.begin) & 1;
       const uint32_t tile_keys = smem + Shape::kKeysAt + buffer * Shape::kTileBytes;

@@ -22,9 +22,9 @@ $#-
 //
 //   block = 3 warpgroups, 64 heads; grid = (blocks, head tiles); a block takes every gridDim.x-th token
 //
-//   scores     | Q: norm | S = Q K' | P = 2^(S - max), sums | O left += P K  | S of the next tile ..  | store
-//   values     | and turn|               .                  | O right += P K |                        | store
-//   producer   | gather tile i + 1, then i + 2 as soon as both have read tile i; Q of the next token behind its last S
+//   scores     | Q: norm  | S = Q K' | P of 32 keys | P of 32, O left += P K | O left += P K  | S of the next tile
+//   values     | and turn |                                                  | O right += P K |
+//   producer   | gathers tile i + 1, then i + 2 once both have read tile i; Q of the next token behind the last S
 //
 //   shared memory   Q, two tiles of K, what the scores group hands over of two tiles and at the end, mbarriers
 //   barrier         arrivals            announces
@@ -36,14 +36,14 @@ $#-
 //   kHanded[s, w]   64 threads          warp w of the scores group has left P and factors for its twin
 //   kSummed[w]      64 threads          the same for the denominators
 //
-// One group computes S of all heads and keys, since two of half the heads or keys each would read shared memory twice as
-// often; both sum O, each over half of the columns. Lanes of the same place in the two groups hold the same rows of
-// P as operands of their products: so P goes from lane to lane, in whatever order, and twin warps wait for each other
-// only. The producer never waits for what it looks up within a tile: it has a whole tile's time for it. Slots of what
-// is handed over need no barrier of their own: a tile's keys arrive only after the values group has used up the
-// slot's last content, and the scores of those keys come before the new one. Nor can an announcement be missed or
-// counted twice: the next one under the same name comes two tiles, or a token, later.
-// Exactness: f32 sums, P rounded to BF16, one rounding of O; the order of every sum follows from the position.
+// One group computes S of all heads and keys: two with half of the columns each would have to add them up, and with half
+// of the keys they would read the queries twice. Both sum O, each over half of the columns. Lanes of the same place in
+// the two groups need the same P as operands: so P goes from lane to lane, and twin warps wait for each other only. The
+// producer looks up the keys of a tile before its slot is free, and has a whole tile's time for it.
+// What is handed over lies in the slot of its tile and needs no barrier that frees it: the keys of a tile arrive only
+// after both groups have used up what was in the slot before, and what is handed over follows from these keys. For the
+// same reason a kHanded is met again only after both its warps have left it, and kNormalised and kSummed a token later.
+// Exactness: f32 sums, P rounded to BF16, one rounding of O; the reference of P and the order of every sum follows from the position.
 #include "lib/words.cuh"
 #include "arch/async_copy.cuh"
 #include "arch/barrier.cuh"
@@ -64,6 +64,7 @@ $#-
 #include "lib/pieces.cuh"
 #include "lib/attended.cuh"
 #include "lib/attention_block.cuh"
+#include "lib/head_norm.cuh"
 
 struct Config {
   static constexpr Compressed kCompressed = ${ op.compressed }$;
@@ -85,6 +86,7 @@ constexpr int kColumnBlocks = Config::kHeadDim / 64;
 constexpr int kBlockBytes = 64 * 128;                 // 64 rows of 64 columns
 constexpr int kGroupColumns = Config::kHeadDim / 2;   // of a warpgroup, for O
 constexpr int kKeyTiles = Config::kKeyTile / 8;       // 8-key tiles of S
+constexpr int kHalfSteps = kKeyTiles / 4;             // products over 16 keys each in half a tile
 constexpr int kProducerWarps = 4;
 constexpr int kProducerRows = Config::kHeadTile / kProducerWarps;  // of 64, queries or keys, that a warp copies
 constexpr int kConsumerThreads = Shape::kWarps * 32;
@@ -140,18 +142,30 @@ __device__ __forceinline__ void multiply_queries(float (&s)[4 * kKeyTiles], uint
   for (int i = 0; i < 4 * kKeyTiles; ++i) pin_register(s[i]);
 }
 
+// From a score to a power of two.
+__device__ __forceinline__ float score_scale() { return kLog2E / sqrtf(static_cast<float>(Config::kHeadDim)); }
+
 // P of a tile, as the left operands of 16 keys each, and by what older sums shrink, of a lane's two heads.
 struct Probabilities {
   uint32_t p[kKeyTiles / 2][4];
   float factors[2];
 
-  // `slot` is the place in shared memory, `place` the thread of the group: neighbours write neighbouring 16 bytes.
+  // Of 32 keys that are not there.
+  template <int kHalf>
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = kHalf * kHalfSteps * 4; i < (kHalf + 1) * kHalfSteps * 4; ++i) p[i / 4][i % 4] = 0;
+  }
+
+  // Those of 32 keys to `slot` in shared memory; `place` is the thread of the group: neighbours write neighbouring 16
+  // bytes. The second half brings the factors along.
+  template <int kHalf>
   __device__ __forceinline__ void hand_over(uint8_t* slot, int place) const {
 #pragma unroll
-    for (int i = 0; i < kKeyTiles / 2; ++i) {
+    for (int i = kHalf * kHalfSteps; i < (kHalf + 1) * kHalfSteps; ++i) {
       reinterpret_cast<uint4*>(slot)[i * 128 + place] = make_uint4(p[i][0], p[i][1], p[i][2], p[i][3]);
     }
-    reinterpret_cast<float2*>(slot + Room::kFactorsAt)[place] = make_float2(factors[0], factors[1]);
+    if (kHalf == 1) reinterpret_cast<float2*>(slot + Room::kFactorsAt)[place] = make_float2(factors[0], factors[1]);
   }
 
   __device__ __forceinline__ void take(const uint8_t* slot, int place) {
@@ -169,39 +183,53 @@ struct Probabilities {
   }
 };
 
-// The softmax of a lane's two heads, g and g + 8 of its warp's 16, over the keys so far.
+// The softmax of a lane's two heads, g and g + 8 of its warp's 16, over the keys so far. Probabilities are 2^(score -
+// reference); the reference is the largest score of the first tile, and moves to a later one that is more than
+// kMostAhead above it. So sums are rarely rescaled, a probability is at most 2^kMostAhead, and BF16 and f32 round it as
+// they round one below 1.
 struct Softmax {
-  float running[2] = {-__int_as_float(0x7F800000), -__int_as_float(0x7F800000)};  // maxima
+  static constexpr float kMostAhead = 8.0f;
+  float reference[2] = {-__int_as_float(0x7F800000), -__int_as_float(0x7F800000)};
   float sums[2] = {};  // of this lane's probabilities: those of two keys of each eight
 
-  // Probabilities of a tile from its scores; keys from `n_left` on are not there.
-  __device__ __forceinline__ void exponentiate(Probabilities& to, float (&s)[4 * kKeyTiles], int n_left, int lane) {
-    const float factor = kLog2E / sqrtf(static_cast<float>(Config::kHeadDim));
+  // Looks at the scores of a tile before their probabilities are asked for; keys from `n_left` on are not there.
+  __device__ __forceinline__ void follow(float (&factors)[2], float (&s)[4 * kKeyTiles], int n_left, int lane) {
     if (n_left < Config::kKeyTile) {  // the last tile only
 #pragma unroll
       for (int i = 0; i < 4 * kKeyTiles; ++i) {
         if (i / 4 * 8 + lane % 4 * 2 + i % 2 >= n_left) s[i] = -__int_as_float(0x7F800000);
       }
     }
-    float most[2] = {s[0], s[2]};
-#pragma unroll
-    for (int i = 0; i < 4 * kKeyTiles; ++i) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      most[r] = fmaxf(most[r], __shfl_xor_sync(0xFFFFFFFFu, most[r], 1));
-      most[r] = fmaxf(most[r], __shfl_xor_sync(0xFFFFFFFFu, most[r], 2));
-      most[r] = fmaxf(running[r], most[r] * factor);
-      to.factors[r] = exp2_of_negative(running[r] - most[r]);
-      running[r] = most[r];
+      float most = fmaxf(s[r * 2], s[r * 2 + 1]);
+#pragma unroll
+      for (int tile = 1; tile < kKeyTiles; ++tile) {
+        most = fmaxf(most, fmaxf(s[tile * 4 + r * 2], s[tile * 4 + r * 2 + 1]));
+      }
+      most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, 1));
+      most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, 2)) * score_scale();
+      const bool is_ahead = most > reference[r] + kMostAhead;
+      factors[r] = is_ahead ? exp2_of_negative(reference[r] - most) : 1.0f;
+      reference[r] = is_ahead ? most : reference[r];
+      sums[r] *= factors[r];
+    }
+  }
+
+  // Probabilities of one half of the tile's keys.
+  template <int kHalf>
+  __device__ __forceinline__ void exponentiate(Probabilities& to, const float (&s)[4 * kKeyTiles]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
       float sum = 0.0f;
 #pragma unroll
-      for (int tile = 0; tile < kKeyTiles; ++tile) {
-        const float low = exp2_of_negative(__fmaf_rn(s[tile * 4 + r * 2], factor, -most[r]));
-        const float high = exp2_of_negative(__fmaf_rn(s[tile * 4 + r * 2 + 1], factor, -most[r]));
+      for (int tile = kHalf * 2 * kHalfSteps; tile < (kHalf + 1) * 2 * kHalfSteps; ++tile) {
+        const float low = exp2_of_negative(__fmaf_rn(s[tile * 4 + r * 2], score_scale(), -reference[r]));
+        const float high = exp2_of_negative(__fmaf_rn(s[tile * 4 + r * 2 + 1], score_scale(), -reference[r]));
         to.p[tile / 2][tile % 2 * 2 + r] = pair_from_floats(low, high);
         sum += low + high;
       }
-      sums[r] = __fmaf_rn(sums[r], to.factors[r], sum);
+      sums[r] += sum;
     }
   }
 
@@ -209,7 +237,7 @@ struct Softmax {
   __device__ __forceinline__ float inverse(int r, float sink) const {
     float sum = sums[r] + __shfl_xor_sync(0xFFFFFFFFu, sums[r], 1);
     sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
-    return inverse_of(sum, sink, running[r]);
+    return inverse_of(sum, sink, reference[r]);
   }
 };
 
@@ -219,19 +247,28 @@ template <int kGroup>
 struct Values {
   float o[kGroupColumns / 2] = {};
 
-  __device__ __forceinline__ void add(const Probabilities& of, uint32_t keys) {
-    // Maxima settle after a few tiles, and a factor of 1 changes nothing.
-    if (__any_sync(0xFFFFFFFFu, of.factors[0] != 1.0f || of.factors[1] != 1.0f)) {
+  __device__ __forceinline__ void rescale(const float (&factors)[2]) {
+    if (__any_sync(0xFFFFFFFFu, factors[0] != 1.0f || factors[1] != 1.0f)) {
 #pragma unroll
-      for (int i = 0; i < kGroupColumns / 2; ++i) o[i] *= of.factors[i / 2 % 2];
+      for (int i = 0; i < kGroupColumns / 2; ++i) o[i] *= factors[i / 2 % 2];
     }
 #pragma unroll
     for (int i = 0; i < kGroupColumns / 2; ++i) pin_register(o[i]);
+  }
+
+  // Starts the products of 32 keys. Until they have been waited for, nobody may touch the sums, nor P of these keys.
+  template <int kHalf>
+  __device__ __forceinline__ void start(const Probabilities& of, uint32_t keys) {
     wgmma_fence();
     const uint64_t b = transposed_descriptor(keys + kGroup * (kColumnBlocks / 2 * kBlockBytes), kBlockBytes);
 #pragma unroll
-    for (int step = 0; step < kKeyTiles / 2; ++step) wgmma_values(o, of.p[step], b + step * (16 * 128 / 16));
+    for (int i = kHalf * kHalfSteps; i < (kHalf + 1) * kHalfSteps; ++i) {
+      wgmma_values(o, of.p[i], b + i * (16 * 128 / 16));
+    }
     wgmma_commit();
+  }
+
+  __device__ __forceinline__ void wait() {
     wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < kGroupColumns / 2; ++i) pin_register(o[i]);
@@ -320,9 +357,9 @@ struct Shared {
   __device__ __forceinline__ float2* inverses() const { return reinterpret_cast<float2*>(at + Room::kInversesAt); }
 };
 
-// Starts the copies of a warp's 16 rows of 64, queries or keys. Lane i knows where row i lies; what is not there becomes
-// zeros, which the probability 0 of such a key needs: 0 * NaN would not vanish. Eight rows at a time, for all
-// addresses at once would take more registers than a producer has.
+// Starts the copies of a warp's 16 rows of 64, queries or keys. Lane i knows where row i lies; what is not there comes as
+// zeros, which the probability 0 of such a key needs: 0 * NaN would not vanish. Eight rows at a time, since all addresses
+// at once take more registers than a producer has.
 __device__ __forceinline__ void fetch_rows(uint32_t tile, const bf16* row_of_lane, int warp, int lane) {
 #pragma unroll 1
   for (int first = 0; first < kProducerRows; first += 8) {
@@ -401,7 +438,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     const HeadTurns<Config> head_turns(turns, lane);
     barrier_wait(shared.queries().full(0), query.parity);
     query.advance();
-    normalise_queries<Config, Place, 4>(shared.at, head_turns, warp, lane);
+    normalise_heads<Config, Place, 4>(shared.at, head_turns, warp, lane);
     fence_async_proxy();
     if constexpr (kGroup == 0) {
       join_threads(kNormalised, kConsumerThreads);
@@ -422,14 +459,27 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
         multiply_queries(s, smem_address(shared.at), shared.keys(tile.slot));
         const bool is_last = first_key + Config::kKeyTile >= n_keys;
         if (is_last && lane == 0) barrier_arrive(shared.queries().free(0));
-        softmax.exponentiate(p, s, n_keys - first_key, lane);
-        p.hand_over(shared.handed(tile.slot), place);
+        softmax.follow(p.factors, s, n_keys - first_key, lane);
+        values.rescale(p.factors);
+        softmax.exponentiate<0>(p, s);
+        p.hand_over<0>(shared.handed(tile.slot), place);
+        values.template start<0>(p, shared.keys(tile.slot));
+        // The branch also keeps the compiler from having all probabilities first: the products are under way by then.
+        if (n_keys - first_key > Config::kKeyTile / 2) {
+          softmax.exponentiate<1>(p, s);
+        } else {
+          p.clear<1>();
+        }
+        p.hand_over<1>(shared.handed(tile.slot), place);
         arrive_at(handed, 64);
       } else {
         join_threads(handed, 64);
         p.take(shared.handed(tile.slot), place);
+        values.rescale(p.factors);
+        values.template start<0>(p, shared.keys(tile.slot));
       }
-      values.add(p, shared.keys(tile.slot));
+      values.template start<1>(p, shared.keys(tile.slot));
+      values.wait();
       if (lane == 0) barrier_arrive(tiles.free(tile.slot));
       tile.advance();
     }
