@@ -36,14 +36,15 @@ $#-
 //   kHanded[s, w]   64 threads          warp w of the scores group has left P and factors for its twin
 //   kSummed[w]      64 threads          the same for the denominators
 //
-// One group computes S of all heads and keys: two with half of the columns each would have to add them up, and with half
-// of the keys they would read the queries twice. Both sum O, each over half of the columns. Lanes of the same place in
+// One group computes S of all heads and keys: two with half of the columns each would have to add them up, two with
+// half of the keys would read the queries twice. Both sum O, each over half of the columns. Lanes of the same place in
 // the two groups need the same P as operands: so P goes from lane to lane, and twin warps wait for each other only. The
 // producer looks up the keys of a tile before its slot is free, and has a whole tile's time for it.
 // What is handed over lies in the slot of its tile and needs no barrier that frees it: the keys of a tile arrive only
 // after both groups have used up what was in the slot before, and what is handed over follows from these keys. For the
 // same reason a kHanded is met again only after both its warps have left it, and kNormalised and kSummed a token later.
-// Exactness: f32 sums, P rounded to BF16, one rounding of O; the reference of P and the order of every sum follows from the position.
+// Exactness: f32 sums, P rounded to BF16, one rounding of O; the order of every sum follows from the position, and
+// what P refers to from the keys in that order.
 #include "lib/words.cuh"
 #include "arch/async_copy.cuh"
 #include "arch/barrier.cuh"
@@ -357,9 +358,9 @@ struct Shared {
   __device__ __forceinline__ float2* inverses() const { return reinterpret_cast<float2*>(at + Room::kInversesAt); }
 };
 
-// Starts the copies of a warp's 16 rows of 64, queries or keys. Lane i knows where row i lies; what is not there comes as
-// zeros, which the probability 0 of such a key needs: 0 * NaN would not vanish. Eight rows at a time, since all addresses
-// at once take more registers than a producer has.
+// Starts the copies of a warp's 16 rows of 64, queries or keys. Lane i knows where row i lies; what is not there comes
+// as zeros, which the probability 0 of such a key needs: 0 * NaN would not vanish. Eight rows at a time, since all
+// addresses at once take more registers than a producer has.
 __device__ __forceinline__ void fetch_rows(uint32_t tile, const bf16* row_of_lane, int warp, int lane) {
 #pragma unroll 1
   for (int first = 0; first < kProducerRows; first += 8) {
