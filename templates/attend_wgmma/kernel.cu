@@ -210,9 +210,9 @@ struct Softmax {
       }
       most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, 1));
       most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, 2)) * score_scale();
-      const bool is_ahead = most > reference[r] + kMostAhead;
-      factors[r] = is_ahead ? exp2_of_negative(reference[r] - most) : 1.0f;
-      reference[r] = is_ahead ? most : reference[r];
+      const float now = most > reference[r] + kMostAhead ? most : reference[r];
+      factors[r] = exp2_of_negative(reference[r] - now);  // exactly 1 if it stays
+      reference[r] = now;
       sums[r] *= factors[r];
     }
   }
@@ -277,8 +277,8 @@ struct Values {
 
   // BF16 rows of the lane's heads, divided by the denominators and rotated back; 32 columns at a time change lanes, so
   // that each stores 16 bytes. `to` is the row of the first head.
-  __device__ __forceinline__ void store(bf16* to, const float (&inverses)[2], const float2* turns, int n_heads,
-                                        int head, int lane) const {
+  __device__ __forceinline__ void store(bf16* to, float2 inverses, const float2* turns, int n_heads, int head,
+                                        int lane) const {
 #pragma unroll
     for (int n = 0; n < kGroupColumns / 8; n += 4) {
       uint32_t words[2][4];
@@ -289,7 +289,8 @@ struct Values {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const int i = (n + j) * 4 + r * 2;
-          float2 pair = make_float2(o[i] * inverses[r], o[i + 1] * inverses[r]);
+          const float inverse = r == 0 ? inverses.x : inverses.y;
+          float2 pair = make_float2(o[i] * inverse, o[i + 1] * inverse);
           if (rotated >= 0) pair = rotated_back(pair, turn);
           words[r][j] = pair_from_floats(pair.x, pair.y);
         }
@@ -414,28 +415,23 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
   wait_copies<0>();
 }
 
-// The two groups of consumers: 0 has the scores and the left columns, 1 the right ones. `place` is the thread within
-// its group, `warp` counts through both.
+// The two groups of consumers: 0 has the scores and the left columns, 1 the right ones. `warp` counts through both.
 template <int kGroup>
-__device__ __forceinline__ void consume(const Launch& launch, const Shared& shared, int warp, int lane) {
-  const int place = warp % 4 * 32 + lane;
-  const int head = warp % 4 * 16 + lane / 4;
-  const Ring<2> tiles = shared.tiles();
-  RingPosition<2> tile;
-  RingPosition<1> query;
-  float sinks[2] = {};
-  if constexpr (kGroup == 0) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (head + r * 8 < launch.n_heads) sinks[r] = launch.sinks[launch.first_head + head + r * 8];
-    }
-  }
-  int next_position = int(blockIdx.x) < launch.n_tokens ? launch.positions[blockIdx.x] : 0;
-  for (int token = blockIdx.x; token < launch.n_tokens; token += gridDim.x) {
-    const int position = next_position;
-    const int next = token + gridDim.x;
-    if (next < launch.n_tokens) next_position = launch.positions[next];
-    const float2* turns = launch.rope + int64_t{position} * (Config::kRopeDim / 2);
+struct Consumer {
+  const Launch& launch;
+  const Shared& shared;
+  int warp;
+  int lane;
+  RingPosition<2> tile = {};
+  RingPosition<1> query = {};
+  Values<kGroup> values = {};
+  Softmax softmax = {};  // of group 0
+
+  __device__ __forceinline__ int place() const { return warp % 4 * 32 + lane; }  // the thread within its group
+  __device__ __forceinline__ int head() const { return warp % 4 * 16 + lane / 4; }
+
+  // Waits for a token's queries, and makes of this warp's what S takes.
+  __device__ __forceinline__ void prepare_queries(const float2* turns) {
     const HeadTurns<Config> head_turns(turns, lane);
     barrier_wait(shared.queries().full(0), query.parity);
     query.advance();
@@ -446,60 +442,84 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     } else {
       arrive_at(kNormalised, kConsumerThreads);
     }
+  }
 
-    Values<kGroup> values;
-    Softmax softmax;
-    const int n_keys = Attended<Config>(position).n_keys;
-    for (int first_key = 0; first_key < n_keys; first_key += Config::kKeyTile) {
-      const int handed = kHanded + tile.slot * 4 + warp % 4;
-      Probabilities p;
-      barrier_wait(tiles.full(tile.slot), tile.parity);
-      fence_async_proxy();
-      if constexpr (kGroup == 0) {
-        float s[4 * kKeyTiles];
-        multiply_queries(s, smem_address(shared.at), shared.keys(tile.slot));
-        const bool is_last = first_key + Config::kKeyTile >= n_keys;
-        if (is_last && lane == 0) barrier_arrive(shared.queries().free(0));
-        softmax.follow(p.factors, s, n_keys - first_key, lane);
-        values.rescale(p.factors);
-        softmax.exponentiate<0>(p, s);
-        p.hand_over<0>(shared.handed(tile.slot), place);
-        values.template start<0>(p, shared.keys(tile.slot));
-        // The branch also keeps the compiler from having all probabilities first: the products are under way by then.
-        if (n_keys - first_key > Config::kKeyTile / 2) {
-          softmax.exponentiate<1>(p, s);
-        } else {
-          p.clear<1>();
-        }
-        p.hand_over<1>(shared.handed(tile.slot), place);
-        arrive_at(handed, 64);
-      } else {
-        join_threads(handed, 64);
-        p.take(shared.handed(tile.slot), place);
-        values.rescale(p.factors);
-        values.template start<0>(p, shared.keys(tile.slot));
-      }
-      values.template start<1>(p, shared.keys(tile.slot));
-      values.wait();
-      if (lane == 0) barrier_arrive(tiles.free(tile.slot));
-      tile.advance();
+  // P of the tile, and the first half of its products.
+  __device__ __forceinline__ void score(Probabilities& p, int n_left) {
+    float s[4 * kKeyTiles];
+    multiply_queries(s, smem_address(shared.at), shared.keys(tile.slot));
+    if (n_left <= Config::kKeyTile && lane == 0) barrier_arrive(shared.queries().free(0));
+    softmax.follow(p.factors, s, n_left, lane);
+    values.rescale(p.factors);
+    softmax.exponentiate<0>(p, s);
+    p.hand_over<0>(shared.handed(tile.slot), place());
+    values.template start<0>(p, shared.keys(tile.slot));
+    // The branch also keeps the compiler from finding all probabilities first: here products are under way.
+    if (n_left > Config::kKeyTile / 2) {
+      softmax.exponentiate<1>(p, s);
+    } else {
+      p.clear<1>();
     }
+    p.hand_over<1>(shared.handed(tile.slot), place());
+  }
 
-    float inverses[2];
+  // The tile in which `n_left` keys and more are left.
+  __device__ __forceinline__ void add_tile(int n_left) {
+    const int handed = kHanded + tile.slot * 4 + warp % 4;
+    const uint32_t keys = shared.keys(tile.slot);
+    Probabilities p;
+    barrier_wait(shared.tiles().full(tile.slot), tile.parity);
+    fence_async_proxy();
     if constexpr (kGroup == 0) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) inverses[r] = softmax.inverse(r, sinks[r]);
-      shared.inverses()[place] = make_float2(inverses[0], inverses[1]);
+      score(p, n_left);
+      arrive_at(handed, 64);
+    } else {
+      join_threads(handed, 64);
+      p.take(shared.handed(tile.slot), place());
+      values.rescale(p.factors);
+      values.template start<0>(p, keys);
+    }
+    values.template start<1>(p, keys);
+    values.wait();
+    if (lane == 0) barrier_arrive(shared.tiles().free(tile.slot));
+    tile.advance();
+  }
+
+  // What the sums of values are divided by, inverted.
+  __device__ __forceinline__ float2 share_inverses(const float (&sinks)[2]) const {
+    if constexpr (kGroup == 0) {
+      const float2 inverses = make_float2(softmax.inverse(0, sinks[0]), softmax.inverse(1, sinks[1]));
+      shared.inverses()[place()] = inverses;
       arrive_at(kSummed + warp % 4, 64);
+      return inverses;
     } else {
       join_threads(kSummed + warp % 4, 64);
-      const float2 pair = shared.inverses()[place];
-      inverses[0] = pair.x;
-      inverses[1] = pair.y;
+      return shared.inverses()[place()];
     }
-    values.store(launch.o + launch.row(token), inverses, turns, launch.n_heads, head, lane);
   }
-}
+
+  __device__ __forceinline__ void run() {
+    float sinks[2] = {};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (kGroup == 0 && head() + r * 8 < launch.n_heads) sinks[r] = launch.sinks[launch.first_head + head() + r * 8];
+    }
+    const int first = blockIdx.x;
+    int next_position = first < launch.n_tokens ? launch.positions[first] : 0;
+    for (int token = first; token < launch.n_tokens; token += gridDim.x) {
+      const int position = next_position;
+      const int next = token + gridDim.x;
+      if (next < launch.n_tokens) next_position = launch.positions[next];
+      const float2* turns = launch.rope + int64_t{position} * (Config::kRopeDim / 2);
+      prepare_queries(turns);
+      values = {};
+      softmax = {};
+      for (int n_left = Attended<Config>(position).n_keys; n_left > 0; n_left -= Config::kKeyTile) add_tile(n_left);
+      const float2 inverses = share_inverses(sinks);
+      values.store(launch.o + launch.row(token), inverses, turns, launch.n_heads, head(), lane);
+    }
+  }
+};
 
 extern "C" __global__ void __launch_bounds__(kConsumerThreads + kProducerWarps * 32, 1)
     attend_wgmma(const bf16* q, const bf16* kv_step, const bf16* kv_ring, const bf16* pool, const int* table,
@@ -528,8 +548,8 @@ extern "C" __global__ void __launch_bounds__(kConsumerThreads + kProducerWarps *
   }
   take_registers<kConsumerRegisters>();
   if (warp < 4) {
-    consume<0>(launch, shared, warp, lane);
+    Consumer<0>{launch, shared, warp, lane}.run();
   } else {
-    consume<1>(launch, shared, warp, lane);
+    Consumer<1>{launch, shared, warp, lane}.run();
   }
 }
