@@ -1,7 +1,7 @@
 //! `2^x` of a number that is not positive, for the probabilities of attention: fewer steps than [`super::math::exp2`].
 //!
 //! IEEE operations that round once and integer operations on bits, in the order in which they are written: the device
-//! twin is `exp2_of_negative` in `templates/lib/elementary.cuh`.
+//! twin is `exp2_of_negative` in `templates/lib/exponential.cuh`.
 
 use super::math::EXP2_COEFFICIENTS;
 

@@ -127,8 +127,8 @@ pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32, connect
     Op { kernel, grid, threads: 256, smem_bytes }
 }
 
-/// The same for one split on warpgroup MMA, whatever `m`: the choice of a kernel must not follow the batch. A block takes
-/// every so many tokens; how many blocks there are changes no bit.
+/// The same for one split on warpgroup MMA, whatever `m`: the choice of a kernel must not follow the batch. A block
+/// takes every so many tokens; how many blocks there are changes no bit.
 fn attend_wgmma(shape: &AttendShape, m: u32) -> Op {
     let (head_tile, key_tile) = (64, 64);
     let (compressed, ratio, top_k) = shape.compressed_numbers();
