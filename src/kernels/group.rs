@@ -57,12 +57,14 @@ impl Group {
 
     /// Registers of a thread, from what ptxas has given tiles of every size.
     pub fn registers(&self) -> u32 {
+        // The blocks of a stage are unrolled, and ptxas works ahead on them.
+        let ahead = if self.block_k > 128 { 16 } else { 0 };
         match (self.moves_registers(), self.consumers) {
             (true, 2) => 168,
             (true, _) => 128,
-            // A block that goes from tile to tile keeps more beside its sums; two consumers just find room.
-            (false, 1) if self.staging_bytes > 0 => (72 + self.tokens / 2).next_multiple_of(8),
-            (false, _) => (64 + self.tokens / 2).next_multiple_of(8),
+            // A block that goes from tile to tile keeps more beside its sums.
+            (false, _) if self.staging_bytes > 0 => (88 + ahead + self.tokens / 2).next_multiple_of(8),
+            (false, _) => (72 + ahead + self.tokens / 2).next_multiple_of(8),
         }
     }
 
@@ -98,6 +100,7 @@ impl Group {
             (2, false) => 192,
             (3, true) => 160,
             (3, false) => 64,
+            (4, _) if self.block_k > 128 => 0,
             (4, false) if self.staging_bytes == 0 => 64,
             (4, false) => 32,
             _ => 0,

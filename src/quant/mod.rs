@@ -8,6 +8,7 @@ pub mod activation;
 pub mod bf16;
 pub mod e2m1;
 pub mod e4m3;
+pub mod exponential;
 pub mod fp8;
 pub mod layout;
 pub mod math;

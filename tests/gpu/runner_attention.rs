@@ -85,7 +85,7 @@ fn check_attend(context: &mut Context, shape: &AttendShape, last: usize, splits:
     }
     picks.resize(step.m() * list, POISON);
     let sinks: Vec<f32> = (0..heads).map(|head| 2.0 * value(9, 0, head)).collect();
-    let rows = Plan { m: step.m() as u32, splits };
+    let rows = Plan { m: step.m() as u32, splits, most_blocks: u32::MAX };
     let arrays = [
         bench.put(&step.own_rows(heads * head_dim, NAN_BF16, bits(QUERY)))?,
         bench.put(&step.own_rows(head_dim, NAN_BF16, bits(KEY)))?,
@@ -99,9 +99,15 @@ fn check_attend(context: &mut Context, shape: &AttendShape, last: usize, splits:
     let described = bench.put_step(&step)?;
     let o = attended(&mut bench, shape, rows, (arrays, described, pages.per_slot))?;
     // More rows of capacity make for other blocks, and for the same bits.
-    let wider = attended(&mut bench, shape, Plan { m: 64, splits }, (arrays, described, pages.per_slot))?;
+    let wider = attended(&mut bench, shape, Plan { m: 64, ..rows }, (arrays, described, pages.per_slot))?;
     let of_rows = ..step.count * heads * head_dim;
     same("attend with capacity for 64 rows", &o[of_rows], &wider[of_rows])?;
+    // So does a block that takes several tokens one after the other, with odd and even numbers of tiles.
+    for most_blocks in [1, 3] {
+        let fewer = Plan { most_blocks, ..rows };
+        let few = attended(&mut bench, shape, fewer, (arrays, described, pages.per_slot))?;
+        same(&format!("attend in {most_blocks} blocks"), &o[of_rows], &few[of_rows])?;
+    }
     if o[step.count * heads * head_dim..].iter().any(|bits| *bits != UNTOUCHED) {
         return Err(format!("attend {shape:?}: a row beyond the count was written").into());
     }
@@ -146,18 +152,19 @@ fn query_of(shape: &AttendShape, (slot, position): (usize, usize), head: usize) 
     query.into_iter().map(|x| bf16::decode(bf16::encode(x as f32)).into()).collect()
 }
 
-/// Capacity and splits of a launch.
+/// Capacity and splits of a launch, and how many blocks there may be where a block takes more than one token.
 #[derive(Clone, Copy)]
 struct Plan {
     m: u32,
     splits: u32,
+    most_blocks: u32,
 }
 
 /// Runs `attend`, and `attend_combine` after it where there are splits; twice, for equal bits.
 fn attended(
     bench: &mut Bench,
     shape: &AttendShape,
-    Plan { m, splits }: Plan,
+    Plan { m, splits, most_blocks }: Plan,
     (arrays, step, max_pages): ([u64; 8], [u64; 5], usize),
 ) -> Result<Vec<u16>, Failure> {
     let arch = bench.context.gpu.spec().arch;
@@ -171,7 +178,11 @@ fn attended(
         let mut values = arrays.to_vec();
         values.extend([positions, sequences, starts, first_rows, o, workspace, m_on_device]);
         values.extend([u64::from(m), max_pages as u64, mix]);
-        bench.run(&attend(shape, arch, m, splits, (splits > 1).then_some(&CONNECTION)), &values)?;
+        let mut op = attend(shape, arch, m, splits, (splits > 1).then_some(&CONNECTION));
+        if op.kernel.template == "attend_wgmma" {
+            op.grid[0] = op.grid[0].min(most_blocks);
+        }
+        bench.run(&op, &values)?;
         let [n_rows] = bench.get::<i32>(m_on_device, 1)?[..] else { return Err("a count".to_string().into()) };
         check_mix(&bench.get(mix, m as usize * 20)?, if splits > 1 { n_rows as usize } else { 0 })?;
         if splits > 1 {

@@ -127,12 +127,13 @@ pub fn attend(shape: &AttendShape, arch: &ArchSpec, m: u32, splits: u32, connect
     Op { kernel, grid, threads: 256, smem_bytes }
 }
 
-/// The same for one split on warpgroup MMA, whatever `m`: the choice of a kernel must not follow the batch.
+/// The same for one split on warpgroup MMA, whatever `m`: the choice of a kernel must not follow the batch. A block
+/// takes every so many tokens; how many blocks there are changes no bit.
 fn attend_wgmma(shape: &AttendShape, m: u32) -> Op {
     let (head_tile, key_tile) = (64, 64);
     let (compressed, ratio, top_k) = shape.compressed_numbers();
-    // Queries and two tiles of keys; scores and probabilities stay in registers.
-    let smem_bytes = 2 * shape.head_dim * (head_tile + 2 * key_tile);
+    // Queries and two tiles of keys; P and factors of two tiles, denominators, for each of 128 threads; six barriers.
+    let smem_bytes = 2 * shape.head_dim * (head_tile + 2 * key_tile) + 128 * (2 * (64 + 8) + 8) + 6 * 8;
     let values = [
         ("compressed", compressed.into()),
         ("head_dim", shape.head_dim.into()),
@@ -147,8 +148,9 @@ fn attend_wgmma(shape: &AttendShape, m: u32) -> Op {
         ("top_k", top_k.into()),
         ("window", shape.window.into()),
     ];
-    let grid = [m, shape.heads.div_ceil(head_tile), 1];
-    Op { kernel: request("attend_wgmma", values), grid, threads: 256, smem_bytes }
+    let head_tiles = shape.heads.div_ceil(head_tile);
+    let grid = [m.min((WGMMA_BLOCKS / head_tiles).max(1)), head_tiles, 1];
+    Op { kernel: request("attend_wgmma", values), grid, threads: 384, smem_bytes }
 }
 
 /// Merges the splits of [`attend`] in ascending order: `(workspace, sinks, rope, positions, o, m_on_device, m, splits,
@@ -179,6 +181,10 @@ pub fn attend_combine(shape: &AttendShape, arch: &ArchSpec, m: u32, store: Optio
 pub fn attend_workspace_bytes(shape: &AttendShape, m: u32, splits: u32) -> u64 {
     if splits > 1 { 4 * u64::from(m) * u64::from(splits * shape.heads) * u64::from(shape.head_dim + 2) } else { 0 }
 }
+
+/// Four rounds of the 132 SMs of an H100 or H200, which hold a block each. In a block the next token's loads run beside
+/// the work on this one, which one round would do best; four are as even on a chip that has fewer SMs.
+const WGMMA_BLOCKS: u32 = 528;
 
 /// Fewer blocks than this leave a large chip with nothing to do.
 const FEW_BLOCKS: u32 = 120;

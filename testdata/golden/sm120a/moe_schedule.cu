@@ -12,8 +12,8 @@
 //
 //   block = kWarps warps, which place the slots of its own experts; grid = as many blocks as share the experts
 //
-//   count      each warp walks its own run of all slots, 32 at a time: it adds to every expert's total, and counts those
-//              of its own experts, lanes with one expert together (match.any)
+//   count      each warp walks its own run of all slots, 32 at a time: it adds to every expert's total, and counts
+//              those of its block's experts, lanes with one expert together (match.any)
 //   scan       per own expert over the warps, then over all experts: positions and tiles
 //   place      each warp walks its run again and writes the slots of its own experts to their positions
 //

@@ -20,9 +20,14 @@
 //   barrier      arrivals              announces
 //   stage_full   1 + bytes             weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers        each consumer warp's wgmma have read the stage
+//   cluster      all threads, twice    (kCluster > 1) nobody needs its ring any more; all parts have come
 //
-// Tuned: rows, tokens, block_k, stages, split, signal, raster (src/kernels/dense_wgmma.rs). Limits: k in whole scale
-// groups, A on 16 bytes, lda % 8 == 0; what lies beyond k or m comes as zeros from the tensor map.
+// kParts blocks may share a tile's k. Their sums meet in memory, where the last to arrive adds them (kSplitK), or in
+// shared memory (kCluster): there each block gets all parts of its own share of the tokens, adds and stores them, which
+// saves a fence of the whole GPU, an atomic and a second way to the L2.
+//
+// Tuned: consumers, tokens, block_k, stages, split, cluster, signal, raster (src/kernels/dense_wgmma.rs). Limits: k in
+// whole scale groups, A on 16 bytes, lda % 8 == 0; what lies beyond k or m comes as zeros from the tensor map.
 // Exactness: operands are exact in BF16; differs from quant's reference only by the order of the f32 sum.
 // After: PTX ISA "wgmma"; rows as the register operand follow Humming and CUTLASS example 55; the role split DeepGEMM.
 #line 1 "templates/lib/words.cuh"
@@ -49,7 +54,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 31 "templates/dense_wgmma/kernel.cu"
+#line 36 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/barrier.cuh"
 // mbarriers in shared memory: arrivals and bytes are counted, phases alternate between parity 0 and 1.
 
@@ -102,7 +107,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 __device__ __forceinline__ void named_barrier_sync(int barrier_idx, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier_idx), "r"(threads) : "memory");
 }
-#line 32 "templates/dense_wgmma/kernel.cu"
+#line 37 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -126,7 +131,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 33 "templates/dense_wgmma/kernel.cu"
+#line 38 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -147,7 +152,7 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 34 "templates/dense_wgmma/kernel.cu"
+#line 39 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/bulk_copy.cuh"
 // The copy engine: whole runs of bytes and boxes of tensors, counted in at an mbarrier.
 
@@ -181,7 +186,7 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 
 // fence.proxy.async: what threads have written to shared memory is there for the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-#line 35 "templates/dense_wgmma/kernel.cu"
+#line 40 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/clamp.cuh"
 // The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
 
@@ -198,7 +203,7 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
   return out;
 }
-#line 36 "templates/dense_wgmma/kernel.cu"
+#line 41 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/cluster.cuh"
 // Thread-block clusters: blocks that start together and reach each other's shared memory and barriers.
 
@@ -247,7 +252,7 @@ __device__ __forceinline__ void copy_box_to_blocks(uint32_t smem_to, const void*
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
       : "memory");
 }
-#line 37 "templates/dense_wgmma/kernel.cu"
+#line 42 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -259,7 +264,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 38 "templates/dense_wgmma/kernel.cu"
+#line 43 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/reciprocal.cuh"
 // The chip's estimate of a reciprocal.
 
@@ -269,7 +274,7 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
-#line 39 "templates/dense_wgmma/kernel.cu"
+#line 44 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/store_matrix.cuh"
 // stmatrix: fragments to shared memory, the way ldmatrix reads them.
 
@@ -285,7 +290,7 @@ __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t smem_to, uin
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(smem_to), "r"(from0), "r"(from1)
                : "memory");
 }
-#line 40 "templates/dense_wgmma/kernel.cu"
+#line 45 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma.cuh"
 // Warpgroup MMA: four warps multiply 64 rows held in registers with tokens held in shared memory.
 // The instruction itself comes from generated/wgmma.cuh, for the one width that a kernel uses.
@@ -322,7 +327,7 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem_address) {
   constexpr uint64_t kSwizzle128 = 1;
   return uint64_t{(smem_address & 0x3FFFF) >> 4} | (uint64_t{1} << 16) | (kEightRows << 32) | (kSwizzle128 << 62);
 }
-#line 41 "templates/dense_wgmma/kernel.cu"
+#line 46 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/generated/wgmma.cuh"
 // wgmma.mma_async m64n16k16: d += a (64 x 16, BF16, registers) * b (16 x 16, BF16, shared memory).
 __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&a)[4], uint64_t tokens) {
@@ -334,7 +339,7 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens));
 }
 
-#line 42 "templates/dense_wgmma/kernel.cu"
+#line 47 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -500,7 +505,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 43 "templates/dense_wgmma/kernel.cu"
+#line 48 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/reciprocal.cuh"
 // A reciprocal for long chains of them.
 
@@ -511,7 +516,7 @@ __device__ __forceinline__ float reciprocal_in_range(float x) {
   const float estimate = reciprocal_estimate(x);
   return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
 }
-#line 44 "templates/dense_wgmma/kernel.cu"
+#line 49 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/swiglu.cuh"
 // The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
 // has the same operations in the same order and gives the same bits on the CPU.
@@ -547,7 +552,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 45 "templates/dense_wgmma/kernel.cu"
+#line 50 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -556,7 +561,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 46 "templates/dense_wgmma/kernel.cu"
+#line 51 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
 // From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
 
@@ -576,7 +581,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 47 "templates/dense_wgmma/kernel.cu"
+#line 52 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/ring.cuh"
 // A ring of stages in shared memory between one producer and the consumers, with two mbarriers a stage.
 
@@ -614,7 +619,7 @@ struct RingPosition {
     }
   }
 };
-#line 48 "templates/dense_wgmma/kernel.cu"
+#line 53 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/warpgroup_multiply.cuh"
 // One warpgroup multiplies 64 rows of packed weights with kTokens tokens, stage by stage, on wgmma.
 //
@@ -769,7 +774,7 @@ __device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const u
   multiply_run<Config, kTokensByThreads, Config::kTokens>(sums, stages, ring, position, n_stages, Config::kTokens,
                                                           consumer, warp, lane);
 }
-#line 49 "templates/dense_wgmma/kernel.cu"
+#line 54 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -790,7 +795,7 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 50 "templates/dense_wgmma/kernel.cu"
+#line 55 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/warpgroup_store.cuh"
 // From the registers of a warpgroup to memory: sums over parts of k, alpha, SwiGLU, one rounding, only inside N and M.
 //
@@ -1046,7 +1051,7 @@ struct TileStore {
     }
   }
 };
-#line 51 "templates/dense_wgmma/kernel.cu"
+#line 56 "templates/dense_wgmma/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4;                    // format of W

@@ -1032,7 +1032,7 @@ struct Config {
   static constexpr int kSplitK = 1;
   static constexpr int kSignal = 0;         // when the next grid is let go: 0 at once, else at the end
   static constexpr int kThreads = 160;
-  static constexpr int kBlocksPerSm = 3;
+  static constexpr int kBlocksPerSm = 2;
   static constexpr int kSmemBytes = 30272;
 };
 
