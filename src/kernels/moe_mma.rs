@@ -213,7 +213,7 @@ impl Step {
             blocks,
             memory_bytes: matrix + local_slots * (2.0 * f64::from(self.k) + columns),
             l2_bytes: blocks * slabs * (slab_bytes + tokens * 2.0 * stream.layout.slab_k() as f64),
-            bytes_in_flight: in_flight.min(MOST_IN_FLIGHT),
+            bytes_in_flight: in_flight.min(MOST_IN_FLIGHT * f64::from(stream.warps)),
             block_flops: 2.0 * slabs * stream.layout.slab_k() as f64 * f64::from(stream.rows() * stream.tokens.max(8)),
             is_wgmma: false,
             is_fp8: false,
@@ -309,8 +309,8 @@ fn steps([up, down]: [Tile; 2], block: &MoeBlock) -> [Step; 2] {
     [step(false, up, 2 * block.intermediate, block.hidden), step(true, down, block.hidden, block.intermediate)]
 }
 
-/// Bytes that a block can have on their way with profit: more would wait behind the loads of other blocks.
-const MOST_IN_FLIGHT: f64 = 36_864.0;
+/// Bytes that a warp can have on their way with profit: more would wait behind the loads of others.
+const MOST_IN_FLIGHT: f64 = 4_608.0;
 
 const MAX_WALK_TOKENS: u32 = 64;
 
