@@ -1,8 +1,8 @@
 //! The search on recorded trials: what `--effort quick` and `full` find of what every tile together has.
 //!
-//! `tuning_db/h100-sxm/exhaustive.trials.gz` has every tile of five problems as one H100 measured them: two dense at
-//! few tokens, two at many, a block of experts. The search sees of it only what it visits. A problem whose space has
-//! grown an axis since is left out until it is recorded anew.
+//! `tuning_db/h100-sxm/exhaustive.trials.gz` has every tile of two problems as one H100 measured them: dense, at 1 and
+//! 16 tokens. The search sees of it only what it visits. A problem whose space has grown an axis since is left out until
+//! it is recorded anew.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -15,7 +15,7 @@ use tilekiln::tuner::{Bench, Effort, Replay, Search, predict, ranked};
 
 const EXHAUSTIVE: &str = "tuning_db/h100-sxm/exhaustive.trials.gz";
 
-/// What `--effort full` visited of some four hundred problems.
+/// What searches of all efforts visited of some two hundred problems.
 const FULL: &str = "testdata/h100_full.trials.gz";
 
 fn log(path: &str) -> TrialLog {
@@ -51,15 +51,11 @@ fn search(log: &TrialLog, problem: &Problem, effort: Effort) -> (f64, f64) {
 }
 
 #[test]
-fn the_log_has_every_tile_of_five_problems() {
+fn the_log_has_every_tile_of_two_problems() {
     let log = log(EXHAUSTIVE);
     let gpu = GpuSpec::named("h100").unwrap();
-    let is_dense = |problem: &Problem| matches!(problem, Problem::Dense(_));
-    let dense = |few: bool| log.problems.iter().filter(|(of, _)| is_dense(of) && (of.m() <= 16) == few).count();
-    let experts = log.problems.iter().filter(|(of, _)| !is_dense(of)).count();
-    assert_eq!([dense(true), dense(false), experts], [2, 2, 1]);
     let current: Vec<&Problem> = current_problems(&log).collect();
-    assert!(current.len() >= 4, "{} of five problems have the axes of today", current.len());
+    assert_eq!(current.len(), 2, "problems with the axes of today");
     for problem in current {
         let (recorded, space) = (log.times(problem).len(), ranked(problem, gpu).len());
         assert!(recorded as f64 >= 0.99 * space as f64, "{problem}: {recorded} of {space} tiles");
@@ -108,5 +104,5 @@ fn the_cost_model_ranks_hundreds_of_problems() {
         100.0 * median,
         100.0 * mean
     );
-    assert!(of_first.len() > 300 && median <= 0.10 && mean <= 0.03, "{median:.3} {mean:.3}");
+    assert!(of_first.len() > 180 && median <= 0.10 && mean <= 0.03, "{median:.3} {mean:.3}");
 }

@@ -32,6 +32,7 @@ pub fn exp2(x: f32) -> f32 {
 /// [`LOG2_E`]; `t < -126 ? -126 : t`; `c / (1 + exp2(t))`, [`exp2`], one addition, one IEEE division; plus `x - x`.
 /// The divisor stays below 2^126, where a device divides without special cases; below -86.5 the result is
 /// -2e-36. An infinite `x` gives NaN: it is no value of a sane model, and a number would hide it.
+#[expect(clippy::eq_op, reason = "a number less itself is 0, an infinity NaN")]
 pub fn silu(x: f32) -> f32 {
     let c = if x < -86.5 { -86.5 } else { x };
     let t = -c * LOG2_E;

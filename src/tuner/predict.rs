@@ -174,9 +174,9 @@ struct Model {
     whole_waves: f64,
 }
 
-/// Fitted by random search to what one H100 measured (driver 580.159, 2026-11-23): the trials of 111 problems with NVRTC
-/// 13.2, every tile of three of them, and sweeps by hand of a dozen more with NVRTC 13.0. Counted were the regret of the
-/// first, the nine and the twenty best predicted, and log times of tiles near the best. What it reaches is in
+/// Fitted by random search to what one H100 measured (driver 580.159, 2026-11-23): the trials of 111 problems with
+/// NVRTC 13.2, every tile of two of them, and sweeps by hand of a dozen more with NVRTC 13.0. Counted were the regret
+/// of the first, the nine and the twenty best predicted, and log times of tiles near the best. What it reaches is in
 /// `tests/search_replay.rs`.
 const MODEL: Model = Model {
     bandwidth_factor: 1.067,

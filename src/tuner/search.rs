@@ -36,8 +36,7 @@ impl Effort {
     /// Every tile.
     pub const EXHAUSTIVE: Self = Self { first: usize::MAX, neighbours: 0, in_front: 1, rounds: 7 };
 
-    /// What is tried for `problem`: of few tokens' experts twice as much as `QUICK`; the model compares their kinds
-    /// badly.
+    /// What is tried for `problem`: of few tokens' experts twice as much as `QUICK`, since their kinds compare badly.
     fn on(self, problem: &Problem) -> Self {
         const TWICE: Effort = Effort { first: 20, neighbours: 30, in_front: 3, rounds: 5 };
         match problem {
@@ -252,8 +251,7 @@ pub(super) fn neighbours<'r>(tile: &'r Tile, ranked: &'r [(Tile, f64)]) -> impl 
     ranked.iter().map(|(tile, _)| tile).filter(move |other| steps_between(other, tile) == 1)
 }
 
-/// What makes a kernel another one than a number does: its family, whether codes pass a ring, and whether blocks share
-/// their work, through memory or in a cluster.
+/// What makes a kernel another one than a number does: its family, a ring or none, k shared in memory or in a cluster.
 fn kind(tile: &Tile) -> (&str, [bool; 3]) {
     let is_shared = |name| tile.number(name).is_some_and(|blocks| blocks > 1);
     (tile.family(), [tile.number("stages") == Some(1), is_shared("split"), is_shared("cluster")])
