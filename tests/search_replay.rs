@@ -1,8 +1,8 @@
 //! The search on recorded trials: what `--effort quick` and `full` find of what every tile together has.
 //!
 //! `tuning_db/h100-sxm/exhaustive.trials.gz` has every tile of two problems as one H100 measured them: dense, at 1 and
-//! 16 tokens. The search sees of it only what it visits. A problem whose space has grown an axis since is left out until
-//! it is recorded anew.
+//! 16 tokens. The search sees of it only what it visits. A problem whose space has grown an axis since is left out
+//! until it is recorded anew.
 
 use std::collections::HashSet;
 use std::path::Path;

@@ -282,7 +282,7 @@ fn served_block<'a>(problem: &'a Problem, arch: &ArchSpec) -> Result<&'a MoeBloc
     }
 }
 
-/// Weights are never fetched before the wait, so where the signal stands after it makes no difference.
+/// Gate-up waits before anything else and down lets go at once or at the end: places between were not worth an axis.
 fn signals(arch: &ArchSpec) -> Vec<u32> {
     if arch.capabilities.dependent_launch { vec![0, 3] } else { vec![0] }
 }

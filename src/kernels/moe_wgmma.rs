@@ -231,7 +231,7 @@ impl Step {
 /// Instructions of a warp for 32 gathered pieces of 16 bytes.
 const GATHER_ISSUES: f64 = 5.0;
 
-/// `kStagingBytes` of the template: 32 rows of 64 bytes and their padding, or the slots of 256 tokens.
+/// `kStagingBytes` of the template: 32 rows of 64 bytes and their padding, or eight f32 rows for each of four warps.
 const STAGING_BYTES: u32 = 2560;
 
 const AXES: [&str; 6] = ["consumers", "tokens", "step", "block_k", "stages", "signal"];

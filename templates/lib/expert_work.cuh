@@ -129,7 +129,7 @@ __device__ __forceinline__ void produce_gathered(const WorkList<Config>& list, c
 }
 
 // Down: one thread of each producer warp brings its share of the rows, in boxes of kStep, and the first the weights.
-// Rows may land before the first has said how many bytes come: the phase cannot end without its arrival.
+// Each arrives in every stage, with or without a share: one that did not might miss a turn of the ring and stay behind.
 template <class Config>
 __device__ __forceinline__ void produce_in_order(const WorkList<Config>& list, const Extent& extent,
                                                  const uint8_t* weights, const TensorMap* from, uint32_t stages,
@@ -144,16 +144,15 @@ __device__ __forceinline__ void produce_in_order(const WorkList<Config>& list, c
     next = list.at(item + gridDim.x);
     const PackedMatrix matrix{weights, work.expert, extent.row_blocks, extent.n_slabs};
     const int n_parts = ceil_divide(work.count, Config::kStep);
-    const int stage_bytes = Config::kConsumers * Stage<Config>::kWeightBytes +
-                            n_parts * (Config::kStep * Config::kBlockK * sizeof(typename Config::Token));
+    const int n_own = ceil_divide(n_parts - producer, kProducerWarps);
+    const int own_bytes = n_own * (Config::kStep * Config::kBlockK * sizeof(typename Config::Token)) +
+                          (producer == 0 ? Config::kConsumers * Stage<Config>::kWeightBytes : 0);
     for (int i = 0; i < extent.n_stages; ++i) {
       barrier_wait(ring.free(position.slot), position.parity ^ 1);
       const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
       const uint32_t full = ring.full(position.slot);
-      if (producer == 0) {
-        barrier_arrive_and_expect(full, stage_bytes);
-        matrix.copy_stage<Config>(first_row, i * Stage<Config>::kSlabs, stage, full);
-      }
+      barrier_arrive_and_expect(full, own_bytes);
+      if (producer == 0) matrix.copy_stage<Config>(first_row, i * Stage<Config>::kSlabs, stage, full);
       // The swizzle repeats every 1,024 bytes, so boxes laid end to end are one wider box.
       for (int part = producer; part < n_parts; part += kProducerWarps) {
 #pragma unroll

@@ -27,7 +27,7 @@ $#-
 //   consumers    |tile 0 ...   |out|tile 1 ...   |out|      stages are there when the results of the last one are out
 //
 //   barrier      arrivals                                    announces
-//   stage_full   1 + bytes (+ kProducers when gathering)     weights and tokens of the stage have landed
+//   stage_full   bytes + 1 + kProducers, down 1 a warp       weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers                              each consumer warp's wgmma have read the stage
 //   1 to 3       128                                         (named) a consumer's warps meet around its staging room
 //
@@ -293,7 +293,7 @@ extern "C" __global__ void __launch_bounds__(kBoundThreads, Config::kBlocksPerSm
   const int lane = threadIdx.x % 32;
   const Ring<Config::kStages> ring{smem_address(shared) + kBarrierOffset};
   uint2* table = reinterpret_cast<uint2*>(shared + kTableOffset);
-  if (threadIdx.x == 0) ring.init(Config::kIsDown ? 1 : 1 + kProducers, 4 * Config::kConsumers);
+  if (threadIdx.x == 0) ring.init(Config::kIsDown ? kProducers / 32 : 1 + kProducers, 4 * Config::kConsumers);
   if constexpr (Config::Weights::kHasTable) {
     for (int byte = threadIdx.x; byte < 256; byte += Config::kThreads) table[byte] = table_of_e5m3(byte);
   }

@@ -25,7 +25,7 @@
 //   consumers    |tile 0 ...   |out|tile 1 ...   |out|      stages are there when the results of the last one are out
 //
 //   barrier      arrivals                                    announces
-//   stage_full   1 + bytes (+ kProducers when gathering)     weights and tokens of the stage have landed
+//   stage_full   bytes + 1 + kProducers, down 1 a warp       weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers                              each consumer warp's wgmma have read the stage
 //   1 to 3       128                                         (named) a consumer's warps meet around its staging room
 //
@@ -1489,7 +1489,7 @@ __device__ __forceinline__ void produce_gathered(const WorkList<Config>& list, c
 }
 
 // Down: one thread of each producer warp brings its share of the rows, in boxes of kStep, and the first the weights.
-// Rows may land before the first has said how many bytes come: the phase cannot end without its arrival.
+// Each arrives in every stage, with or without a share: one that did not might miss a turn of the ring and stay behind.
 template <class Config>
 __device__ __forceinline__ void produce_in_order(const WorkList<Config>& list, const Extent& extent,
                                                  const uint8_t* weights, const TensorMap* from, uint32_t stages,
@@ -1504,16 +1504,15 @@ __device__ __forceinline__ void produce_in_order(const WorkList<Config>& list, c
     next = list.at(item + gridDim.x);
     const PackedMatrix matrix{weights, work.expert, extent.row_blocks, extent.n_slabs};
     const int n_parts = ceil_divide(work.count, Config::kStep);
-    const int stage_bytes = Config::kConsumers * Stage<Config>::kWeightBytes +
-                            n_parts * (Config::kStep * Config::kBlockK * sizeof(typename Config::Token));
+    const int n_own = ceil_divide(n_parts - producer, kProducerWarps);
+    const int own_bytes = n_own * (Config::kStep * Config::kBlockK * sizeof(typename Config::Token)) +
+                          (producer == 0 ? Config::kConsumers * Stage<Config>::kWeightBytes : 0);
     for (int i = 0; i < extent.n_stages; ++i) {
       barrier_wait(ring.free(position.slot), position.parity ^ 1);
       const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
       const uint32_t full = ring.full(position.slot);
-      if (producer == 0) {
-        barrier_arrive_and_expect(full, stage_bytes);
-        matrix.copy_stage<Config>(first_row, i * Stage<Config>::kSlabs, stage, full);
-      }
+      barrier_arrive_and_expect(full, own_bytes);
+      if (producer == 0) matrix.copy_stage<Config>(first_row, i * Stage<Config>::kSlabs, stage, full);
       // The swizzle repeats every 1,024 bytes, so boxes laid end to end are one wider box.
       for (int part = producer; part < n_parts; part += kProducerWarps) {
 #pragma unroll
@@ -1774,7 +1773,7 @@ extern "C" __global__ void __launch_bounds__(kBoundThreads, Config::kBlocksPerSm
   const int lane = threadIdx.x % 32;
   const Ring<Config::kStages> ring{smem_address(shared) + kBarrierOffset};
   uint2* table = reinterpret_cast<uint2*>(shared + kTableOffset);
-  if (threadIdx.x == 0) ring.init(Config::kIsDown ? 1 : 1 + kProducers, 4 * Config::kConsumers);
+  if (threadIdx.x == 0) ring.init(Config::kIsDown ? kProducers / 32 : 1 + kProducers, 4 * Config::kConsumers);
   if constexpr (Config::Weights::kHasTable) {
     for (int byte = threadIdx.x; byte < 256; byte += Config::kThreads) table[byte] = table_of_e5m3(byte);
   }
