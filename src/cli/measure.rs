@@ -163,12 +163,12 @@ fn line(row: &BenchRow) -> String {
     let peer = row.best_peer().map_or(String::new(), |peer| {
         format!(", {:.2}x {} ({:.2}x unchained)", peer.us / row.chained_us, peer.peer, peer.us / row.unchained_us)
     });
-    let ceiling = row.of_ceiling().map_or(String::new(), |share| format!(", {:.0} % of the ceiling", 100.0 * share));
     format!(
-        "{}{routing}: {:.2} us, {:.2} unchained{ceiling}, {:.0} % of the floor{peer}",
+        "{}{routing}: {:.2} us, {:.2} unchained, {:.0} % of the ceiling, {:.0} % of the floor{peer}",
         row.problem,
         row.chained_us,
         row.unchained_us,
+        100.0 * row.of_ceiling(),
         100.0 * row.of_floor()
     )
 }

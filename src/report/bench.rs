@@ -189,15 +189,9 @@ impl BenchRow {
         self.floor_us / self.chained_us
     }
 
-    /// The stream ceiling in a chain, if it can be one: overlap saves the start and the end of a launch, and a read
-    /// that is shorter by more came from the L2, because launches that ran together read the same buffer.
-    pub fn ceiling_us(&self) -> Option<f64> {
-        (self.ceiling_unchained_us - self.ceiling_chained_us <= MOST_SAVED_US).then_some(self.ceiling_chained_us)
-    }
-
     /// Share of the measured stream ceiling that the chained time reaches.
-    pub fn of_ceiling(&self) -> Option<f64> {
-        self.ceiling_us().map(|us| us / self.chained_us)
+    pub fn of_ceiling(&self) -> f64 {
+        self.ceiling_chained_us / self.chained_us
     }
 }
 
@@ -226,9 +220,6 @@ impl BenchReport {
 
 /// Rows beyond this many times the best peer's time are named.
 pub const MOST_RATIO: f64 = 1.5;
-
-/// What programmatic dependent launch can save of a pure read, microseconds: measured are 1 to 3 for up to 132 MB.
-const MOST_SAVED_US: f64 = 3.5;
 
 #[cfg(test)]
 mod tests {
@@ -261,16 +252,6 @@ mod tests {
         assert_eq!((mxfp4.ratio(), &*mxfp4.best_eight_bit_peer().unwrap().peer), (Some(0.75), "humming-mxfp4-a8"));
         assert_eq!(row("mxfp4 64x64 m1", 30.0, &[("humming-mxfp4-a8", 20.0)]).ratio(), None);
         assert_eq!(row("fp8 64x64 m1", 30.0, &[("cublas-fp8", 20.0), ("cublas-fp8row", 25.0)]).ratio(), Some(1.5));
-    }
-
-    #[test]
-    fn a_ceiling_that_overlap_cannot_have_made_is_none() {
-        let mut row = row("nvfp4 64x64 m1", 30.0, &[]);
-        (row.chained_us, row.ceiling_chained_us, row.ceiling_unchained_us) = (20.0, 10.0, 13.0);
-        assert_eq!((row.ceiling_us(), row.of_ceiling()), (Some(10.0), Some(0.5)));
-        // 325 MB in 69.6 us, 4.7 TB/s, beside 104.9 us without overlap: seen once, with two buffers.
-        (row.ceiling_chained_us, row.ceiling_unchained_us) = (69.6, 104.9);
-        assert_eq!((row.ceiling_us(), row.of_ceiling()), (None, None));
     }
 
     #[test]

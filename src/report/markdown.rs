@@ -65,15 +65,15 @@ pub(super) fn line(row: &BenchRow) -> String {
         false => peers.iter().map(name).collect::<Vec<_>>().join(", "),
     };
     let routing = row.routing.map_or(String::new(), |routing| format!(", {routing}"));
-    let ceiling = row.ceiling_us().map_or("-".to_string(), |us| format!("{us:.2}"));
-    let of_ceiling = row.of_ceiling().map_or("-".to_string(), |share| format!("{:.0} %", 100.0 * share));
     format!(
-        "| {}{routing} | {:.2} | {:.2} | {:.2} | {ceiling} | {:.0} % | {of_ceiling} | {peers} | {ratio} | {:.1e} |\n",
+        "| {}{routing} | {:.2} | {:.2} | {:.2} | {:.2} | {:.0} % | {:.0} % | {peers} | {ratio} | {:.1e} |\n",
         row.problem,
         row.chained_us,
         row.unchained_us,
         row.floor_us,
+        row.ceiling_chained_us,
         100.0 * row.of_floor(),
+        100.0 * row.of_ceiling(),
         row.relative_l2,
     )
 }
@@ -81,8 +81,8 @@ pub(super) fn line(row: &BenchRow) -> String {
 /// What a row is compared with.
 pub(super) const BEST_PEER: &str = "\
 The best peer is the fastest with BF16 activations, as ours are; for FP8 weights it is cuBLAS with FP8 activations, \
-because it has no other. A stream ceiling that came out of the L2 is left out. `(a8)` marks 8-bit activations: where \
-such a peer was measured too, the fastest stands behind the best peer, and the ratio stays that to the best peer.";
+because it has no other. `(a8)` marks 8-bit activations: where such a peer was measured too, the fastest stands behind \
+the best peer, and the ratio stays that to the best peer.";
 
 pub(super) const HEAD: &str = "
 | problem | chained us | unchained us | floor us | stream ceiling us | of floor | of ceiling | best peer us \

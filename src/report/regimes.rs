@@ -115,7 +115,7 @@ fn is_meant(goal: &Goal, row: &BenchRow) -> bool {
 fn number(measure: Measure, row: &BenchRow, us: f64) -> Option<f64> {
     let number = match measure {
         Measure::Mean(rival, _) | Measure::Every(rival, _) => rival_of(rival, row)?.us / us,
-        Measure::OfCeiling { .. } => row.ceiling_us()? / us,
+        Measure::OfCeiling { .. } => row.ceiling_chained_us / us,
         Measure::OfFloor { .. } => row.floor_us / us,
         Measure::AtMost { .. } => us,
     };
