@@ -12,7 +12,7 @@
 //   tiles     [count] int4            expert, position, count, 0       every thread
 //   out       H BF16, or parts f32    row-major                        written by the consumers
 //
-//   block = kConsumers warpgroups of 64 rows + producer warps   work: every tile with every kRows rows, see WorkList
+//   block = kConsumers warpgroups of 64 rows + producer warps   work: see lib/expert_work.cuh
 //   ---------------------------------------------------------   ring of kStages stages (lib/warpgroup_multiply.cuh)
 //   last warps   producer    wait stage_free[s]   copy tokens and weights      -> stage_full[s]
 //   warpgroups   consumers   wait stage_full[s]   decode, kBlockK / 16 wgmma   -> stage_free[s]
@@ -1019,44 +1019,55 @@ struct TileStore {
   }
 };
 #line 58 "templates/moe_wgmma/kernel.cu"
+#line 1 "templates/lib/weight_stage.cuh"
+// Packed weights into a stage of the ring: runs of slabs, one for each consumer's block of 64 rows, by bulk copies.
+//
+// A slab beyond k is replaced by the last one: its tokens are zeros, and zero times a finite number is zero, where what
+// lies in shared memory by chance might not be finite. So is a block of rows beyond n.
+//
+// Config gives: Weights (the format), kConsumers, kBlockK, and what Stage<Config> needs.
 
-struct Config {
-  using Weights = Nvfp4;                    // format of W
-  static constexpr bool kIsDown = true;    // down, or gate-up
-  static constexpr bool kSwiGlu = !kIsDown;
-  static constexpr int kConsumers = 1;   // warpgroups, 64 rows each
-  static constexpr int kTokens = 16;         // slots of the widest tile
-  static constexpr int kStep = 16;             // widths are multiples of this
-  static constexpr int kBlockK = 128;        // k of a stage
-  static constexpr int kStages = 3;         // stages in the ring
-  static constexpr int kSplitK = 1;
-  static constexpr int kSignal = 0;         // when the next grid is let go: 0 at once, else at the end
-  static constexpr int kThreads = 160;
-  static constexpr int kBlocksPerSm = 2;
-  static constexpr int kSmemBytes = 30272;
+// One of several matrices [n, k] that lie one behind the other: of a group of heads, or of an expert.
+struct PackedMatrix {
+  const uint8_t* weights;  // of all of them
+  int idx;
+  int row_blocks;          // blocks of 64 rows
+  int n_slabs;             // along k
+
+  // Slabs `first_slab` and on of the rows from `first_row` on. The bytes are counted in at `barrier`.
+  template <class Config>
+  __device__ __forceinline__ void copy_stage(int first_row, int first_slab, uint32_t stage, uint32_t barrier) const {
+    constexpr int kSlabs = Stage<Config>::kSlabs;
+    constexpr int kSlabBytes = Slab<typename Config::Weights>::kBytes;
+#pragma unroll
+    for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
+      const int row_block = smaller(first_row / kRowBlock + consumer, row_blocks - 1);
+      const uint8_t* block = weights + (int64_t{idx} * row_blocks + row_block) * n_slabs * kSlabBytes;
+      const uint32_t to = stage + Stage<Config>::kWeightOffset + consumer * Stage<Config>::kWeightBytes;
+      if (first_slab + kSlabs <= n_slabs) {
+        copy_bulk(to, block + int64_t{first_slab} * kSlabBytes, kSlabs * kSlabBytes, barrier);
+      } else {
+        for (int s = 0; s < kSlabs; ++s) {
+          const int slab = smaller(first_slab + s, n_slabs - 1);
+          copy_bulk(to + s * kSlabBytes, block + int64_t{slab} * kSlabBytes, kSlabBytes, barrier);
+        }
+      }
+    }
+  }
 };
+#line 59 "templates/moe_wgmma/kernel.cu"
+#line 1 "templates/lib/expert_work.cuh"
+// Grouped GEMMs over experts: the pieces of work of a block, how their weights and tokens come into the ring, and the
+// rows that their results go to.
+//
+// A piece is kRows rows of an expert times the slots of one tile (moe_schedule). Gate-up gathers the rows of tokens
+// with 16-byte copies of all producer threads, which write the swizzle of wgmma themselves; down's rows stand in the
+// order of the tiles, and a tensor map brings them in boxes of kStep.
+//
+// Config gives: Weights (the format), Token (an element of the tokens: bf16, or uint8_t for E4M3), kIsDown, kConsumers,
+// kTokens, kStep, kBlockK, kStages, kThreads.
 
-constexpr int kRows = Config::kConsumers * kRowBlock;
-constexpr int kConsumerThreads = Config::kConsumers * 128;
-constexpr int kProducers = Config::kThreads - kConsumerThreads;  // threads
-// Each of the four warp schedulers has a quarter of the registers, so an odd warp costs as much as four: what two
-// blocks may take is counted with whole rows of four.
-constexpr int kBoundThreads = Config::kBlocksPerSm == 1 ? Config::kThreads : round_up(Config::kThreads, 128);
-// A whole warpgroup of producers can give registers to the consumers; one that gathers keeps more of them. Together
-// they have what launch bounds give: three warpgroups 168 a thread, four 128.
-constexpr bool kMovesRegisters = kProducers == 128 && Config::kConsumers >= 2;
-static_assert(!kMovesRegisters || Config::kBlocksPerSm == 1, "three warpgroups of 168 registers fill an SM");
-constexpr int kProducerRegisters = Config::kConsumers == 3 || Config::kIsDown ? 56 : 72;
-constexpr int kConsumerRegisters = Config::kConsumers == 3 ? 152 : Config::kIsDown ? 224 : 216;
-// Behind the ring: each consumer's room for results on their way out, then the barriers.
-constexpr int kStagingBytes = 2560;
-constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
-constexpr int kBarrierOffset = kRingBytes + Config::kConsumers * kStagingBytes;
-static_assert(kBarrierOffset + Ring<Config::kStages>::kBarrierBytes + 16 == Config::kSmemBytes,
-              "host and device disagree on shared memory");
-static_assert(Config::kTokens % Config::kStep == 0 && Config::kStep % 16 == 0, "widths are whole pairs of fragments");
-
-// One piece of work but for its rows: kRows of an expert times the slots of a tile.
+// One piece of work but for its rows.
 struct Work {
   int expert;
   int position;   // of the tile's first slot
@@ -1065,7 +1076,10 @@ struct Work {
 
 // All pieces of work, the rows of a tile one after the other, so that blocks side by side share its tokens in L2. A
 // block takes every gridDim.x-th; without persistence there are as many blocks as there can be pieces.
+template <class Config>
 struct WorkList {
+  static constexpr int kRows = Config::kConsumers * kRowBlock;
+
   const int4* tiles;
   int row_groups;  // pieces of a tile
   int end;
@@ -1080,13 +1094,14 @@ struct WorkList {
 };
 
 // The pieces of a block as a warp walks through them: 32 at a time, one a lane, so that only one in 32 is waited for.
+template <class Config>
 struct Pieces {
-  const WorkList& list;
+  const WorkList<Config>& list;
   int lane;
   int index;  // of the current piece among the lanes'
   Work of_lane;
 
-  __device__ __forceinline__ Pieces(const WorkList& list, int lane) : list(list), lane(lane), index(0) {
+  __device__ __forceinline__ Pieces(const WorkList<Config>& list, int lane) : list(list), lane(lane), index(0) {
     of_lane = list.at(blockIdx.x + lane * gridDim.x);
   }
 
@@ -1111,32 +1126,14 @@ struct Extent {
   int k_end;
 };
 
-// Weights of one stage; slabs beyond k and blocks beyond n are replaced by the last one (see dense_wgmma).
-__device__ __forceinline__ void copy_weights(int expert, int first_row, const Extent& extent, const uint8_t* weights,
-                                             uint32_t stage, uint32_t barrier, int stage_idx) {
-  constexpr int kSlabs = Stage<Config>::kSlabs;
-  constexpr int kSlabBytes = Slab<Config::Weights>::kBytes;
-  const int first_slab = stage_idx * kSlabs;
-#pragma unroll
-  for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
-    const int row_block = smaller(first_row / kRowBlock + consumer, extent.row_blocks - 1);
-    const int64_t block_idx = int64_t{expert} * extent.row_blocks + row_block;
-    const uint8_t* block = weights + block_idx * extent.n_slabs * kSlabBytes;
-    const uint32_t to = stage + Stage<Config>::kWeightOffset + consumer * Stage<Config>::kWeightBytes;
-    if (first_slab + kSlabs <= extent.n_slabs) {
-      copy_bulk(to, block + int64_t{first_slab} * kSlabBytes, kSlabs * kSlabBytes, barrier);
-    } else {
-      for (int s = 0; s < kSlabs; ++s) {
-        const int slab = smaller(first_slab + s, extent.n_slabs - 1);
-        copy_bulk(to + s * kSlabBytes, block + int64_t{slab} * kSlabBytes, kSlabBytes, barrier);
-      }
-    }
-  }
-}
-
 // Rows that one producer thread gathers: piece `thread % 8` of every (kProducers / 8)-th token. Columns beyond the
 // count keep whatever the stage held: their products are not stored.
+template <class Config>
 struct GatheredRows {
+  using Token = typename Config::Token;
+  static constexpr int kProducers = Config::kThreads - Config::kConsumers * 128;
+  static constexpr int kPieceK = 16 / sizeof(Token);
+  static constexpr int kBoxK = 128 / sizeof(Token);
   static constexpr int kPasses = ceil_divide(Config::kTokens * 8, kProducers);
   static constexpr int kPassTokens = kProducers / 8;
   static_assert(Config::kIsDown || kPassTokens % 8 == 0, "the swizzle is the same in every pass");
@@ -1153,12 +1150,14 @@ struct GatheredRows {
 
   __device__ __forceinline__ void resolve(int top_k, int64_t ld, int thread) {
 #pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) at[pass] = at[pass] / top_k * static_cast<uint32_t>(ld / 8) + thread % 8;
+    for (int pass = 0; pass < kPasses; ++pass) {
+      at[pass] = at[pass] / top_k * static_cast<uint32_t>(ld / kPieceK) + thread % 8;
+    }
   }
 
-  __device__ __forceinline__ void copy(const Work& work, const bf16* from, int k, int k_end, uint32_t stage,
+  __device__ __forceinline__ void copy(const Work& work, const Token* from, int k, int k_end, uint32_t stage,
                                        int thread) const {
-    constexpr int kBoxes = Config::kBlockK / 64;
+    constexpr int kBoxes = Config::kBlockK / kBoxK;
     const int row = thread / 8;
     // The 128-byte swizzle of wgmma: piece p of row r stands at place p ^ (r % 8).
     const uint32_t to = stage + row * 128 + ((thread ^ row) % 8 * 16);
@@ -1166,8 +1165,8 @@ struct GatheredRows {
     int bytes[kBoxes];
 #pragma unroll
     for (int box = 0; box < kBoxes; ++box) {
-      const bool is_there = k + box * 64 + thread % 8 * 8 < k_end;
-      box_from[box] = reinterpret_cast<const uint4*>(from + (is_there ? k + box * 64 : 0));
+      const bool is_there = k + box * kBoxK + thread % 8 * kPieceK < k_end;
+      box_from[box] = reinterpret_cast<const uint4*>(from + (is_there ? k + box * kBoxK : 0));
       bytes[box] = is_there ? 16 : 0;
     }
 #pragma unroll
@@ -1183,16 +1182,19 @@ struct GatheredRows {
 };
 
 // Gate-up: all producer threads gather, the first also brings the weights. A slot of the ring is free from the start.
-__device__ __forceinline__ void produce_gathered(const WorkList& list, const Extent& extent, const uint8_t* weights,
-                                                 const bf16* from, int64_t ld, const int* slot_of, int top_k,
-                                                 uint32_t stages, Ring<Config::kStages> ring, int thread) {
+template <class Config>
+__device__ __forceinline__ void produce_gathered(const WorkList<Config>& list, const Extent& extent,
+                                                 const uint8_t* weights, const typename Config::Token* from, int64_t ld,
+                                                 const int* slot_of, int top_k, uint32_t stages,
+                                                 Ring<Config::kStages> ring, int thread) {
   RingPosition<Config::kStages> position;
-  Pieces pieces(list, thread % 32);
+  Pieces<Config> pieces(list, thread % 32);
   for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
     const Work work = pieces.current();
     const int first_row = list.first_row(item);
     pieces.advance(item + gridDim.x);
-    GatheredRows rows;
+    const PackedMatrix matrix{weights, work.expert, extent.row_blocks, extent.n_slabs};
+    GatheredRows<Config> rows;
     rows.fetch(work, slot_of, thread);
     for (int i = 0; i < extent.n_stages; ++i) {
       barrier_wait(ring.free(position.slot), position.parity ^ 1);
@@ -1200,7 +1202,7 @@ __device__ __forceinline__ void produce_gathered(const WorkList& list, const Ext
       const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
       if (thread == 0) {
         barrier_arrive_and_expect(ring.full(position.slot), Config::kConsumers * Stage<Config>::kWeightBytes);
-        copy_weights(work.expert, first_row, extent, weights, stage, ring.full(position.slot), i);
+        matrix.copy_stage<Config>(first_row, i * Stage<Config>::kSlabs, stage, ring.full(position.slot));
       }
       rows.copy(work, from, i * Config::kBlockK, extent.k_end, stage, thread);
       barrier_arrive_after_copies(ring.full(position.slot));
@@ -1210,41 +1212,90 @@ __device__ __forceinline__ void produce_gathered(const WorkList& list, const Ext
   wait_copies<0>();
 }
 
-// Down: one thread of each producer warp brings its share of the rows, in boxes of kStep, and the first the weights:
-// one thread alone is slower than the copies that it starts. Each arrives in every stage, with or without a share: one
-// that did not might miss a turn of the ring and stay behind.
-__device__ __forceinline__ void produce_in_order(const WorkList& list, const Extent& extent, const uint8_t* weights,
-                                                 const TensorMap* from, uint32_t stages,
+// Down: one thread of each producer warp brings its share of the rows, in boxes of kStep, and the first the weights.
+// Each arrives in every stage, with or without a share: one that did not might miss a turn of the ring and stay behind.
+template <class Config>
+__device__ __forceinline__ void produce_in_order(const WorkList<Config>& list, const Extent& extent,
+                                                 const uint8_t* weights, const TensorMap* from, uint32_t stages,
                                                  Ring<Config::kStages> ring, int producer) {
-  constexpr int kBoxes = Config::kBlockK / 64;
+  constexpr int kBoxK = 128 / sizeof(typename Config::Token);
+  constexpr int kProducerWarps = Config::kThreads / 32 - Config::kConsumers * 4;
   RingPosition<Config::kStages> position;
   Work next = list.at(blockIdx.x);
   for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
     const Work work = next;
     const int first_row = list.first_row(item);
     next = list.at(item + gridDim.x);
+    const PackedMatrix matrix{weights, work.expert, extent.row_blocks, extent.n_slabs};
     const int n_parts = ceil_divide(work.count, Config::kStep);
-    const int n_own = ceil_divide(n_parts - producer, kProducers / 32);
-    const int own_bytes = n_own * (Config::kStep * Config::kBlockK * 2) +
+    const int n_own = ceil_divide(n_parts - producer, kProducerWarps);
+    const int own_bytes = n_own * (Config::kStep * Config::kBlockK * sizeof(typename Config::Token)) +
                           (producer == 0 ? Config::kConsumers * Stage<Config>::kWeightBytes : 0);
     for (int i = 0; i < extent.n_stages; ++i) {
       barrier_wait(ring.free(position.slot), position.parity ^ 1);
       const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
       const uint32_t full = ring.full(position.slot);
       barrier_arrive_and_expect(full, own_bytes);
-      if (producer == 0) copy_weights(work.expert, first_row, extent, weights, stage, full, i);
+      if (producer == 0) matrix.copy_stage<Config>(first_row, i * Stage<Config>::kSlabs, stage, full);
       // The swizzle repeats every 1,024 bytes, so boxes laid end to end are one wider box.
-      for (int part = producer; part < n_parts; part += kProducers / 32) {
+      for (int part = producer; part < n_parts; part += kProducerWarps) {
 #pragma unroll
-        for (int box = 0; box < kBoxes; ++box) {
+        for (int box = 0; box < Config::kBlockK / kBoxK; ++box) {
           copy_box(stage + box * Stage<Config>::kBoxBytes + part * (Config::kStep * 128), from,
-                   i * Config::kBlockK + box * 64, work.position + part * Config::kStep, 0, full);
+                   i * Config::kBlockK + box * kBoxK, work.position + part * Config::kStep, 0, full);
         }
       }
       position.advance();
     }
   }
 }
+
+// Rows of H for the positions of a tile.
+struct HiddenRows {
+  bf16* h;
+  int64_t ld;
+  int count;
+  __device__ __forceinline__ bf16* row(int token) const { return h + token * ld; }
+  __device__ __forceinline__ float factor(int) const { return 1.0f; }
+};
+#line 60 "templates/moe_wgmma/kernel.cu"
+
+struct Config {
+  using Weights = Nvfp4;                    // format of W
+  using Token = bf16;
+  static constexpr bool kIsDown = true;    // down, or gate-up
+  static constexpr bool kSwiGlu = !kIsDown;
+  static constexpr int kConsumers = 1;   // warpgroups, 64 rows each
+  static constexpr int kTokens = 16;         // slots of the widest tile
+  static constexpr int kStep = 16;             // widths are multiples of this
+  static constexpr int kBlockK = 128;        // k of a stage
+  static constexpr int kStages = 3;         // stages in the ring
+  static constexpr int kSplitK = 1;
+  static constexpr int kSignal = 0;         // when the next grid is let go: 0 at once, else at the end
+  static constexpr int kThreads = 160;
+  static constexpr int kBlocksPerSm = 2;
+  static constexpr int kSmemBytes = 30272;
+};
+
+constexpr int kConsumerThreads = Config::kConsumers * 128;
+constexpr int kProducers = Config::kThreads - kConsumerThreads;  // threads
+// Each of the four warp schedulers has a quarter of the registers, so an odd warp costs as much as four: what two
+// blocks may take is counted with whole rows of four.
+constexpr int kBoundThreads = Config::kBlocksPerSm == 1 ? Config::kThreads : round_up(Config::kThreads, 128);
+// A whole warpgroup of producers can give registers to the consumers; one that gathers keeps more of them. Together
+// they have what launch bounds give: three warpgroups 168 a thread, four 128.
+constexpr bool kMovesRegisters = kProducers == 128 && Config::kConsumers >= 2;
+static_assert(!kMovesRegisters || Config::kConsumers <= 3, "four consumers and producers have 96 registers each");
+static_assert(!kMovesRegisters || Config::kBlocksPerSm == 1, "three warpgroups of 168 registers fill an SM");
+constexpr int kProducerRegisters = Config::kConsumers == 3 || Config::kIsDown ? 56 : 72;
+constexpr int kConsumerRegisters = Config::kConsumers == 3 ? 152 : Config::kIsDown ? 224 : 216;
+// Behind the ring: each consumer's room for results on their way out, then the barriers.
+constexpr int kStagingBytes = 2560;
+constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
+constexpr int kBarrierOffset = kRingBytes + Config::kConsumers * kStagingBytes;
+static_assert(kBarrierOffset + Ring<Config::kStages>::kBarrierBytes + 16 == Config::kSmemBytes,
+              "host and device disagree on shared memory");
+static_assert(Config::kTokens % Config::kStep == 0 && Config::kStep % 16 == 0, "widths are whole pairs of fragments");
 
 // Where the results go.
 struct Results {
@@ -1256,15 +1307,6 @@ struct Results {
   int64_t ld;
   int n;
   float limit;
-};
-
-// Rows of H for the positions of a tile.
-struct HiddenRows {
-  bf16* h;
-  int64_t ld;
-  int count;
-  __device__ __forceinline__ bf16* row(int token) const { return h + token * ld; }
-  __device__ __forceinline__ float factor(int) const { return 1.0f; }
 };
 
 // Slots of a tile and their routing weights, spread over the lanes of each warp: token t is with lane t % 32.
@@ -1331,9 +1373,9 @@ struct Consumer {
   __device__ __forceinline__ void join() const { named_barrier_sync(1 + consumer, 128); }
 
   // Does all work of the block.
-  __device__ __forceinline__ void run(const WorkList& list, const Results& to, int n_stages) const {
+  __device__ __forceinline__ void run(const WorkList<Config>& list, const Results& to, int n_stages) const {
     RingPosition<Config::kStages> position;
-    Pieces pieces(list, lane);
+    Pieces<Config> pieces(list, lane);
     TileSlots slots;
     if constexpr (Config::kIsDown) slots.fetch(to, pieces.current(), lane);
     for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
@@ -1374,7 +1416,7 @@ extern "C" __global__ void __launch_bounds__(kBoundThreads, Config::kBlocksPerSm
   wait_for_dependency();
   const int row_blocks = ceil_divide(n, kRowBlock);
   const int row_groups = ceil_divide(row_blocks, Config::kConsumers);
-  const WorkList list{tiles, row_groups, *tile_count * row_groups};
+  const WorkList<Config> list{tiles, row_groups, *tile_count * row_groups};
   if (int(blockIdx.x) >= list.end) return;
   const int n_slabs = ceil_divide(k, Config::Weights::kSlabK);
   const Extent extent{row_blocks, n_slabs, ceil_divide(n_slabs, Stage<Config>::kSlabs), k};
@@ -1383,9 +1425,9 @@ extern "C" __global__ void __launch_bounds__(kBoundThreads, Config::kBlocksPerSm
     if constexpr (kMovesRegisters) give_registers<kProducerRegisters>();
     const int thread = threadIdx.x - kConsumerThreads;
     if constexpr (!Config::kIsDown) {
-      produce_gathered(list, extent, weights, x, ld_from, slot_of, top_k, smem_address(shared), ring, thread);
+      produce_gathered<Config>(list, extent, weights, x, ld_from, slot_of, top_k, smem_address(shared), ring, thread);
     } else if (lane == 0) {
-      produce_in_order(list, extent, weights, &h_map, smem_address(shared), ring, thread / 32);
+      produce_in_order<Config>(list, extent, weights, &h_map, smem_address(shared), ring, thread / 32);
     }
     if constexpr (Config::kSignal != 0) launch_dependents();
     return;
