@@ -69,6 +69,9 @@ pub(super) fn problem(text: &str) -> Result<Problem, ParseProblemError> {
     if let Some(found) = words.iter().find(|&&word| word == "a4") {
         return Err(ParseProblemError::Activations { found: found.to_string() });
     }
+    if let Some(second) = repeated(&words) {
+        return Err(refuse(second));
+    }
     let problem = match words.first() {
         None => return Err(refuse("")),
         Some(&"moe") => moe(&words[1..], refuse)?,
@@ -203,6 +206,19 @@ fn convert(words: &[&str], refuse: impl Fn(&str) -> ParseProblemError) -> Result
     Ok(Problem::Convert(Convert { to, k, m }))
 }
 
+/// A word that says anew what another one has said.
+fn repeated<'w>(words: &[&'w str]) -> Option<&'w str> {
+    let says: [fn(&str) -> bool; 4] = [
+        |word| prefixed(word, "m").is_some(),
+        |word| ["a8", "a16"].contains(&word),
+        |word| ["bf16", "f32"].contains(&word),
+        |word| word == "swiglu",
+    ];
+    // The first word is the format, or that of a block is the second.
+    let details = || words.iter().skip(2).copied();
+    says.into_iter().find_map(|says| details().filter(|word| says(word)).nth(1))
+}
+
 fn sizes(word: &str) -> Option<Vec<u32>> {
     word.split('x').map(|size| size.parse().ok()).collect()
 }
@@ -260,6 +276,14 @@ mod tests {
             (
                 "quantise nvfp4 k64 m1 f32",
                 "expected a problem such as `nvfp4 4096x8192 m64`, found `quantise nvfp4 k64 m1 f32` (at `f32`)",
+            ),
+            (
+                "nvfp4 64x64 m4 m8",
+                "expected a problem such as `nvfp4 4096x8192 m64`, found `nvfp4 64x64 m4 m8` (at `m8`)",
+            ),
+            (
+                "moe nvfp4 4 top2 64x64 a8 m4 a16",
+                "expected a problem such as `nvfp4 4096x8192 m64`, found `moe nvfp4 4 top2 64x64 a8 m4 a16` (at `a16`)",
             ),
             ("moe nvfp4 4 top6 64x64", "expected at most 4 of 4 experts, found top = 6"),
         ] {
