@@ -358,8 +358,13 @@ fn list_steps(tile: &Tile, block: &MoeBlock) -> [Step; 2] {
 }
 
 fn steps([up, down]: [Tile; 2], block: &MoeBlock) -> [Step; 2] {
-    let step =
-        |is_down, tile: Tile, n, k| Step { is_down, stream: Stream::of(&tile, layout_of(block)), n, k, values_id: tile };
+    let step = |is_down, tile: Tile, n, k| Step {
+        is_down,
+        stream: Stream::of(&tile, layout_of(block)),
+        n,
+        k,
+        values_id: tile,
+    };
     [step(false, up, 2 * block.intermediate, block.hidden), step(true, down, block.hidden, block.intermediate)]
 }
 
