@@ -1,6 +1,6 @@
 //! FP8 operands: the very operations of `lib/format_a8.cuh`, executed on packed bytes, against `unpack_operand`, and
-//! those of `lib/format_a8_bf16.cuh` against the operands of `a16`; what rounding NVFP4 weights costs; and tokens in the
-//! order of operands.
+//! those of `lib/format_a8_bf16.cuh` against the operands of `a16`; what rounding NVFP4 weights costs; and tokens in
+//! the order of operands.
 
 use tilekiln::check;
 use tilekiln::quant::a8::{self, K_AT};

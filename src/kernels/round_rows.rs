@@ -101,7 +101,8 @@ fn launch(k: u32, most: u32, rows: f64, params: [Param; 12]) -> Launch {
             blocks: rows,
             memory_bytes: bytes,
             l2_bytes: bytes,
-            bytes_in_flight: f64::from(threads * 2 * PIECE),
+            // What is read and what is written.
+            bytes_in_flight: f64::from(threads * 4 * PIECE),
             block_issues: f64::from(k.div_ceil(PIECE)) / 32.0 * PIECE_ISSUES,
             tail_steps: 4.0,
             registers: 32,

@@ -1245,6 +1245,8 @@ __device__ __forceinline__ Experts experts_of_block(const Work& work, const uint
   source.count = work.n_tokens;
   source.n_scales = Config::kWalk ? work.n_slots : work.n_tokens;
   source.k_end = k;
+  // Gate-up has waited already; down does when its weights are on their way.
+  if constexpr (!Config::kIsDown) source.resolve();
   return source;
 }
 
@@ -1276,7 +1278,6 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlock
   const float alpha_gate = Config::kIsDown ? 1.0f : gate_up[0];
   const float alpha_up = Config::kIsDown ? 1.0f : gate_up[1];
   Experts source = experts_of_block(work, weights, from, row_scales, ld_from, n, k);
-  if constexpr (!Config::kIsDown) source.resolve();
   WarpSums<Config> sums = {};
   const int all_slabs = source.n_slabs * work.n_slots;
   const int begin = int64_t{all_slabs} * warp / Config::kWarps;
