@@ -78,7 +78,9 @@ impl Stream {
     pub fn registers(&self) -> u32 {
         let (rows, tokens) = (self.row_tiles, self.token_tiles());
         if self.is_in_registers() {
-            let multiplying = 28 + self.slab_registers() + 4 * rows * tokens + 4 * tokens + self.first_pieces();
+            // With FP8 rows, besides: a row's scale, and one more of the decode.
+            let more = if self.layout.activations() == Activations::A8 { 2 } else { 0 };
+            let multiplying = 28 + more + self.slab_registers() + 4 * rows * tokens + 4 * tokens + self.first_pieces();
             return multiplying.max(self.placing_registers()).next_multiple_of(8);
         }
         (48 + 4 * rows * tokens + 6 * tokens + 10 * rows).next_multiple_of(8)
