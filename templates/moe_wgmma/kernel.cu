@@ -30,9 +30,8 @@ $#-
 // An expert's slots are cut into tiles of nearly equal counts (moe_schedule). A tile of `count` slots is multiplied as
 // the next multiple of kStep columns (lib/warpgroup_multiply.cuh). Stages have room for the widest.
 //
-// Tuned: consumers, tokens, widths, block_k, stages, producers, persistent, signal; interleave is another family's name
-// (src/kernels/moe_wgmma.rs). Weights are not fetched before the wait: which expert is needed is what the grid ahead
-// has written.
+// Tuned: consumers, tokens, widths, block_k, stages, producers, persistent, signal (src/kernels/moe_wgmma.rs). Weights
+// are not fetched before the wait: which expert is needed is what the grid ahead has written.
 // Exactness: operands are exact in BF16; H is rounded to BF16 once; parts are f32 and summed in slot order later. A
 // column's sum does not depend on the columns beside it, so the width of a tile changes no bits.
 // After: gathering with 16-byte copies into the wgmma swizzle follows FlashAttention-3's paged loads in idea.
@@ -54,7 +53,6 @@ $#-
 #include "lib/epilogue.cuh"
 #include "lib/ring.cuh"
 #include "lib/warpgroup_multiply.cuh"
-#include "lib/warpgroup_interleave.cuh"
 #include "lib/last_arrival.cuh"
 #include "lib/warpgroup_store.cuh"
 #include "lib/weight_stage.cuh"
@@ -70,7 +68,6 @@ struct Config {
   static constexpr int kStep = ${ tile.step }$;             // widths are multiples of this
   static constexpr int kBlockK = ${ tile.block_k }$;        // k of a stage
   static constexpr int kStages = ${ tile.stages }$;         // stages in the ring
-  static constexpr bool kInterleave = ${ tile.interleave }$;  // decode between the wgmma of a block
   static constexpr int kSplitK = 1;
   static constexpr int kSignal = ${ tile.signal }$;         // when the next grid is let go: 0 at once, else at the end
   static constexpr int kThreads = ${ launch.threads }$;
@@ -189,13 +186,8 @@ struct Consumer {
       // The compiler has to see that it is uniform over the warp: wgmma stands behind the branch on it.
       const int width = round_up(__shfl_sync(~0u, work.count, 0), Config::kStep);
       GroupSums<Config> sums = {};
-      if constexpr (Config::kInterleave) {
-        multiply_run_interleaved<Config, !Config::kIsDown, Config::kStep>(sums, stages, ring, position, n_stages, width,
-                                                                          consumer, warp, lane);
-      } else {
-        multiply_run<Config, !Config::kIsDown, Config::kStep>(sums, stages, ring, position, n_stages, width, consumer,
-                                                              warp, lane);
-      }
+      multiply_run<Config, !Config::kIsDown, Config::kStep>(sums, stages, ring, position, n_stages, width, consumer,
+                                                            warp, lane);
       const int first_row = list.first_row(item) + consumer * kRowBlock;
       pieces.advance(item + gridDim.x);
       if constexpr (Config::kIsDown) {

@@ -1,5 +1,5 @@
 #line 4 "templates/moe_wgmma/kernel.cu"
-// Generated from templates/moe_wgmma for sm90a, moe_wgmma block_k=128 consumers=1 interleave=0 signal=0 stages=3 step=16 tokens=16. Do not edit.
+// Generated from templates/moe_wgmma for sm90a, moe_wgmma block_k=128 consumers=1 signal=0 stages=3 step=16 tokens=16. Do not edit.
 //
 // moe_wgmma: one of the two grouped GEMMs of a block of experts, on wgmma, from a list of tiles.
 //   gate-up   H[p, :] = swiglu(alpha * W13[e] * X[token of p])       rows of X are gathered by the producer's threads
@@ -28,9 +28,8 @@
 // An expert's slots are cut into tiles of nearly equal counts (moe_schedule). A tile of `count` slots is multiplied as
 // the next multiple of kStep columns (lib/warpgroup_multiply.cuh). Stages have room for the widest.
 //
-// Tuned: consumers, tokens, widths, block_k, stages, producers, persistent, signal; interleave is another family's name
-// (src/kernels/moe_wgmma.rs). Weights are not fetched before the wait: which expert is needed is what the grid ahead
-// has written.
+// Tuned: consumers, tokens, widths, block_k, stages, producers, persistent, signal (src/kernels/moe_wgmma.rs). Weights
+// are not fetched before the wait: which expert is needed is what the grid ahead has written.
 // Exactness: operands are exact in BF16; H is rounded to BF16 once; parts are f32 and summed in slot order later. A
 // column's sum does not depend on the columns beside it, so the width of a tile changes no bits.
 // After: gathering with 16-byte copies into the wgmma swizzle follows FlashAttention-3's paged loads in idea.
@@ -58,7 +57,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 40 "templates/moe_wgmma/kernel.cu"
+#line 39 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -80,7 +79,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 41 "templates/moe_wgmma/kernel.cu"
+#line 40 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/barrier.cuh"
 // mbarriers in shared memory: arrivals and bytes are counted, phases alternate between parity 0 and 1.
 
@@ -133,7 +132,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 __device__ __forceinline__ void named_barrier_sync(int barrier_idx, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier_idx), "r"(threads) : "memory");
 }
-#line 42 "templates/moe_wgmma/kernel.cu"
+#line 41 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -157,7 +156,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 43 "templates/moe_wgmma/kernel.cu"
+#line 42 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -178,7 +177,7 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 44 "templates/moe_wgmma/kernel.cu"
+#line 43 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/bulk_copy.cuh"
 // The copy engine: whole runs of bytes and boxes of tensors, counted in at an mbarrier.
 
@@ -212,7 +211,7 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 
 // fence.proxy.async: what threads have written to shared memory is there for the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-#line 45 "templates/moe_wgmma/kernel.cu"
+#line 44 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/clamp.cuh"
 // The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
 
@@ -229,7 +228,7 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
   return out;
 }
-#line 46 "templates/moe_wgmma/kernel.cu"
+#line 45 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -241,7 +240,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 47 "templates/moe_wgmma/kernel.cu"
+#line 46 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/reciprocal.cuh"
 // The chip's estimate of a reciprocal.
 
@@ -251,7 +250,7 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
-#line 48 "templates/moe_wgmma/kernel.cu"
+#line 47 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/store_matrix.cuh"
 // stmatrix: fragments to shared memory, the way ldmatrix reads them.
 
@@ -267,7 +266,7 @@ __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t smem_to, uin
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(smem_to), "r"(from0), "r"(from1)
                : "memory");
 }
-#line 49 "templates/moe_wgmma/kernel.cu"
+#line 48 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma.cuh"
 // Warpgroup MMA: four warps multiply 64 rows held in registers with tokens held in shared memory.
 // The instruction itself comes from generated/wgmma.cuh, for the one width that a kernel uses.
@@ -304,7 +303,7 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem_address) {
   constexpr uint64_t kSwizzle128 = 1;
   return uint64_t{(smem_address & 0x3FFFF) >> 4} | (uint64_t{1} << 16) | (kEightRows << 32) | (kSwizzle128 << 62);
 }
-#line 50 "templates/moe_wgmma/kernel.cu"
+#line 49 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/generated/wgmma.cuh"
 // wgmma.mma_async m64n16k16: d += a (64 x 16, BF16, registers) * b (16 x 16, BF16, shared memory).
 __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&a)[4], uint64_t tokens) {
@@ -316,7 +315,7 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens));
 }
 
-#line 51 "templates/moe_wgmma/kernel.cu"
+#line 50 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -482,7 +481,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 52 "templates/moe_wgmma/kernel.cu"
+#line 51 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/reciprocal.cuh"
 // A reciprocal for long chains of them.
 
@@ -493,7 +492,7 @@ __device__ __forceinline__ float reciprocal_in_range(float x) {
   const float estimate = reciprocal_estimate(x);
   return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
 }
-#line 53 "templates/moe_wgmma/kernel.cu"
+#line 52 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/swiglu.cuh"
 // The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
 // has the same operations in the same order and gives the same bits on the CPU.
@@ -529,7 +528,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 54 "templates/moe_wgmma/kernel.cu"
+#line 53 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
 // From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
 
@@ -549,7 +548,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 55 "templates/moe_wgmma/kernel.cu"
+#line 54 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/ring.cuh"
 // A ring of stages in shared memory between one producer and the consumers, with two mbarriers a stage.
 
@@ -587,7 +586,7 @@ struct RingPosition {
     }
   }
 };
-#line 56 "templates/moe_wgmma/kernel.cu"
+#line 55 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/warpgroup_multiply.cuh"
 // One warpgroup multiplies 64 rows of packed weights with kTokens tokens, stage by stage, on wgmma.
 //
@@ -742,102 +741,7 @@ __device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const u
   multiply_run<Config, kTokensByThreads, Config::kTokens>(sums, stages, ring, position, n_stages, Config::kTokens,
                                                           consumer, warp, lane);
 }
-#line 57 "templates/moe_wgmma/kernel.cu"
-#line 1 "templates/lib/warpgroup_interleave.cuh"
-// One warpgroup multiplies 64 rows of packed weights with kTokens tokens, step by step, on wgmma: the loop of
-// lib/warpgroup_multiply.cuh with the decode between the wgmma instead of between blocks of four.
-//
-// A wgmma with A in registers is issued when the one before it has left the tensor cores, so of four in a row only the
-// last runs beside what follows. Here each is followed by the decode of the step after next, which is done when the
-// tensor cores ask for it:
-//
-//   wgmma       |===0===|===1===|===2===|===3===|      a group each; the last two may be under way
-//   decode       |2|     |3|     |4|     |5|           into one of four sets of registers
-//   codes              |next block|                    fetched when the last step of a block has been decoded
-//
-// A set is written anew two steps after the wgmma that reads it was issued, and that one has been waited for by then.
-// Sums are made in the same order as there, so no bit differs.
-//
-// Config gives what lib/warpgroup_multiply.cuh asks for. Not for BF16 weights, which have no decode.
-
-// Decodes step `step` (16 k) of a stage; its block has been fetched.
-template <class Format>
-__device__ __forceinline__ void decode_step(uint32_t (&a)[4], const FetchedBlock<Format>& fetched, int step) {
-  const int step_in_slab = step % (Format::kSlabK / 16);
-  Format::decode(a, fetched.words[step % 4 / Format::kSteps], fetched.scales, step_in_slab % Format::kSteps);
-}
-
-// Issues the wgmma of one step of 16 k for `width` tokens, and closes its group. `tokens` describes its tokens.
-template <class Config, int kStep>
-__device__ __forceinline__ void multiply_step(GroupSums<Config>& sums, const uint32_t (&a)[4], uint64_t tokens,
-                                              int width) {
-  wgmma_fence();
-  if constexpr (kStep == Config::kTokens) {
-    wgmma_generated(sums, a, tokens);
-    wgmma_commit();
-  } else {
-    wgmma_step_of_width(sums, a, tokens, width);
-  }
-}
-
-// As multiply_run: multiplies `n_stages` stages of the ring from `position` on, and leaves it behind them.
-template <class Config, bool kTokensByThreads, int kStep>
-__device__ __forceinline__ void multiply_run_interleaved(GroupSums<Config>& sums, const uint8_t* stages,
-                                                         Ring<Config::kStages> ring,
-                                                         RingPosition<Config::kStages>& position, int n_stages,
-                                                         int width, int consumer, int warp, int lane) {
-  using Stage = Stage<Config>;
-  using Format = typename Config::Weights;
-  static_assert(FetchedBlock<Format>::kMayComeEarly, "weights that are decoded");
-  constexpr int kSteps = Config::kBlockK / 16;
-  constexpr int kSets = 4;
-  constexpr int kAhead = 2;
-  uint32_t a[kSets][4];
-  FetchedBlock<Format> fetched;
-  const auto fetch = [&](int block) {
-    const uint8_t* weights = stages + position.slot * Stage::kBytes + Stage::kWeightOffset;
-    fetch_block<Format>(fetched, weights + consumer * Stage::kWeightBytes, block, warp, lane);
-  };
-  const auto begin_stage = [&] {
-    barrier_wait(ring.full(position.slot), position.parity);
-    if constexpr (kTokensByThreads) fence_async_proxy();
-    fetch(0);
-  };
-  const auto decode = [&](int step) { decode_step<Format>(a[step % kSets], fetched, step); };
-#pragma unroll
-  for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
-  begin_stage();
-#pragma unroll
-  for (int step = 0; step < kAhead; ++step) decode(step);
-  for (int stage_idx = 0; stage_idx < n_stages; ++stage_idx) {
-    const uint64_t tokens = swizzled_descriptor(smem_address(stages + position.slot * Stage::kBytes));
-    const int slot_before = position.slot_before();
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      // 16 k are 32 bytes of a box, 64 k a whole one; the descriptor counts 16 bytes.
-      const int place = step / 4 * (Stage::kBoxBytes / 16) + step % 4 * 2;
-      multiply_step<Config, kStep>(sums, a[step % kSets], tokens + place, width);
-      wgmma_wait<2>();
-      // The last step of the stage before is two steps back.
-      if (step == 1 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(slot_before));
-      // Behind the last stage these are codes of that stage again, which nobody multiplies.
-      decode((step + kAhead) % kSteps);
-      if ((step + kAhead) % 4 != 3) continue;
-      if (step + kAhead + 1 < kSteps) {
-        fetch((step + kAhead + 1) / 4);
-      } else {
-        position.advance();
-        if (stage_idx + 1 < n_stages) begin_stage();
-      }
-    }
-  }
-  wgmma_wait<0>();
-  // A producer that goes on with the next tile waits for the last stage too.
-  if (lane == 0) barrier_arrive(ring.free(position.slot_before()));
-#pragma unroll
-  for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
-}
-#line 58 "templates/moe_wgmma/kernel.cu"
+#line 56 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -858,7 +762,7 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 59 "templates/moe_wgmma/kernel.cu"
+#line 57 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/warpgroup_store.cuh"
 // From the registers of a warpgroup to memory: sums over parts of k, alpha, SwiGLU, one rounding, only inside N and M.
 //
@@ -1114,7 +1018,7 @@ struct TileStore {
     }
   }
 };
-#line 60 "templates/moe_wgmma/kernel.cu"
+#line 58 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/weight_stage.cuh"
 // Packed weights into a stage of the ring: runs of slabs, one for each consumer's block of 64 rows, by bulk copies.
 //
@@ -1151,7 +1055,7 @@ struct PackedMatrix {
     }
   }
 };
-#line 61 "templates/moe_wgmma/kernel.cu"
+#line 59 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/expert_work.cuh"
 // Grouped GEMMs over experts: the pieces of work of a block, how their weights and tokens come into the ring, and the
 // rows that their results go to.
@@ -1354,7 +1258,7 @@ struct HiddenRows {
   __device__ __forceinline__ bf16* row(int token) const { return h + token * ld; }
   __device__ __forceinline__ float factor(int) const { return 1.0f; }
 };
-#line 62 "templates/moe_wgmma/kernel.cu"
+#line 60 "templates/moe_wgmma/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4;                    // format of W
@@ -1366,7 +1270,6 @@ struct Config {
   static constexpr int kStep = 16;             // widths are multiples of this
   static constexpr int kBlockK = 128;        // k of a stage
   static constexpr int kStages = 3;         // stages in the ring
-  static constexpr bool kInterleave = 0;  // decode between the wgmma of a block
   static constexpr int kSplitK = 1;
   static constexpr int kSignal = 0;         // when the next grid is let go: 0 at once, else at the end
   static constexpr int kThreads = 160;
@@ -1485,13 +1388,8 @@ struct Consumer {
       // The compiler has to see that it is uniform over the warp: wgmma stands behind the branch on it.
       const int width = round_up(__shfl_sync(~0u, work.count, 0), Config::kStep);
       GroupSums<Config> sums = {};
-      if constexpr (Config::kInterleave) {
-        multiply_run_interleaved<Config, !Config::kIsDown, Config::kStep>(sums, stages, ring, position, n_stages, width,
-                                                                          consumer, warp, lane);
-      } else {
-        multiply_run<Config, !Config::kIsDown, Config::kStep>(sums, stages, ring, position, n_stages, width, consumer,
-                                                              warp, lane);
-      }
+      multiply_run<Config, !Config::kIsDown, Config::kStep>(sums, stages, ring, position, n_stages, width, consumer,
+                                                            warp, lane);
       const int first_row = list.first_row(item) + consumer * kRowBlock;
       pieces.advance(item + gridDim.x);
       if constexpr (Config::kIsDown) {
