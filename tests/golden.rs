@@ -106,6 +106,7 @@ fn tools() -> Vec<Request> {
         kernels::probe(format),
         kernels::reference(format, Activations::A16),
         kernels::reference_fp8(),
+        kernels::reference_mix(Output::F32),
         kernels::reference_moe(),
         kernels::sabotage(),
         kernels::stream(8),
@@ -203,7 +204,7 @@ fn folder() -> PathBuf {
 }
 
 /// One problem for each kernel, as DeepSeek-V4-Flash has them.
-const PROBLEMS: [&str; 8] = [
+const PROBLEMS: [&str; 9] = [
     "nvfp4 4096x8192 m16",
     "nvfp4 4096x8192 m1024",
     "nvfp4 4096x8192 a8 m1024",
@@ -212,4 +213,5 @@ const PROBLEMS: [&str; 8] = [
     "moe nvfp4 256 top6 4096x2048 m1024",
     "quantise nvfp4 k4096 m16",
     "moe nvfp4 256 top6 4096x2048 a8 m1024",
+    "hc bf16 24x16384 m1",
 ];
