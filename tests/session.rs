@@ -186,7 +186,7 @@ fn a_mix_of_streams_that_cannot_be_measured_is_told_and_ends_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (database, _) = Database::open(&folder.path().join("winners")).unwrap();
     let settings = quick();
-    let jit = Arc::new(Jit::new(Search::from_environment(), KernelCache::new(&folder.path().join("kernels"))));
+    let jit = Arc::new(Jit::new(Search::from_environment(), KernelCache::new(folder.path().join("kernels"))));
     jit.stop().now();
     let mut lost = Vec::new();
     let mut on_progress = |progress: Progress<'_>| {

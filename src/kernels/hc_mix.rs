@@ -164,7 +164,8 @@ fn registers(mix: &StreamMix, cut: &MixTile) -> u32 {
     match cut.tokens {
         1 => 4 * mix.n + REGISTERS_BESIDE,
         _ if mix.has_post && mix.element == Output::F32 => 128,
-        _ => 168,
+        _ if mix.n == 4 => 104,
+        _ => 152,
     }
 }
 
@@ -219,7 +220,7 @@ const MANY: u32 = 64;
 const TOKENS_OF_GROUP: u32 = 16;
 
 /// Sums, a token's values and addresses, beside the weights.
-const REGISTERS_BESIDE: u32 = 72;
+const REGISTERS_BESIDE: u32 = 54;
 
 /// Floats of a token's streams in shared memory: 32 columns of each, and four that keep banks apart.
 const TOKEN_STRIDE: u32 = 4 * 32 + 4;
