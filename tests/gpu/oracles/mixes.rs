@@ -9,6 +9,9 @@ use tilekiln::store::{Origin, Record, Snapshot, Timing, Toolchain};
 use super::{Oracle, Yardstick, options};
 use crate::context::{Context, Failure};
 
+/// The tile of a problem's winner, made of its default.
+type Cut = fn(&Problem, &Tile) -> Tile;
+
 /// Tiles with the default's numerics give its very logits; others as good ones.
 pub fn winners(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
@@ -23,7 +26,7 @@ pub fn winners(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure>
     problems.sort();
     problems.dedup();
     // Tokens in turn to more blocks; then slices that leave other parts to the launch behind.
-    let cuts: [(&str, fn(&Problem, &Tile) -> Tile); 2] = [("groups", more_groups), ("slices", larger_slice)];
+    let cuts: [(&str, Cut); 2] = [("groups", more_groups), ("slices", larger_slice)];
     for (name, cut) in cuts {
         let default = |problem: &Problem| {
             kernels::default_tile(problem, context.gpu.spec()).ok_or_else(|| format!("{problem} has no tile"))
