@@ -68,8 +68,8 @@ fn every_family_is_reached_on_every_class_or_says_why_not() {
     let without: Vec<&str> =
         ArchSpec::all().iter().filter(|arch| !arch.capabilities.wgmma).map(|arch| &arch.name[..]).collect();
     assert_eq!(without, ["sm80", "sm100a", "sm120a"], "classes on which the wgmma families must refuse");
-    for family in ["dense_wgmma", "dense_wgmma_a8", "moe_wgmma", "moe_wgmma_a8"].into_iter().filter_map(kernels::family)
-    {
+    let families = ["dense_wgmma", "dense_wgmma_a8", "moe_wgmma", "moe_wgmma_interleaved", "moe_wgmma_a8"];
+    for family in families.into_iter().filter_map(kernels::family) {
         for arch in without.iter().filter_map(|name| ArchSpec::named(name)) {
             let served = PROBLEMS.iter().any(|text| family.serves(&text.parse().unwrap(), arch).is_ok());
             assert!(!served, "{} serves {}, which has no wgmma", family.name(), arch.name);

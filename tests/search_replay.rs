@@ -77,7 +77,7 @@ fn search_finds_the_best_with_few_visits() {
     }
 }
 
-/// It was fitted to 70 of these problems.
+/// It was fitted to some of these problems (docs/kernel_notes.md).
 #[test]
 fn the_cost_model_ranks_hundreds_of_problems() {
     let gpu = GpuSpec::named("h100").unwrap();

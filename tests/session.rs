@@ -79,6 +79,29 @@ fn a_sweep_of_every_tile_goes_on_where_it_was_stopped() {
 }
 
 #[test]
+fn a_search_that_was_cut_short_is_taken_up_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (database, _) = Database::open(&folder.path().join("winners")).unwrap();
+    let settings = Settings {
+        gpu: GpuSpec::named("h100").unwrap().clone(),
+        effort: Effort::QUICK,
+        deadline: None,
+        toolchain: Toolchain::default(),
+        routings: Vec::new(),
+        seed: 1,
+        is_forced: false,
+        compile_threads: 1,
+    };
+    // More than the first field and a fifth, fewer than all neighbours.
+    let (first, _) = sweep(&database, &settings, 14);
+    assert_eq!((first.searched, first.left), (0, 1));
+    let (second, tried) = sweep(&database, &settings, usize::MAX);
+    assert_eq!((second.fresh, second.searched), (0, 1), "{tried} tried");
+    let (third, _) = sweep(&database, &settings, usize::MAX);
+    assert_eq!((third.fresh, third.searched), (1, 0));
+}
+
+#[test]
 fn a_bucket_whose_own_winner_stays_has_inherited_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (database, _) = Database::open(&folder.path().join("winners")).unwrap();

@@ -233,7 +233,7 @@ pub struct ReportArgs {
     #[arg(long, value_name = "FILE")]
     pub peers: Vec<PathBuf>,
     /// Print how the goals for each regime stand instead of the rows
-    #[arg(long)]
+    #[arg(long, conflicts_with = "readme")]
     pub regimes: bool,
     /// A report of `dsv4 bench`, to be held against its goals too
     #[arg(long, value_name = "FILE", requires = "regimes")]

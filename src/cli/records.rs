@@ -10,7 +10,7 @@ use super::table::Table;
 use super::voice::{answer, talk};
 use super::winners::{Answer, Winners};
 use super::{CliError, Exit, select};
-use crate::problem::Problem;
+use crate::problem::{Problem, Routing};
 use crate::store::{Entry, Origin};
 
 /// Shows winners, or with `--why` how each problem is answered.
@@ -44,6 +44,8 @@ struct Row {
     tile: String,
     us: f64,
     floor_us: f64,
+    /// Of a block of experts: its time is the geometric mean under these, its floor that of uniform routing.
+    routings: Vec<String>,
     /// The default's time over the winner's; `None` where it was not measured.
     gain: Option<f64>,
     origin: String,
@@ -65,6 +67,7 @@ impl Row {
             tile: entry.tile.to_string(),
             us: entry.timing.chained_us,
             floor_us: entry.problem.floor_us(winners.gpu()),
+            routings: entry.routings.iter().map(Routing::to_string).collect(),
             gain: (entry.origin == Origin::Measured).then(|| entry.default_us / entry.timing.chained_us),
             origin: entry.origin.to_string(),
             stale: winners.stale(entry).map(|stale| stale.to_string()),
@@ -91,9 +94,13 @@ impl fmt::Display for Rows {
                 row.problem.clone(),
                 row.m.to_string(),
                 format!("{:.2}", row.us),
-                format!("{:.0}", 100.0 * row.floor_us / row.us),
+                // A mean over several routings has no floor of its own.
+                if row.routings.len() < 2 { format!("{:.0}", 100.0 * row.floor_us / row.us) } else { String::new() },
                 row.gain.map(|gain| format!("{gain:.2}")).unwrap_or_default(),
-                row.origin.clone(),
+                match row.routings[..] {
+                    [] => row.origin.clone(),
+                    _ => format!("{}, {}", row.origin, row.routings.join(" and ")),
+                },
                 row.stale.as_ref().map_or("", |_| "stale").to_string(),
                 row.tile.clone(),
             ]);

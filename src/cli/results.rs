@@ -3,26 +3,35 @@
 use std::path::{Path, PathBuf};
 
 use super::args::{CommonArgs, ReportArgs};
+use super::suite::{self, Member};
 use super::voice::{self, talk};
 use super::{CliError, Exit};
+use crate::problem::Problem;
 use crate::report::{
-    BenchReport, Peers, RunnerReport, readme_block, regime_table, replace_block, runner_regime_table, table,
+    BenchReport, Coverage, Peers, RunnerReport, readme_block, regime_table, replace_block, runner_regime_table,
+    standings, table,
 };
-use crate::store::FileError;
+use crate::store::{FileError, write_atomically};
 
 /// `autotune report`: a committed report as tables, and into a README.
 pub fn report(common: &CommonArgs, args: &ReportArgs) -> Result<Exit, CliError> {
+    if common.json && (args.readme.is_some() || args.runner.is_some()) {
+        let sentence = "expected `--json` with rows or `--regimes`, found it with `--readme` or `--runner`";
+        return Err(CliError::usage(sentence, "leave `--json` out"));
+    }
     let mut report = read_report(&args.results)?;
     if let Some(peers) = read_peers(&args.peers)? {
         report.take_peers(&peers);
     }
     if let Some(path) = &args.readme {
-        let block = readme_block(&report, &args.results.display().to_string());
+        let block = readme_block(&report, &args.results.display().to_string(), coverage(&report)?);
         let rewritten = replace_block(&read(path, "name the README of a checkout")?, &block).map_err(|error| {
             CliError::failed(format!("{}: {error}", path.display()), Some("README.md has both lines".to_string()))
         })?;
         save(path, &rewritten)?;
         talk(&format!("rewrote the results in {}", path.display()));
+    } else if common.json && args.regimes {
+        voice::json(&standings(&report))?;
     } else if common.json {
         voice::json(&report)?;
     } else if args.regimes {
@@ -33,6 +42,14 @@ pub fn report(common: &CommonArgs, args: &ReportArgs) -> Result<Exit, CliError> 
         voice::print(&table(&report))?;
     }
     Ok(Exit::Done)
+}
+
+/// How many problems of the suite that the goals were set for the report has.
+fn coverage(report: &BenchReport) -> Result<Coverage, CliError> {
+    let of = |member: Member| member.tokens.iter().map(move |&m| member.problem.with_m(m)).collect::<Vec<_>>();
+    let all: Vec<Problem> = suite::members(suite::HOPPER)?.into_iter().flat_map(of).collect();
+    let has = |problem: &&Problem| report.rows.iter().any(|row| row.problem == **problem);
+    Ok(Coverage { suite: suite::HOPPER, measured: all.iter().filter(has).count(), problems: all.len() })
 }
 
 /// The report at `path`.
@@ -80,10 +97,10 @@ fn read(path: &Path, hint: &str) -> Result<String, CliError> {
     })
 }
 
-/// Writes a file, with the folders that it lies in.
+/// Writes a file, with the folders that it lies in; a reader sees the old one or the new one.
 fn save(path: &Path, text: &str) -> Result<(), CliError> {
     make_room(path)?;
-    std::fs::write(path, text).map_err(|error| FileError::new(path, "write", &error).into())
+    write_atomically(path, text.as_bytes()).map_err(CliError::from)
 }
 
 /// Makes the folders that a file will lie in.

@@ -163,7 +163,7 @@ fn attention_chains(checkpoint: Checkpoint, m: u32) -> Result<Vec<AttentionChain
 }
 
 /// The one suite that there is.
-const HOPPER: &str = "hopper";
+pub const HOPPER: &str = "hopper";
 
 const INDEX_Q: &str = "attn.indexer.wq_b";
 

@@ -13,7 +13,7 @@ use crate::environment;
 use crate::jit::{CameFrom, Jit, JitError, KernelCache, Search};
 use crate::kernels::{self, Plan};
 use crate::problem::{Problem, Tile};
-use crate::store::{Current, Database, How, Lookup, Stale, WinnerKey};
+use crate::store::{Current, Database, How, Lookup, LookupNote, Stale, WinnerKey};
 
 /// Where winners and kernels come from.
 pub struct PrepareOptions {
@@ -134,6 +134,8 @@ pub struct PrepareReport {
     pub compiling: Duration,
     /// Loading into the context.
     pub loading: Duration,
+    /// Snapshots and packs that could not be read, so that their winners are not used.
+    pub notes: Vec<String>,
 }
 
 impl std::fmt::Display for PrepareReport {
@@ -153,7 +155,8 @@ impl std::fmt::Display for PrepareReport {
             self.choosing.as_secs_f64(),
             self.compiling.as_secs_f64(),
             self.loading.as_secs_f64()
-        )
+        )?;
+        self.notes.iter().try_for_each(|note| write!(f, "; warning: {note}"))
     }
 }
 
@@ -308,9 +311,10 @@ impl<'a> Preparation<'a> {
         }
     }
 
-    fn choose(&self, problems: impl IntoIterator<Item = Problem>) -> Result<Vec<Choice>, PrepareError> {
+    fn choose(&mut self, problems: impl IntoIterator<Item = Problem>) -> Result<Vec<Choice>, PrepareError> {
         let spec = self.gpu.spec();
-        let (lookup, _) = Lookup::open(&self.options.snapshot, spec.arch);
+        let (lookup, notes) = Lookup::open(&self.options.snapshot, spec.arch);
+        self.report.notes.extend(notes.iter().map(LookupNote::to_string));
         let mut choices: Vec<Choice> = Vec::new();
         for problem in problems {
             if choices.iter().any(|choice| choice.problem == problem) {

@@ -27,7 +27,7 @@ pub use dense_wgmma::DenseWgmma;
 pub use dense_wgmma_a8::DenseWgmmaA8;
 pub use hc_mix::{HcMix, mix_splits};
 pub use moe_mma::{MoeMma, MoeWalk};
-pub use moe_wgmma::MoeWgmma;
+pub use moe_wgmma::{MoeWgmma, MoeWgmmaInterleaved};
 pub use moe_wgmma_a8::MoeWgmmaA8;
 pub use pack::{SCAN_RANGE_START, pack, pack_blocks, pack_scan};
 pub use plan::{BoxBase, BoxMap, Launch, Operand, Param, Plan, Work};
@@ -69,8 +69,18 @@ pub trait Family: Sync {
 }
 
 /// Every family. A new one is a file here, a folder in `templates/` and a line in this list.
-pub static FAMILIES: [&dyn Family; 9] =
-    [&DenseMma, &DenseWgmma, &DenseWgmmaA8, &MoeWalk, &MoeMma, &MoeWgmma, &MoeWgmmaA8, &Quantise, &HcMix];
+pub static FAMILIES: [&dyn Family; 10] = [
+    &DenseMma,
+    &DenseWgmma,
+    &DenseWgmmaA8,
+    &MoeWalk,
+    &MoeMma,
+    &MoeWgmma,
+    &MoeWgmmaInterleaved,
+    &MoeWgmmaA8,
+    &Quantise,
+    &HcMix,
+];
 
 /// The family of that name.
 pub fn family(name: &str) -> Option<&'static dyn Family> {

@@ -11,10 +11,13 @@ use super::{Axis, BoxMap, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
 use crate::codegen::{Request, Values, Widths};
 use crate::problem::{Activations, MoeBlock, Problem, Tile};
-use crate::quant::PackedLayout;
+use crate::quant::{PackedLayout, WeightFormat};
 
-/// `templates/moe_wgmma`.
+/// `templates/moe_wgmma`: a block of 64 k is decoded, then multiplied.
 pub struct MoeWgmma;
+
+/// `templates/moe_wgmma` with the decode between the products of a block.
+pub struct MoeWgmmaInterleaved;
 
 impl Family for MoeWgmma {
     fn name(&self) -> &'static str {
@@ -56,17 +59,7 @@ impl Family for MoeWgmma {
     }
 
     fn default_tile(&self, problem: &Problem, gpu: &GpuSpec) -> Tile {
-        let widest = rows_per_expert(problem).next_power_of_two().clamp(16, 256);
-        let numbers = |(tokens, stages, producers)| {
-            let fixed = [("consumers", 2), ("up_tokens", tokens), ("down_tokens", tokens), ("widths", 8)];
-            let chosen = [("block_k", 128), ("stages", stages), ("producers", producers)];
-            let numbers = fixed.into_iter().chain(chosen).chain([("signal", 0), ("persistent", 1)]);
-            Tile::new(self.name(), numbers)
-        };
-        let narrower = widest.min(128);
-        let choices = [(widest, 4, 64), (widest, 3, 64), (widest, 3, 128), (narrower, 3, 64), (narrower, 3, 128)];
-        let choices = choices.map(numbers);
-        first_that_fits(self, &choices, problem, gpu)
+        default_of(self, problem, gpu)
     }
 
     fn plan(&self, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Plan {
@@ -86,6 +79,54 @@ impl Family for MoeWgmma {
     fn numerics(&self, _: &Problem, _: &Tile) -> String {
         "moe.wgmma.k16".to_string()
     }
+}
+
+impl Family for MoeWgmmaInterleaved {
+    fn name(&self) -> &'static str {
+        INTERLEAVED
+    }
+
+    fn serves(&self, problem: &Problem, arch: &ArchSpec) -> Result<(), String> {
+        match problem {
+            Problem::MoeBlock(block) if block.weights == WeightFormat::Bf16 => {
+                Err("bf16 weights have no decode to interleave".to_string())
+            }
+            other => MoeWgmma.serves(other, arch),
+        }
+    }
+
+    fn axes(&self, problem: &Problem, arch: &ArchSpec) -> Vec<Axis> {
+        MoeWgmma.axes(problem, arch)
+    }
+
+    fn rules(&self) -> &'static [Rule] {
+        MoeWgmma.rules()
+    }
+
+    fn default_tile(&self, problem: &Problem, gpu: &GpuSpec) -> Tile {
+        default_of(self, problem, gpu)
+    }
+
+    fn plan(&self, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Plan {
+        MoeWgmma.plan(problem, tile, gpu)
+    }
+
+    fn numerics(&self, problem: &Problem, tile: &Tile) -> String {
+        MoeWgmma.numerics(problem, tile)
+    }
+}
+
+fn default_of(family: &dyn Family, problem: &Problem, gpu: &GpuSpec) -> Tile {
+    let widest = rows_per_expert(problem).next_power_of_two().clamp(16, 256);
+    let numbers = |(tokens, stages, producers)| {
+        let fixed = [("consumers", 2), ("up_tokens", tokens), ("down_tokens", tokens), ("widths", 8)];
+        let chosen = [("block_k", 128), ("stages", stages), ("producers", producers)];
+        let numbers = fixed.into_iter().chain(chosen).chain([("signal", 0), ("persistent", 1)]);
+        Tile::new(family.name(), numbers)
+    };
+    let narrower = widest.min(128);
+    let choices = [(widest, 4, 64), (widest, 3, 64), (widest, 3, 128), (narrower, 3, 64), (narrower, 3, 128)];
+    first_that_fits(family, &choices.map(numbers), problem, gpu)
 }
 
 /// One of the two grouped GEMMs.
@@ -153,7 +194,9 @@ impl Step {
     }
 
     fn values(&self, tile: &Tile, block: &MoeBlock, gpu: &GpuSpec) -> Values {
+        let is_interleaved = tile.family() == INTERLEAVED;
         let tile = tile.with("tokens", self.cut.most).with("step", self.cut.step);
+        let tile = tile.with("interleave", is_interleaved.into());
         let problem = BTreeMap::from([("weights", word_of(block.weights).into()), ("is_down", self.is_down.into())]);
         let launch = BTreeMap::from([
             ("threads", self.group.threads().into()),
@@ -234,7 +277,9 @@ const GATHER_ISSUES: f64 = 5.0;
 /// `kStagingBytes` of the template: 32 rows of 64 bytes and their padding, or eight f32 rows for each of four warps.
 const STAGING_BYTES: u32 = 2560;
 
-const AXES: [&str; 6] = ["consumers", "tokens", "step", "block_k", "stages", "signal"];
+const INTERLEAVED: &str = "moe_wgmma_interleaved";
+
+const AXES: [&str; 7] = ["consumers", "tokens", "step", "block_k", "stages", "interleave", "signal"];
 
 const RULES: [Rule; 5] = [
     Rule { name: "smem", check: |tile, problem, gpu| each(tile, problem, |group| group.fits_shared_memory(gpu)) },

@@ -78,6 +78,9 @@ pub(super) fn problem(text: &str) -> Result<Problem, ParseProblemError> {
     if let Some(found) = words.iter().find(|&&word| word == "a4") {
         return Err(ParseProblemError::Activations { found: found.to_string() });
     }
+    if let Some(second) = repeated(&words) {
+        return Err(refuse(second));
+    }
     let problem = match words.first() {
         None => return Err(refuse("")),
         Some(&"moe") => moe(&words[1..], refuse)?,
@@ -243,6 +246,20 @@ fn stream_mix(words: &[&str], refuse: impl Fn(&str) -> ParseProblemError) -> Res
     Ok(Problem::StreamMix(mix))
 }
 
+/// A word that says anew what another one has said.
+fn repeated<'w>(words: &[&'w str]) -> Option<&'w str> {
+    let says: [fn(&str) -> bool; 5] = [
+        |word| prefixed(word, "m").is_some(),
+        |word| ["a8", "a16"].contains(&word),
+        |word| ["bf16", "f32"].contains(&word),
+        |word| word == "swiglu",
+        |word| word == "first",
+    ];
+    // The first word is the format, or that of a block is the second.
+    let details = || words.iter().skip(2).copied();
+    says.into_iter().find_map(|says| details().filter(|word| says(word)).nth(1))
+}
+
 fn sizes(word: &str) -> Option<Vec<u32>> {
     word.split('x').map(|size| size.parse().ok()).collect()
 }
@@ -309,7 +326,19 @@ mod tests {
             ("hc f32 20x16384", "expected 24 or 4 rows and four streams in multiples of 64, found 20x16384"),
             ("hc f32 24x4098", "expected 24 or 4 rows and four streams in multiples of 64, found 24x4098"),
             ("hc f32 24x128", "expected 24 or 4 rows and four streams in multiples of 64, found 24x128"),
+            (
+                "hc f32 24x512 first m4 first",
+                "expected a problem such as `nvfp4 4096x8192 m64`, found `hc f32 24x512 first m4 first` (at `first`)",
+            ),
             ("hc f32 24x0", "expected n, k and m from 1 to 1048576, found k = 0"),
+            (
+                "nvfp4 64x64 m4 m8",
+                "expected a problem such as `nvfp4 4096x8192 m64`, found `nvfp4 64x64 m4 m8` (at `m8`)",
+            ),
+            (
+                "moe nvfp4 4 top2 64x64 a8 m4 a16",
+                "expected a problem such as `nvfp4 4096x8192 m64`, found `moe nvfp4 4 top2 64x64 a8 m4 a16` (at `a16`)",
+            ),
             ("moe nvfp4 4 top6 64x64", "expected at most 4 of 4 experts, found top = 6"),
         ] {
             assert_eq!(text.parse::<Problem>().unwrap_err().to_string(), sentence, "{text}");

@@ -11,6 +11,6 @@ mod runner;
 pub use bench::{BenchMeta, BenchReport, BenchRow, ChainRow, MOST_RATIO, PeerTime};
 pub use markdown::table;
 pub use peers::{PeerError, PeerRow, Peers};
-pub use readme::{ReadmeError, readme_block, replace_block};
+pub use readme::{Coverage, ReadmeError, readme_block, replace_block};
 pub use regimes::{Finding, Standing, regime_table, runner_regime_table, standings};
 pub use runner::{CellTimes, OpTime, RunnerCell, RunnerMeta, RunnerReport, StepTime, runner_table};

@@ -15,17 +15,32 @@ pub enum ReadmeError {
     },
 }
 
+/// How much of a suite a report has.
+#[derive(Clone, Copy, Debug)]
+pub struct Coverage {
+    /// Its name.
+    pub suite: &'static str,
+    /// Problems that the report has rows of.
+    pub measured: usize,
+    /// All of them.
+    pub problems: usize,
+}
+
 /// The block for a README: provenance, how the goals stand, what is shown of the file called `name`, how all of its
 /// rows stand beside their peers, and the rows that say most.
-pub fn readme_block(report: &BenchReport, name: &str) -> String {
+pub fn readme_block(report: &BenchReport, name: &str, coverage: Coverage) -> String {
     let telling: Vec<&BenchRow> = report.rows.iter().filter(|row| is_telling(row)).collect();
     let [shapes, tokens] =
         [SHAPES.map(|(n, k)| format!("{n}x{k}")).join(" and "), TOKENS.map(|m| m.to_string()).join(", ")];
     let mut text = format!(
-        "{}\n\n{}\nShown below are {} of the {} rows of `{name}`: the shapes {shapes} at {tokens} tokens, and every \
+        "{}\n\n{}\nA goal is judged by the rows that were measured: {} of the {} problems of `autotune bench --suite \
+         {}`. Shown below are {} of the {} rows of `{name}`: the shapes {shapes} at {tokens} tokens, and every \
          block of experts. {BEST_PEER}\n\n{}\n",
         provenance(report),
         regime_table(report),
+        coverage.measured,
+        coverage.problems,
+        coverage.suite,
         telling.len(),
         report.rows.len(),
         summary(report)

@@ -2,12 +2,14 @@
 
 use std::fmt::Write;
 
+use serde::Serialize;
+
 use super::goals::{Goal, Measure, Of, REGIMES, RUNNER_GOALS, Regime, Rival, RunnerGoal};
 use super::{BenchReport, BenchRow, PeerTime, RunnerCell, RunnerMeta, RunnerReport};
 use crate::problem::Problem;
 
 /// How one goal stands.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Standing {
     /// The regime.
     pub regime: &'static str,
@@ -22,7 +24,7 @@ pub struct Standing {
 }
 
 /// What was found in one way of launching.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
     /// The number that the goal is about: a geometric mean, or the worst row's.
     pub value: f64,

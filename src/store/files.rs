@@ -89,7 +89,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, FileError> {
 
 /// Writes `bytes` beside `path`, makes them durable, and renames them into place: a reader sees the old file or the
 /// new one, never a part. A device or a pipe is written to, not replaced.
-pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let directory = directory_of(path);
     let write = || -> io::Result<()> {
         if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {

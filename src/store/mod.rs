@@ -26,7 +26,7 @@ pub use database::{
 };
 pub use entry::Entry;
 use entry::Interner;
-pub use files::FileError;
+pub use files::{FileError, write_atomically};
 pub use key::{KeyHash, SCHEMA, WinnerKey};
 pub use lookup::{Current, Found, How, Lookup, LookupNote, Stale};
 pub use pack::{

@@ -49,6 +49,17 @@ impl Times {
     }
 }
 
+/// Whether `times` are as good as the leader's: within 1 %, and the default's within noise too, if that is no more than
+/// 3 %. Noise is a reason to stay with the default, and none to take one of two others.
+pub(super) fn is_level(times: &Times, leader: &Times, is_default: bool) -> bool {
+    let noise = if is_default { leader.relative_half_width() } else { 0.0 };
+    times.score() <= leader.score() * (1.0 + noise.clamp(TIE_BAND, MOST_NOISE))
+}
+
+const TIE_BAND: f64 = 0.01;
+
+const MOST_NOISE: f64 = 0.03;
+
 /// The candidates that are still in: none that is slower than the leader by more than both confidence intervals.
 pub(super) fn survivors(times: &[&Times]) -> Vec<bool> {
     let leader = times.iter().map(|times| times.score()).fold(f64::INFINITY, f64::min);

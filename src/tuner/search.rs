@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::bench::{Bench, Miss};
 use super::live::Mode;
 use super::predict;
-use super::race::{Times, survivors};
+use super::race::{Times, is_level, survivors};
 use crate::arch::GpuSpec;
 use crate::kernels;
 use crate::problem::{Problem, Tile};
@@ -37,7 +37,7 @@ impl Effort {
     pub const EXHAUSTIVE: Self = Self { first: usize::MAX, neighbours: 0, in_front: 1, rounds: 7 };
 
     /// What is tried for `problem`: of few tokens' experts twice as much as `QUICK`, since their kinds compare badly.
-    fn on(self, problem: &Problem) -> Self {
+    pub(super) fn on(self, problem: &Problem) -> Self {
         const TWICE: Effort = Effort { first: 20, neighbours: 30, in_front: 3, rounds: 5 };
         match problem {
             Problem::MoeBlock(block) if block.m <= FEW_TOKENS && self.first < TWICE.first => TWICE,
@@ -484,14 +484,14 @@ impl Field<'_, '_> {
     /// Among those level with the leader: the default, or else who needs fewer resources, or else the lower id.
     fn choose(&self, default: &Tile) -> Option<usize> {
         let leader = self.entrants.iter().min_by(|a, b| a.times.score().total_cmp(&b.times.score()))?;
-        let band = TIE_BAND.max(leader.times.relative_half_width());
-        let level = |entrant: &&(usize, &Entrant)| entrant.1.times.score() <= leader.times.score() * (1.0 + band);
+        let level =
+            |(_, entrant): &&(usize, &Entrant)| is_level(&entrant.times, &leader.times, entrant.tile == *default);
         let rank = |(_, entrant): &(usize, &Entrant)| {
             let plan = kernels::plan(self.search.problem, &entrant.tile, self.search.gpu).ok();
             let needs = plan.map(|plan| plan.launches.iter().map(|launch| launch.smem_bytes).max().unwrap_or(0));
             (entrant.tile != *default, needs.unwrap_or(u32::MAX), entrant.tile.clone())
         };
-        // Only who was timed as often as the leader can be level with it.
+        // Two looks are too few to be level with a leader that was raced.
         let rounds = leader.times.rounds();
         let entrants: Vec<(usize, &Entrant)> = self.entrants.iter().enumerate().collect();
         let fair = |entrant: &&(usize, &Entrant)| entrant.1.times.rounds() >= rounds.min(SHORT_RACE);
@@ -595,9 +595,6 @@ const MOST_IN_RACE: usize = 6;
 
 const NEIGHBOURS_AT_ONCE: usize = 4;
 
-/// Candidates closer than this are level.
-const TIE_BAND: f64 = 0.01;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -677,6 +674,29 @@ mod tests {
         assert_eq!(found.unwrap().tried, asked.len() + bad.len());
         let (none, asked) = run(text, &[], &all.into_iter().collect(), |_, _| Some(5.0));
         assert!(matches!(none, Err(SearchError::AllFailed { .. })) && asked.is_empty(), "{none:?}");
+    }
+
+    #[test]
+    fn noise_of_the_leader_gives_no_slower_tile_the_place() {
+        let (text, gpu) = ("nvfp4 4096x4096 m1", GpuSpec::named("h100").unwrap());
+        let problem: Problem = text.parse().unwrap();
+        let smem = |tile: &Tile| kernels::plan(&problem, tile, gpu).unwrap().launches[0].smem_bytes;
+        let leader = listed(text).into_iter().take(Effort::FULL.first).max_by_key(smem).unwrap();
+        let default = kernels::default_tile(&problem, gpu).unwrap();
+        assert_ne!(leader, default);
+        let turn = std::cell::Cell::new(0);
+        let noisy = || {
+            turn.set(turn.get() + 1);
+            [0.96, 1.0, 1.04][turn.get() % 3]
+        };
+        let us = |tile: &Tile, _: Mode| match *tile == leader {
+            true => Some(noisy()),
+            false => Some(if *tile == default { 1.2 } else { 1.035 }),
+        };
+        let (found, _) = run(text, std::slice::from_ref(&leader), &HashSet::new(), us);
+        let winner = found.unwrap().winner;
+        assert_eq!(winner.tile, leader);
+        assert!(winner.timing.half_width_us > 0.035, "{:?}", winner.timing);
     }
 
     #[test]

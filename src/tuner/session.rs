@@ -222,9 +222,9 @@ impl<'a> Session<'a> {
         for &m in todo {
             let problem = job.problem.with_m(m);
             let ranked = predict::ranked(&problem, &self.settings.gpu);
-            let first = first_field(&problem, &self.settings.gpu, self.settings.effort, &[], &ranked);
+            let effort = self.settings.effort.on(&problem);
+            let first = first_field(&problem, &self.settings.gpu, effort, &[], &ranked);
             enqueue(&self.ahead, self.settings, &problem, Urgency::Planned, &first);
-            let effort = self.settings.effort;
             let near =
                 ranked.iter().take(GUESSES).flat_map(|(tile, _)| neighbours(tile, &ranked).take(effort.neighbours));
             let near: Vec<Tile> = near.cloned().collect();
@@ -367,7 +367,12 @@ impl<'a> Session<'a> {
         // What was found is kept, but the bucket is not done.
         self.summary.left += usize::from(found.is_cut_short);
         let tile = found.winner.tile.clone();
-        let record = record(self.settings, problem, &found, routings);
+        let mut record = record(self.settings, problem, &found, routings);
+        if found.is_cut_short {
+            // It counts as a smaller search, so that the next run of this effort takes the bucket up again.
+            let fewer = self.settings.effort.on(problem).least_tried().saturating_sub(1);
+            record.tried = record.tried.min(u32::try_from(fewer).unwrap_or(u32::MAX));
+        }
         let is_stale = |incumbent: &Record| self.is_stale(incumbent);
         let put = self.database.put_winner(&record, INCUMBENT_BAND, &is_stale)?;
         (self.on_progress)(Progress::Won { record: &record, put: &put });
@@ -417,7 +422,7 @@ fn is_over(should_stop: &dyn Fn() -> bool, deadline: Option<Instant>) -> bool {
 impl Effort {
     /// Whether a search that tried `tried` candidates was no smaller than one with this effort.
     fn is_covered_by(&self, tried: usize, problem: &Problem, gpu: &GpuSpec) -> bool {
-        let enough = self.least_tried();
+        let enough = self.on(problem).least_tried();
         if tried >= enough {
             return true;
         }

@@ -34,6 +34,31 @@ struct WorkList {
   __device__ __forceinline__ int first_row(int item) const { return item % row_groups * kRows; }
 };
 
+// The pieces of a block as a warp walks through them: 32 at a time, one a lane, so that only one in 32 is waited for.
+template <class Config>
+struct Pieces {
+  const WorkList<Config>& list;
+  int lane;
+  int index;  // of the current piece among the lanes'
+  Work of_lane;
+
+  __device__ __forceinline__ Pieces(const WorkList<Config>& list, int lane) : list(list), lane(lane), index(0) {
+    of_lane = list.at(blockIdx.x + lane * gridDim.x);
+  }
+
+  // The current piece, the same in all lanes.
+  __device__ __forceinline__ Work current() const {
+    return {__shfl_sync(~0u, of_lane.expert, index), __shfl_sync(~0u, of_lane.position, index),
+            __shfl_sync(~0u, of_lane.count, index)};
+  }
+
+  // Goes on to the next one; `item` is its number.
+  __device__ __forceinline__ void advance(int item) {
+    index = (index + 1) % 32;
+    if (index == 0) of_lane = list.at(item + lane * gridDim.x);
+  }
+};
+
 // What all pieces have in common along n and k.
 struct Extent {
   int row_blocks;  // blocks of 64 rows of an expert
@@ -104,11 +129,11 @@ __device__ __forceinline__ void produce_gathered(const WorkList<Config>& list, c
                                                  const int* slot_of, int top_k, uint32_t stages,
                                                  Ring<Config::kStages> ring, int thread) {
   RingPosition<Config::kStages> position;
-  Work next = list.at(blockIdx.x);
+  Pieces<Config> pieces(list, thread % 32);
   for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
-    const Work work = next;
+    const Work work = pieces.current();
     const int first_row = list.first_row(item);
-    next = list.at(item + gridDim.x);
+    pieces.advance(item + gridDim.x);
     const PackedMatrix matrix{weights, work.expert, extent.row_blocks, extent.n_slabs};
     GatheredRows<Config> rows;
     rows.fetch(work, slot_of, thread);
@@ -173,14 +198,4 @@ struct HiddenRows {
   int count;
   __device__ __forceinline__ bf16* row(int token) const { return h + token * ld; }
   __device__ __forceinline__ float factor(int) const { return 1.0f; }
-};
-
-// Rows of parts for the slots of a tile.
-struct SlotRows {
-  float* parts;
-  const uint2* slots;  // slot and bits of its routing weight
-  int64_t ld;
-  int count;
-  __device__ __forceinline__ float* row(int token) const { return parts + slots[token].x * ld; }
-  __device__ __forceinline__ float factor(int token) const { return __uint_as_float(slots[token].y); }
 };

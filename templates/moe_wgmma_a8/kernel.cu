@@ -94,6 +94,7 @@ constexpr int kBoundThreads = Config::kBlocksPerSm == 1 ? Config::kThreads : rou
 // A whole warpgroup of producers can give registers to the consumers; one that gathers keeps more of them. Together
 // they have what launch bounds give: three warpgroups 168 a thread, four 128.
 constexpr bool kMovesRegisters = kProducers == 128 && Config::kConsumers >= 2;
+static_assert(!kMovesRegisters || Config::kConsumers <= 3, "four consumers and producers have 96 registers each");
 static_assert(!kMovesRegisters || Config::kBlocksPerSm == 1, "three warpgroups of 168 registers fill an SM");
 constexpr int kProducerRegisters = Config::kConsumers == 3 || Config::kIsDown ? 56 : 72;
 constexpr int kConsumerRegisters = Config::kConsumers == 3 ? 152 : Config::kIsDown ? 224 : 216;
@@ -166,6 +167,16 @@ struct TileSlots {
       if constexpr (Config::kIsDown) slots[token] = make_uint2(slot[pass], __float_as_uint(routing[pass]));
     }
   }
+};
+
+// Rows of parts for the slots of a tile.
+struct SlotRows {
+  float* parts;
+  const uint2* slots;  // slot and bits of its routing weight
+  int64_t ld;
+  int count;
+  __device__ __forceinline__ float* row(int token) const { return parts + slots[token].x * ld; }
+  __device__ __forceinline__ float factor(int token) const { return __uint_as_float(slots[token].y); }
 };
 
 // Rows of parts in BF16, weight applied.

@@ -105,6 +105,11 @@ fn a_pack_that_was_edited_by_hand_imports_nothing() {
     machine.data(&["import", "packs", "--accept-edited"]);
     assert_eq!(machine.records(&[]).len(), 2);
 
+    for us in ["nan", "-1.0"] {
+        fs::write(&path, whole.replace("chained_us = 2.0", &format!("chained_us = {us}"))).unwrap();
+        let said = machine.run(&["import", text(&path), "--accept-edited"]);
+        said.refuses(1, "expected a time above 0 us in the winner of `nvfp4 64x64 m2`", "");
+    }
     fs::write(&path, whole.replace("schema = 1", "schema = 2")).unwrap();
     machine.run(&["import", text(&path)]).refuses(1, "expected a pack of schema 1, found schema 2", "this version");
     fs::write(&path, "no pack").unwrap();

@@ -52,6 +52,11 @@ fn files_that_cannot_be_read_or_written_have_a_hint() {
     let results = results.to_str().unwrap();
     machine.run(&["report", results, "--readme", "none.md"]).refuses(1, "found nothing", "README");
     machine.run(&["report", results, "--peers", "none.json"]).refuses(2, "none.json: ", PEERS);
+    for words in [["--readme", "none.md"], ["--runner", "none.json"]] {
+        let regimes: &[&str] = if words[0] == "--runner" { &["--regimes"] } else { &[] };
+        let said = machine.run(&[&["report", results, "--json"], regimes, &words].concat());
+        said.refuses(2, "expected `--json` with rows or `--regimes`", "--json");
+    }
     fs::write(machine.path("other.json"), "{}").unwrap();
     machine.run(&["report", "other.json"]).refuses(2, "expected a report of `autotune bench`", "benches/results/");
 }
@@ -68,6 +73,9 @@ fn goals_are_held_against_peers_of_the_same_run() {
     assert!(table.contains("but for those marked `same run`"), "{table}");
     assert!(table.contains("humming-nvfp4-a16 1.00 (same run)"), "{table}");
     let goals = report(&machine, &["--peers", PEERS, "--peers", same_run, "--regimes"]);
+    let said = report(&machine, &["--peers", PEERS, "--regimes", "--json"]);
+    let standings: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert!(standings.as_array().unwrap().iter().any(|goal| goal["found"][0]["is_reached"] == true), "{said}");
     let not_slower = "| dense 4-bit, 1 to 16 tokens | no problem slower than the best peer |";
     let line = goals.lines().find(|line| line.starts_with(not_slower)).unwrap();
     assert!(line.contains("nvfp4 8192x8192 m1: 0.07x") && line.ends_with("| no |"), "{line}");

@@ -24,12 +24,16 @@ fn widths(activations: Activations) -> Case {
                 let text = format!("moe nvfp4 8/8 top2 256x128 {activations} m{m}");
                 let problem: Problem = text.parse().map_err(|error| format!("{text}: {error}"))?;
                 let numbers = WIDTHS.map(|numbers| AXES.into_iter().zip(numbers));
-                let tiles = numbers.map(|numbers| match activations {
-                    Activations::A16 => Tile::new("moe_wgmma", numbers),
-                    Activations::A8 => Tile::new("moe_wgmma_a8", numbers.chain([("promote", 0), ("part_bytes", 4)])),
+                let tiles = numbers.into_iter().flat_map(|numbers| match activations {
+                    Activations::A16 => {
+                        ["moe_wgmma", "moe_wgmma_interleaved"].map(|family| Tile::new(family, numbers.clone())).to_vec()
+                    }
+                    Activations::A8 => {
+                        vec![Tile::new("moe_wgmma_a8", numbers.chain([("promote", 0), ("part_bytes", 4)]))]
+                    }
                 });
                 let fits = |tile: &Tile| kernels::plan(&problem, tile, &spec).is_ok();
-                let tiles: Vec<Tile> = tiles.into_iter().filter(fits).collect();
+                let tiles: Vec<Tile> = tiles.filter(fits).collect();
                 checked += context.check_tiles(&problem, &problem, &ROUTINGS, &tiles)?;
                 context.check_agreement(&problem, &ROUTINGS, &tiles)?;
             }

@@ -97,8 +97,9 @@ impl Told {
 
 fn told(thing: &'static str, place: &str, Told { all, here, stale, broken }: Told, gpu: &GpuSpec) -> Check {
     let says = format!("{place}: {all} winners, {here} of {}, {stale} stale, {broken} no tiles any more", gpu.name);
-    match stale + broken {
-        0 => Check::ok(thing, format!("{place}: {all} winners, {here} of {}", gpu.name)),
-        _ => Check::warning(thing, says, "`autotune` measures them again; until then the next best are used"),
+    match (stale, broken) {
+        (0, 0) => Check::ok(thing, format!("{place}: {all} winners, {here} of {}", gpu.name)),
+        (_, 0) => Check::warning(thing, says, "`autotune` measures them again; until then they are used as they are"),
+        _ => Check::warning(thing, says, "`autotune` measures them again; until then runners-up or defaults stand in"),
     }
 }

@@ -173,6 +173,10 @@ fn decide(newcomer: &Record, incumbent: Record, band: f64, is_stale: &dyn Fn(&Re
         Ordering::Equal => has_more(one, other),
         larger => larger == Ordering::Greater && (has_more(one, other) || has_more(other, one)),
     };
+    // What no tile could beat is no time: a database of an earlier version may hold one.
+    if !(incumbent.timing.chained_us.is_finite() && incumbent.timing.chained_us > 0.0) {
+        return goes(incumbent, Ground::Evidence);
+    }
     match newcomer.origin.strength().cmp(&incumbent.origin.strength()) {
         Ordering::Less => stays(incumbent, Ground::Evidence),
         Ordering::Equal if outweighs(&incumbent, newcomer) && !is_stale(&incumbent) => {

@@ -207,6 +207,10 @@ impl Winner {
         };
         let tile = |text: &str| text.parse().map_err(|_| value("a tile", text));
         let runner_up = |(text, us): &(String, f64)| Ok(RunnerUp { tile: tile(text)?, chained_us: *us });
+        // Nothing could ever beat a time that is none.
+        if !(self.chained_us.is_finite() && self.chained_us > 0.0) {
+            return Err(value("a time above 0 us", &self.chained_us.to_string()));
+        }
         let routing = |text: &String| words::parse_routing(text).ok_or_else(|| value("a routing", text));
         Ok(Record {
             problem: self.problem.parse().map_err(|_| value("a problem", &self.problem))?,

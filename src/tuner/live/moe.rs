@@ -81,7 +81,8 @@ impl MoeSubject {
                     let reference = subject.make_reference(tools, &raw, &table)?;
                     subject.references.push((subject.tables.len(), reference));
                 }
-                used.extend(table.experts.iter().copied());
+                let is_local = |expert: &i32| u32::try_from(*expert).is_ok_and(|expert| expert < block.local_experts);
+                used.extend(table.experts.iter().copied().filter(is_local));
                 let experts = Buffer::of(&tools.gpu, &table.experts)?;
                 subject.tables.push(Table { experts, weights: Buffer::of(&tools.gpu, &table.weights)? });
             }

@@ -1394,6 +1394,31 @@ struct WorkList {
   __device__ __forceinline__ int first_row(int item) const { return item % row_groups * kRows; }
 };
 
+// The pieces of a block as a warp walks through them: 32 at a time, one a lane, so that only one in 32 is waited for.
+template <class Config>
+struct Pieces {
+  const WorkList<Config>& list;
+  int lane;
+  int index;  // of the current piece among the lanes'
+  Work of_lane;
+
+  __device__ __forceinline__ Pieces(const WorkList<Config>& list, int lane) : list(list), lane(lane), index(0) {
+    of_lane = list.at(blockIdx.x + lane * gridDim.x);
+  }
+
+  // The current piece, the same in all lanes.
+  __device__ __forceinline__ Work current() const {
+    return {__shfl_sync(~0u, of_lane.expert, index), __shfl_sync(~0u, of_lane.position, index),
+            __shfl_sync(~0u, of_lane.count, index)};
+  }
+
+  // Goes on to the next one; `item` is its number.
+  __device__ __forceinline__ void advance(int item) {
+    index = (index + 1) % 32;
+    if (index == 0) of_lane = list.at(item + lane * gridDim.x);
+  }
+};
+
 // What all pieces have in common along n and k.
 struct Extent {
   int row_blocks;  // blocks of 64 rows of an expert
@@ -1464,11 +1489,11 @@ __device__ __forceinline__ void produce_gathered(const WorkList<Config>& list, c
                                                  const int* slot_of, int top_k, uint32_t stages,
                                                  Ring<Config::kStages> ring, int thread) {
   RingPosition<Config::kStages> position;
-  Work next = list.at(blockIdx.x);
+  Pieces<Config> pieces(list, thread % 32);
   for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
-    const Work work = next;
+    const Work work = pieces.current();
     const int first_row = list.first_row(item);
-    next = list.at(item + gridDim.x);
+    pieces.advance(item + gridDim.x);
     const PackedMatrix matrix{weights, work.expert, extent.row_blocks, extent.n_slabs};
     GatheredRows<Config> rows;
     rows.fetch(work, slot_of, thread);
@@ -1534,16 +1559,6 @@ struct HiddenRows {
   __device__ __forceinline__ bf16* row(int token) const { return h + token * ld; }
   __device__ __forceinline__ float factor(int) const { return 1.0f; }
 };
-
-// Rows of parts for the slots of a tile.
-struct SlotRows {
-  float* parts;
-  const uint2* slots;  // slot and bits of its routing weight
-  int64_t ld;
-  int count;
-  __device__ __forceinline__ float* row(int token) const { return parts + slots[token].x * ld; }
-  __device__ __forceinline__ float factor(int token) const { return __uint_as_float(slots[token].y); }
-};
 #line 68 "templates/moe_wgmma_a8/kernel.cu"
 
 struct Config {
@@ -1574,6 +1589,7 @@ constexpr int kBoundThreads = Config::kBlocksPerSm == 1 ? Config::kThreads : rou
 // A whole warpgroup of producers can give registers to the consumers; one that gathers keeps more of them. Together
 // they have what launch bounds give: three warpgroups 168 a thread, four 128.
 constexpr bool kMovesRegisters = kProducers == 128 && Config::kConsumers >= 2;
+static_assert(!kMovesRegisters || Config::kConsumers <= 3, "four consumers and producers have 96 registers each");
 static_assert(!kMovesRegisters || Config::kBlocksPerSm == 1, "three warpgroups of 168 registers fill an SM");
 constexpr int kProducerRegisters = Config::kConsumers == 3 || Config::kIsDown ? 56 : 72;
 constexpr int kConsumerRegisters = Config::kConsumers == 3 ? 152 : Config::kIsDown ? 224 : 216;
@@ -1646,6 +1662,16 @@ struct TileSlots {
       if constexpr (Config::kIsDown) slots[token] = make_uint2(slot[pass], __float_as_uint(routing[pass]));
     }
   }
+};
+
+// Rows of parts for the slots of a tile.
+struct SlotRows {
+  float* parts;
+  const uint2* slots;  // slot and bits of its routing weight
+  int64_t ld;
+  int count;
+  __device__ __forceinline__ float* row(int token) const { return parts + slots[token].x * ld; }
+  __device__ __forceinline__ float factor(int token) const { return __uint_as_float(slots[token].y); }
 };
 
 // Rows of parts in BF16, weight applied.

@@ -1,5 +1,5 @@
 #line 4 "templates/moe_wgmma/kernel.cu"
-// Generated from templates/moe_wgmma for sm90a, moe_wgmma block_k=128 consumers=1 signal=0 stages=3 step=16 tokens=16. Do not edit.
+// Generated from templates/moe_wgmma for sm90a, moe_wgmma block_k=128 consumers=1 interleave=0 signal=0 stages=3 step=16 tokens=16. Do not edit.
 //
 // moe_wgmma: one of the two grouped GEMMs of a block of experts, on wgmma, from a list of tiles.
 //   gate-up   H[p, :] = swiglu(alpha * W13[e] * X[token of p])       rows of X are gathered by the producer's threads
@@ -12,7 +12,7 @@
 //   tiles     [count] int4            expert, position, count, 0       every thread
 //   out       H BF16, or parts f32    row-major                        written by the consumers
 //
-//   block = kConsumers warpgroups of 64 rows + producer warps   work: every tile with every kRows rows, see WorkList
+//   block = kConsumers warpgroups of 64 rows + producer warps   work: see lib/expert_work.cuh
 //   ---------------------------------------------------------   ring of kStages stages (lib/warpgroup_multiply.cuh)
 //   last warps   producer    wait stage_free[s]   copy tokens and weights      -> stage_full[s]
 //   warpgroups   consumers   wait stage_full[s]   decode, kBlockK / 16 wgmma   -> stage_free[s]
@@ -28,8 +28,9 @@
 // An expert's slots are cut into tiles of nearly equal counts (moe_schedule). A tile of `count` slots is multiplied as
 // the next multiple of kStep columns (lib/warpgroup_multiply.cuh). Stages have room for the widest.
 //
-// Tuned: consumers, tokens, widths, block_k, stages, producers, persistent, signal (src/kernels/moe_wgmma.rs). Weights
-// are not fetched before the wait: which expert is needed is what the grid ahead has written.
+// Tuned: consumers, tokens, widths, block_k, stages, producers, persistent, signal; interleave is another family's name
+// (src/kernels/moe_wgmma.rs). Weights are not fetched before the wait: which expert is needed is what the grid ahead
+// has written.
 // Exactness: operands are exact in BF16; H is rounded to BF16 once; parts are f32 and summed in slot order later. A
 // column's sum does not depend on the columns beside it, so the width of a tile changes no bits.
 // After: gathering with 16-byte copies into the wgmma swizzle follows FlashAttention-3's paged loads in idea.
@@ -57,7 +58,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 39 "templates/moe_wgmma/kernel.cu"
+#line 40 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -79,7 +80,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 40 "templates/moe_wgmma/kernel.cu"
+#line 41 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/barrier.cuh"
 // mbarriers in shared memory: arrivals and bytes are counted, phases alternate between parity 0 and 1.
 
@@ -132,7 +133,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 __device__ __forceinline__ void named_barrier_sync(int barrier_idx, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier_idx), "r"(threads) : "memory");
 }
-#line 41 "templates/moe_wgmma/kernel.cu"
+#line 42 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -156,7 +157,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 42 "templates/moe_wgmma/kernel.cu"
+#line 43 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -177,7 +178,7 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 43 "templates/moe_wgmma/kernel.cu"
+#line 44 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/bulk_copy.cuh"
 // The copy engine: whole runs of bytes and boxes of tensors, counted in at an mbarrier.
 
@@ -211,7 +212,7 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 
 // fence.proxy.async: what threads have written to shared memory is there for the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-#line 44 "templates/moe_wgmma/kernel.cu"
+#line 45 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/clamp.cuh"
 // The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
 
@@ -228,7 +229,7 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
   return out;
 }
-#line 45 "templates/moe_wgmma/kernel.cu"
+#line 46 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -240,7 +241,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 46 "templates/moe_wgmma/kernel.cu"
+#line 47 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/reciprocal.cuh"
 // The chip's estimate of a reciprocal.
 
@@ -250,7 +251,7 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
-#line 47 "templates/moe_wgmma/kernel.cu"
+#line 48 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/store_matrix.cuh"
 // stmatrix: fragments to shared memory, the way ldmatrix reads them.
 
@@ -266,7 +267,7 @@ __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t smem_to, uin
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(smem_to), "r"(from0), "r"(from1)
                : "memory");
 }
-#line 48 "templates/moe_wgmma/kernel.cu"
+#line 49 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma.cuh"
 // Warpgroup MMA: four warps multiply 64 rows held in registers with tokens held in shared memory.
 // The instruction itself comes from generated/wgmma.cuh, for the one width that a kernel uses.
@@ -303,7 +304,7 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem_address) {
   constexpr uint64_t kSwizzle128 = 1;
   return uint64_t{(smem_address & 0x3FFFF) >> 4} | (uint64_t{1} << 16) | (kEightRows << 32) | (kSwizzle128 << 62);
 }
-#line 49 "templates/moe_wgmma/kernel.cu"
+#line 50 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/generated/wgmma.cuh"
 // wgmma.mma_async m64n16k16: d += a (64 x 16, BF16, registers) * b (16 x 16, BF16, shared memory).
 __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&a)[4], uint64_t tokens) {
@@ -315,7 +316,7 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens));
 }
 
-#line 50 "templates/moe_wgmma/kernel.cu"
+#line 51 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -481,7 +482,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 51 "templates/moe_wgmma/kernel.cu"
+#line 52 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/reciprocal.cuh"
 // A reciprocal for long chains of them.
 
@@ -492,7 +493,7 @@ __device__ __forceinline__ float reciprocal_in_range(float x) {
   const float estimate = reciprocal_estimate(x);
   return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
 }
-#line 52 "templates/moe_wgmma/kernel.cu"
+#line 53 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/swiglu.cuh"
 // The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
 // has the same operations in the same order and gives the same bits on the CPU.
@@ -528,7 +529,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 53 "templates/moe_wgmma/kernel.cu"
+#line 54 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
 // From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
 
@@ -548,7 +549,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 54 "templates/moe_wgmma/kernel.cu"
+#line 55 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/ring.cuh"
 // A ring of stages in shared memory between one producer and the consumers, with two mbarriers a stage.
 
@@ -586,7 +587,7 @@ struct RingPosition {
     }
   }
 };
-#line 55 "templates/moe_wgmma/kernel.cu"
+#line 56 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/warpgroup_multiply.cuh"
 // One warpgroup multiplies 64 rows of packed weights with kTokens tokens, stage by stage, on wgmma.
 //
@@ -741,7 +742,102 @@ __device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const u
   multiply_run<Config, kTokensByThreads, Config::kTokens>(sums, stages, ring, position, n_stages, Config::kTokens,
                                                           consumer, warp, lane);
 }
-#line 56 "templates/moe_wgmma/kernel.cu"
+#line 57 "templates/moe_wgmma/kernel.cu"
+#line 1 "templates/lib/warpgroup_interleave.cuh"
+// One warpgroup multiplies 64 rows of packed weights with kTokens tokens, step by step, on wgmma: the loop of
+// lib/warpgroup_multiply.cuh with the decode between the wgmma instead of between blocks of four.
+//
+// A wgmma with A in registers is issued when the one before it has left the tensor cores, so of four in a row only the
+// last runs beside what follows. Here each is followed by the decode of the step after next, which is done when the
+// tensor cores ask for it:
+//
+//   wgmma       |===0===|===1===|===2===|===3===|      a group each; the last two may be under way
+//   decode       |2|     |3|     |4|     |5|           into one of four sets of registers
+//   codes              |next block|                    fetched when the last step of a block has been decoded
+//
+// A set is written anew two steps after the wgmma that reads it was issued, and that one has been waited for by then.
+// Sums are made in the same order as there, so no bit differs.
+//
+// Config gives what lib/warpgroup_multiply.cuh asks for. Not for BF16 weights, which have no decode.
+
+// Decodes step `step` (16 k) of a stage; its block has been fetched.
+template <class Format>
+__device__ __forceinline__ void decode_step(uint32_t (&a)[4], const FetchedBlock<Format>& fetched, int step) {
+  const int step_in_slab = step % (Format::kSlabK / 16);
+  Format::decode(a, fetched.words[step % 4 / Format::kSteps], fetched.scales, step_in_slab % Format::kSteps);
+}
+
+// Issues the wgmma of one step of 16 k for `width` tokens, and closes its group. `tokens` describes its tokens.
+template <class Config, int kStep>
+__device__ __forceinline__ void multiply_step(GroupSums<Config>& sums, const uint32_t (&a)[4], uint64_t tokens,
+                                              int width) {
+  wgmma_fence();
+  if constexpr (kStep == Config::kTokens) {
+    wgmma_generated(sums, a, tokens);
+    wgmma_commit();
+  } else {
+    wgmma_step_of_width(sums, a, tokens, width);
+  }
+}
+
+// As multiply_run: multiplies `n_stages` stages of the ring from `position` on, and leaves it behind them.
+template <class Config, bool kTokensByThreads, int kStep>
+__device__ __forceinline__ void multiply_run_interleaved(GroupSums<Config>& sums, const uint8_t* stages,
+                                                         Ring<Config::kStages> ring,
+                                                         RingPosition<Config::kStages>& position, int n_stages,
+                                                         int width, int consumer, int warp, int lane) {
+  using Stage = Stage<Config>;
+  using Format = typename Config::Weights;
+  static_assert(FetchedBlock<Format>::kMayComeEarly, "weights that are decoded");
+  constexpr int kSteps = Config::kBlockK / 16;
+  constexpr int kSets = 4;
+  constexpr int kAhead = 2;
+  uint32_t a[kSets][4];
+  FetchedBlock<Format> fetched;
+  const auto fetch = [&](int block) {
+    const uint8_t* weights = stages + position.slot * Stage::kBytes + Stage::kWeightOffset;
+    fetch_block<Format>(fetched, weights + consumer * Stage::kWeightBytes, block, warp, lane);
+  };
+  const auto begin_stage = [&] {
+    barrier_wait(ring.full(position.slot), position.parity);
+    if constexpr (kTokensByThreads) fence_async_proxy();
+    fetch(0);
+  };
+  const auto decode = [&](int step) { decode_step<Format>(a[step % kSets], fetched, step); };
+#pragma unroll
+  for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
+  begin_stage();
+#pragma unroll
+  for (int step = 0; step < kAhead; ++step) decode(step);
+  for (int stage_idx = 0; stage_idx < n_stages; ++stage_idx) {
+    const uint64_t tokens = swizzled_descriptor(smem_address(stages + position.slot * Stage::kBytes));
+    const int slot_before = position.slot_before();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      // 16 k are 32 bytes of a box, 64 k a whole one; the descriptor counts 16 bytes.
+      const int place = step / 4 * (Stage::kBoxBytes / 16) + step % 4 * 2;
+      multiply_step<Config, kStep>(sums, a[step % kSets], tokens + place, width);
+      wgmma_wait<2>();
+      // The last step of the stage before is two steps back.
+      if (step == 1 && stage_idx > 0 && lane == 0) barrier_arrive(ring.free(slot_before));
+      // Behind the last stage these are codes of that stage again, which nobody multiplies.
+      decode((step + kAhead) % kSteps);
+      if ((step + kAhead) % 4 != 3) continue;
+      if (step + kAhead + 1 < kSteps) {
+        fetch((step + kAhead + 1) / 4);
+      } else {
+        position.advance();
+        if (stage_idx + 1 < n_stages) begin_stage();
+      }
+    }
+  }
+  wgmma_wait<0>();
+  // A producer that goes on with the next tile waits for the last stage too.
+  if (lane == 0) barrier_arrive(ring.free(position.slot_before()));
+#pragma unroll
+  for (int i = 0; i < Config::kTokens / 2; ++i) pin_register(sums[i]);
+}
+#line 58 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -762,7 +858,7 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 57 "templates/moe_wgmma/kernel.cu"
+#line 59 "templates/moe_wgmma/kernel.cu"
 #line 1 "templates/lib/warpgroup_store.cuh"
 // From the registers of a warpgroup to memory: sums over parts of k, alpha, SwiGLU, one rounding, only inside N and M.
 //
@@ -1018,45 +1114,56 @@ struct TileStore {
     }
   }
 };
-#line 58 "templates/moe_wgmma/kernel.cu"
+#line 60 "templates/moe_wgmma/kernel.cu"
+#line 1 "templates/lib/weight_stage.cuh"
+// Packed weights into a stage of the ring: runs of slabs, one for each consumer's block of 64 rows, by bulk copies.
+//
+// A slab beyond k is replaced by the last one: its tokens are zeros, and zero times a finite number is zero, where what
+// lies in shared memory by chance might not be finite. So is a block of rows beyond n.
+//
+// Config gives: Weights (the format), kConsumers, kBlockK, and what Stage<Config> needs.
 
-struct Config {
-  using Weights = Nvfp4;                    // format of W
-  static constexpr bool kIsDown = false;    // down, or gate-up
-  static constexpr bool kSwiGlu = !kIsDown;
-  static constexpr int kConsumers = 1;   // warpgroups, 64 rows each
-  static constexpr int kTokens = 16;         // slots of the widest tile
-  static constexpr int kStep = 16;             // widths are multiples of this
-  static constexpr int kBlockK = 128;        // k of a stage
-  static constexpr int kStages = 3;         // stages in the ring
-  static constexpr int kSplitK = 1;
-  static constexpr int kSignal = 0;         // when the next grid is let go: 0 at once, else at the end
-  static constexpr int kThreads = 192;
-  static constexpr int kBlocksPerSm = 2;
-  static constexpr int kSmemBytes = 30272;
+// One of several matrices [n, k] that lie one behind the other: of a group of heads, or of an expert.
+struct PackedMatrix {
+  const uint8_t* weights;  // of all of them
+  int idx;
+  int row_blocks;          // blocks of 64 rows
+  int n_slabs;             // along k
+
+  // Slabs `first_slab` and on of the rows from `first_row` on. The bytes are counted in at `barrier`.
+  template <class Config>
+  __device__ __forceinline__ void copy_stage(int first_row, int first_slab, uint32_t stage, uint32_t barrier) const {
+    constexpr int kSlabs = Stage<Config>::kSlabs;
+    constexpr int kSlabBytes = Slab<typename Config::Weights>::kBytes;
+#pragma unroll
+    for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
+      const int row_block = smaller(first_row / kRowBlock + consumer, row_blocks - 1);
+      const uint8_t* block = weights + (int64_t{idx} * row_blocks + row_block) * n_slabs * kSlabBytes;
+      const uint32_t to = stage + Stage<Config>::kWeightOffset + consumer * Stage<Config>::kWeightBytes;
+      if (first_slab + kSlabs <= n_slabs) {
+        copy_bulk(to, block + int64_t{first_slab} * kSlabBytes, kSlabs * kSlabBytes, barrier);
+      } else {
+        for (int s = 0; s < kSlabs; ++s) {
+          const int slab = smaller(first_slab + s, n_slabs - 1);
+          copy_bulk(to + s * kSlabBytes, block + int64_t{slab} * kSlabBytes, kSlabBytes, barrier);
+        }
+      }
+    }
+  }
 };
+#line 61 "templates/moe_wgmma/kernel.cu"
+#line 1 "templates/lib/expert_work.cuh"
+// Grouped GEMMs over experts: the pieces of work of a block, how their weights and tokens come into the ring, and the
+// rows that their results go to.
+//
+// A piece is kRows rows of an expert times the slots of one tile (moe_schedule). Gate-up gathers the rows of tokens
+// with 16-byte copies of all producer threads, which write the swizzle of wgmma themselves; down's rows stand in the
+// order of the tiles, and a tensor map brings them in boxes of kStep.
+//
+// Config gives: Weights (the format), Token (an element of the tokens: bf16, or uint8_t for E4M3), kIsDown, kConsumers,
+// kTokens, kStep, kBlockK, kStages, kThreads.
 
-constexpr int kRows = Config::kConsumers * kRowBlock;
-constexpr int kConsumerThreads = Config::kConsumers * 128;
-constexpr int kProducers = Config::kThreads - kConsumerThreads;  // threads
-// Each of the four warp schedulers has a quarter of the registers, so an odd warp costs as much as four: what two
-// blocks may take is counted with whole rows of four.
-constexpr int kBoundThreads = Config::kBlocksPerSm == 1 ? Config::kThreads : round_up(Config::kThreads, 128);
-// A whole warpgroup of producers can give registers to the consumers; one that gathers keeps more of them. Together
-// they have what launch bounds give: three warpgroups 168 a thread, four 128.
-constexpr bool kMovesRegisters = kProducers == 128 && Config::kConsumers >= 2;
-static_assert(!kMovesRegisters || Config::kBlocksPerSm == 1, "three warpgroups of 168 registers fill an SM");
-constexpr int kProducerRegisters = Config::kConsumers == 3 || Config::kIsDown ? 56 : 72;
-constexpr int kConsumerRegisters = Config::kConsumers == 3 ? 152 : Config::kIsDown ? 224 : 216;
-// Behind the ring: each consumer's room for results on their way out, then the barriers.
-constexpr int kStagingBytes = 2560;
-constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
-constexpr int kBarrierOffset = kRingBytes + Config::kConsumers * kStagingBytes;
-static_assert(kBarrierOffset + Ring<Config::kStages>::kBarrierBytes + 16 == Config::kSmemBytes,
-              "host and device disagree on shared memory");
-static_assert(Config::kTokens % Config::kStep == 0 && Config::kStep % 16 == 0, "widths are whole pairs of fragments");
-
-// One piece of work but for its rows: kRows of an expert times the slots of a tile.
+// One piece of work but for its rows.
 struct Work {
   int expert;
   int position;   // of the tile's first slot
@@ -1065,7 +1172,10 @@ struct Work {
 
 // All pieces of work, the rows of a tile one after the other, so that blocks side by side share its tokens in L2. A
 // block takes every gridDim.x-th; without persistence there are as many blocks as there can be pieces.
+template <class Config>
 struct WorkList {
+  static constexpr int kRows = Config::kConsumers * kRowBlock;
+
   const int4* tiles;
   int row_groups;  // pieces of a tile
   int end;
@@ -1080,13 +1190,14 @@ struct WorkList {
 };
 
 // The pieces of a block as a warp walks through them: 32 at a time, one a lane, so that only one in 32 is waited for.
+template <class Config>
 struct Pieces {
-  const WorkList& list;
+  const WorkList<Config>& list;
   int lane;
   int index;  // of the current piece among the lanes'
   Work of_lane;
 
-  __device__ __forceinline__ Pieces(const WorkList& list, int lane) : list(list), lane(lane), index(0) {
+  __device__ __forceinline__ Pieces(const WorkList<Config>& list, int lane) : list(list), lane(lane), index(0) {
     of_lane = list.at(blockIdx.x + lane * gridDim.x);
   }
 
@@ -1111,32 +1222,14 @@ struct Extent {
   int k_end;
 };
 
-// Weights of one stage; slabs beyond k and blocks beyond n are replaced by the last one (see dense_wgmma).
-__device__ __forceinline__ void copy_weights(int expert, int first_row, const Extent& extent, const uint8_t* weights,
-                                             uint32_t stage, uint32_t barrier, int stage_idx) {
-  constexpr int kSlabs = Stage<Config>::kSlabs;
-  constexpr int kSlabBytes = Slab<Config::Weights>::kBytes;
-  const int first_slab = stage_idx * kSlabs;
-#pragma unroll
-  for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
-    const int row_block = smaller(first_row / kRowBlock + consumer, extent.row_blocks - 1);
-    const int64_t block_idx = int64_t{expert} * extent.row_blocks + row_block;
-    const uint8_t* block = weights + block_idx * extent.n_slabs * kSlabBytes;
-    const uint32_t to = stage + Stage<Config>::kWeightOffset + consumer * Stage<Config>::kWeightBytes;
-    if (first_slab + kSlabs <= extent.n_slabs) {
-      copy_bulk(to, block + int64_t{first_slab} * kSlabBytes, kSlabs * kSlabBytes, barrier);
-    } else {
-      for (int s = 0; s < kSlabs; ++s) {
-        const int slab = smaller(first_slab + s, extent.n_slabs - 1);
-        copy_bulk(to + s * kSlabBytes, block + int64_t{slab} * kSlabBytes, kSlabBytes, barrier);
-      }
-    }
-  }
-}
-
 // Rows that one producer thread gathers: piece `thread % 8` of every (kProducers / 8)-th token. Columns beyond the
 // count keep whatever the stage held: their products are not stored.
+template <class Config>
 struct GatheredRows {
+  using Token = typename Config::Token;
+  static constexpr int kProducers = Config::kThreads - Config::kConsumers * 128;
+  static constexpr int kPieceK = 16 / sizeof(Token);
+  static constexpr int kBoxK = 128 / sizeof(Token);
   static constexpr int kPasses = ceil_divide(Config::kTokens * 8, kProducers);
   static constexpr int kPassTokens = kProducers / 8;
   static_assert(Config::kIsDown || kPassTokens % 8 == 0, "the swizzle is the same in every pass");
@@ -1153,12 +1246,14 @@ struct GatheredRows {
 
   __device__ __forceinline__ void resolve(int top_k, int64_t ld, int thread) {
 #pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) at[pass] = at[pass] / top_k * static_cast<uint32_t>(ld / 8) + thread % 8;
+    for (int pass = 0; pass < kPasses; ++pass) {
+      at[pass] = at[pass] / top_k * static_cast<uint32_t>(ld / kPieceK) + thread % 8;
+    }
   }
 
-  __device__ __forceinline__ void copy(const Work& work, const bf16* from, int k, int k_end, uint32_t stage,
+  __device__ __forceinline__ void copy(const Work& work, const Token* from, int k, int k_end, uint32_t stage,
                                        int thread) const {
-    constexpr int kBoxes = Config::kBlockK / 64;
+    constexpr int kBoxes = Config::kBlockK / kBoxK;
     const int row = thread / 8;
     // The 128-byte swizzle of wgmma: piece p of row r stands at place p ^ (r % 8).
     const uint32_t to = stage + row * 128 + ((thread ^ row) % 8 * 16);
@@ -1166,8 +1261,8 @@ struct GatheredRows {
     int bytes[kBoxes];
 #pragma unroll
     for (int box = 0; box < kBoxes; ++box) {
-      const bool is_there = k + box * 64 + thread % 8 * 8 < k_end;
-      box_from[box] = reinterpret_cast<const uint4*>(from + (is_there ? k + box * 64 : 0));
+      const bool is_there = k + box * kBoxK + thread % 8 * kPieceK < k_end;
+      box_from[box] = reinterpret_cast<const uint4*>(from + (is_there ? k + box * kBoxK : 0));
       bytes[box] = is_there ? 16 : 0;
     }
 #pragma unroll
@@ -1183,16 +1278,19 @@ struct GatheredRows {
 };
 
 // Gate-up: all producer threads gather, the first also brings the weights. A slot of the ring is free from the start.
-__device__ __forceinline__ void produce_gathered(const WorkList& list, const Extent& extent, const uint8_t* weights,
-                                                 const bf16* from, int64_t ld, const int* slot_of, int top_k,
-                                                 uint32_t stages, Ring<Config::kStages> ring, int thread) {
+template <class Config>
+__device__ __forceinline__ void produce_gathered(const WorkList<Config>& list, const Extent& extent,
+                                                 const uint8_t* weights, const typename Config::Token* from, int64_t ld,
+                                                 const int* slot_of, int top_k, uint32_t stages,
+                                                 Ring<Config::kStages> ring, int thread) {
   RingPosition<Config::kStages> position;
-  Pieces pieces(list, thread % 32);
+  Pieces<Config> pieces(list, thread % 32);
   for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
     const Work work = pieces.current();
     const int first_row = list.first_row(item);
     pieces.advance(item + gridDim.x);
-    GatheredRows rows;
+    const PackedMatrix matrix{weights, work.expert, extent.row_blocks, extent.n_slabs};
+    GatheredRows<Config> rows;
     rows.fetch(work, slot_of, thread);
     for (int i = 0; i < extent.n_stages; ++i) {
       barrier_wait(ring.free(position.slot), position.parity ^ 1);
@@ -1200,7 +1298,7 @@ __device__ __forceinline__ void produce_gathered(const WorkList& list, const Ext
       const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
       if (thread == 0) {
         barrier_arrive_and_expect(ring.full(position.slot), Config::kConsumers * Stage<Config>::kWeightBytes);
-        copy_weights(work.expert, first_row, extent, weights, stage, ring.full(position.slot), i);
+        matrix.copy_stage<Config>(first_row, i * Stage<Config>::kSlabs, stage, ring.full(position.slot));
       }
       rows.copy(work, from, i * Config::kBlockK, extent.k_end, stage, thread);
       barrier_arrive_after_copies(ring.full(position.slot));
@@ -1210,41 +1308,91 @@ __device__ __forceinline__ void produce_gathered(const WorkList& list, const Ext
   wait_copies<0>();
 }
 
-// Down: one thread of each producer warp brings its share of the rows, in boxes of kStep, and the first the weights:
-// one thread alone is slower than the copies that it starts. Each arrives in every stage, with or without a share: one
-// that did not might miss a turn of the ring and stay behind.
-__device__ __forceinline__ void produce_in_order(const WorkList& list, const Extent& extent, const uint8_t* weights,
-                                                 const TensorMap* from, uint32_t stages,
+// Down: one thread of each producer warp brings its share of the rows, in boxes of kStep, and the first the weights.
+// Each arrives in every stage, with or without a share: one that did not might miss a turn of the ring and stay behind.
+template <class Config>
+__device__ __forceinline__ void produce_in_order(const WorkList<Config>& list, const Extent& extent,
+                                                 const uint8_t* weights, const TensorMap* from, uint32_t stages,
                                                  Ring<Config::kStages> ring, int producer) {
-  constexpr int kBoxes = Config::kBlockK / 64;
+  constexpr int kBoxK = 128 / sizeof(typename Config::Token);
+  constexpr int kProducerWarps = Config::kThreads / 32 - Config::kConsumers * 4;
   RingPosition<Config::kStages> position;
   Work next = list.at(blockIdx.x);
   for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
     const Work work = next;
     const int first_row = list.first_row(item);
     next = list.at(item + gridDim.x);
+    const PackedMatrix matrix{weights, work.expert, extent.row_blocks, extent.n_slabs};
     const int n_parts = ceil_divide(work.count, Config::kStep);
-    const int n_own = ceil_divide(n_parts - producer, kProducers / 32);
-    const int own_bytes = n_own * (Config::kStep * Config::kBlockK * 2) +
+    const int n_own = ceil_divide(n_parts - producer, kProducerWarps);
+    const int own_bytes = n_own * (Config::kStep * Config::kBlockK * sizeof(typename Config::Token)) +
                           (producer == 0 ? Config::kConsumers * Stage<Config>::kWeightBytes : 0);
     for (int i = 0; i < extent.n_stages; ++i) {
       barrier_wait(ring.free(position.slot), position.parity ^ 1);
       const uint32_t stage = stages + position.slot * Stage<Config>::kBytes;
       const uint32_t full = ring.full(position.slot);
       barrier_arrive_and_expect(full, own_bytes);
-      if (producer == 0) copy_weights(work.expert, first_row, extent, weights, stage, full, i);
+      if (producer == 0) matrix.copy_stage<Config>(first_row, i * Stage<Config>::kSlabs, stage, full);
       // The swizzle repeats every 1,024 bytes, so boxes laid end to end are one wider box.
-      for (int part = producer; part < n_parts; part += kProducers / 32) {
+      for (int part = producer; part < n_parts; part += kProducerWarps) {
 #pragma unroll
-        for (int box = 0; box < kBoxes; ++box) {
+        for (int box = 0; box < Config::kBlockK / kBoxK; ++box) {
           copy_box(stage + box * Stage<Config>::kBoxBytes + part * (Config::kStep * 128), from,
-                   i * Config::kBlockK + box * 64, work.position + part * Config::kStep, 0, full);
+                   i * Config::kBlockK + box * kBoxK, work.position + part * Config::kStep, 0, full);
         }
       }
       position.advance();
     }
   }
 }
+
+// Rows of H for the positions of a tile.
+struct HiddenRows {
+  bf16* h;
+  int64_t ld;
+  int count;
+  __device__ __forceinline__ bf16* row(int token) const { return h + token * ld; }
+  __device__ __forceinline__ float factor(int) const { return 1.0f; }
+};
+#line 62 "templates/moe_wgmma/kernel.cu"
+
+struct Config {
+  using Weights = Nvfp4;                    // format of W
+  using Token = bf16;
+  static constexpr bool kIsDown = false;    // down, or gate-up
+  static constexpr bool kSwiGlu = !kIsDown;
+  static constexpr int kConsumers = 1;   // warpgroups, 64 rows each
+  static constexpr int kTokens = 16;         // slots of the widest tile
+  static constexpr int kStep = 16;             // widths are multiples of this
+  static constexpr int kBlockK = 128;        // k of a stage
+  static constexpr int kStages = 3;         // stages in the ring
+  static constexpr bool kInterleave = 0;  // decode between the wgmma of a block
+  static constexpr int kSplitK = 1;
+  static constexpr int kSignal = 0;         // when the next grid is let go: 0 at once, else at the end
+  static constexpr int kThreads = 192;
+  static constexpr int kBlocksPerSm = 2;
+  static constexpr int kSmemBytes = 30272;
+};
+
+constexpr int kConsumerThreads = Config::kConsumers * 128;
+constexpr int kProducers = Config::kThreads - kConsumerThreads;  // threads
+// Each of the four warp schedulers has a quarter of the registers, so an odd warp costs as much as four: what two
+// blocks may take is counted with whole rows of four.
+constexpr int kBoundThreads = Config::kBlocksPerSm == 1 ? Config::kThreads : round_up(Config::kThreads, 128);
+// A whole warpgroup of producers can give registers to the consumers; one that gathers keeps more of them. Together
+// they have what launch bounds give: three warpgroups 168 a thread, four 128.
+constexpr bool kMovesRegisters = kProducers == 128 && Config::kConsumers >= 2;
+static_assert(!kMovesRegisters || Config::kConsumers <= 3, "four consumers and producers have 96 registers each");
+static_assert(!kMovesRegisters || Config::kBlocksPerSm == 1, "three warpgroups of 168 registers fill an SM");
+constexpr int kProducerRegisters = Config::kConsumers == 3 || Config::kIsDown ? 56 : 72;
+constexpr int kConsumerRegisters = Config::kConsumers == 3 ? 152 : Config::kIsDown ? 224 : 216;
+// Behind the ring: each consumer's room for results on their way out, then the barriers.
+constexpr int kStagingBytes = 2560;
+constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
+constexpr int kBarrierOffset = kRingBytes + Config::kConsumers * kStagingBytes;
+static_assert(kBarrierOffset + Ring<Config::kStages>::kBarrierBytes + 16 == Config::kSmemBytes,
+              "host and device disagree on shared memory");
+static_assert(Config::kTokens % Config::kStep == 0 && Config::kStep % 16 == 0, "widths are whole pairs of fragments");
 
 // Where the results go.
 struct Results {
@@ -1256,15 +1404,6 @@ struct Results {
   int64_t ld;
   int n;
   float limit;
-};
-
-// Rows of H for the positions of a tile.
-struct HiddenRows {
-  bf16* h;
-  int64_t ld;
-  int count;
-  __device__ __forceinline__ bf16* row(int token) const { return h + token * ld; }
-  __device__ __forceinline__ float factor(int) const { return 1.0f; }
 };
 
 // Slots of a tile and their routing weights, spread over the lanes of each warp: token t is with lane t % 32.
@@ -1331,9 +1470,9 @@ struct Consumer {
   __device__ __forceinline__ void join() const { named_barrier_sync(1 + consumer, 128); }
 
   // Does all work of the block.
-  __device__ __forceinline__ void run(const WorkList& list, const Results& to, int n_stages) const {
+  __device__ __forceinline__ void run(const WorkList<Config>& list, const Results& to, int n_stages) const {
     RingPosition<Config::kStages> position;
-    Pieces pieces(list, lane);
+    Pieces<Config> pieces(list, lane);
     TileSlots slots;
     if constexpr (Config::kIsDown) slots.fetch(to, pieces.current(), lane);
     for (int item = blockIdx.x; item < list.end; item += gridDim.x) {
@@ -1346,8 +1485,13 @@ struct Consumer {
       // The compiler has to see that it is uniform over the warp: wgmma stands behind the branch on it.
       const int width = round_up(__shfl_sync(~0u, work.count, 0), Config::kStep);
       GroupSums<Config> sums = {};
-      multiply_run<Config, !Config::kIsDown, Config::kStep>(sums, stages, ring, position, n_stages, width, consumer,
-                                                            warp, lane);
+      if constexpr (Config::kInterleave) {
+        multiply_run_interleaved<Config, !Config::kIsDown, Config::kStep>(sums, stages, ring, position, n_stages, width,
+                                                                          consumer, warp, lane);
+      } else {
+        multiply_run<Config, !Config::kIsDown, Config::kStep>(sums, stages, ring, position, n_stages, width, consumer,
+                                                              warp, lane);
+      }
       const int first_row = list.first_row(item) + consumer * kRowBlock;
       pieces.advance(item + gridDim.x);
       if constexpr (Config::kIsDown) {
@@ -1374,7 +1518,7 @@ extern "C" __global__ void __launch_bounds__(kBoundThreads, Config::kBlocksPerSm
   wait_for_dependency();
   const int row_blocks = ceil_divide(n, kRowBlock);
   const int row_groups = ceil_divide(row_blocks, Config::kConsumers);
-  const WorkList list{tiles, row_groups, *tile_count * row_groups};
+  const WorkList<Config> list{tiles, row_groups, *tile_count * row_groups};
   if (int(blockIdx.x) >= list.end) return;
   const int n_slabs = ceil_divide(k, Config::Weights::kSlabK);
   const Extent extent{row_blocks, n_slabs, ceil_divide(n_slabs, Stage<Config>::kSlabs), k};
@@ -1383,9 +1527,9 @@ extern "C" __global__ void __launch_bounds__(kBoundThreads, Config::kBlocksPerSm
     if constexpr (kMovesRegisters) give_registers<kProducerRegisters>();
     const int thread = threadIdx.x - kConsumerThreads;
     if constexpr (!Config::kIsDown) {
-      produce_gathered(list, extent, weights, x, ld_from, slot_of, top_k, smem_address(shared), ring, thread);
+      produce_gathered<Config>(list, extent, weights, x, ld_from, slot_of, top_k, smem_address(shared), ring, thread);
     } else if (lane == 0) {
-      produce_in_order(list, extent, weights, &h_map, smem_address(shared), ring, thread / 32);
+      produce_in_order<Config>(list, extent, weights, &h_map, smem_address(shared), ring, thread / 32);
     }
     if constexpr (Config::kSignal != 0) launch_dependents();
     return;
