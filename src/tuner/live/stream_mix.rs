@@ -121,8 +121,11 @@ impl StreamMixSubject {
         Ok(all)
     }
 
-    /// Poisoned bytes that a launch changes behind its streams and its parts.
+    /// Poisoned bytes that a launch changes behind its streams and its parts; 0 where there are too many to look at.
     pub fn stray_writes(&mut self, tools: &mut Toolbox, candidate: &Candidate) -> Result<usize, LiveError> {
+        if self.parts.bytes() + self.streams.bytes() > MOST_LOOKED_AT {
+            return Ok(0);
+        }
         self.compare(tools, candidate)?;
         let problem = candidate.bound.problem();
         let Problem::StreamMix(mix) = problem else { return Ok(0) };
@@ -224,3 +227,6 @@ const SMALLEST_SLICE: u32 = 32;
 
 /// Blocks of the reference, which take tokens in turn.
 const REFERENCE_BLOCKS: u32 = 1 << 16;
+
+/// Bytes that are read back to be looked at one by one.
+const MOST_LOOKED_AT: usize = 64 << 20;
