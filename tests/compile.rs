@@ -138,7 +138,7 @@ fn fault(source: &Source, compiled: Result<Cubin, JitError>) -> Option<String> {
         return Some(format!("{:?}", cubin.resources));
     }
     let opcode = match source.entry {
-        "dense_mma" | "moe_mma" => "mma.sync.aligned.m16n8k16",
+        "dense_mma" | "moe_mma" | "moe_mma_a8" => "mma.sync.aligned.m16n8k16",
         "dense_wgmma_a8" | "moe_wgmma_a8" => "k32.f32.e4m3.e4m3",
         "dense_wgmma" | "moe_wgmma" => "wgmma.mma_async.sync.aligned.m64n",
         _ => return None,
@@ -187,7 +187,7 @@ fn tools() -> Vec<Request> {
 }
 
 /// Each reaches a kernel, a format or an epilogue that the others do not.
-const PROBLEMS: [&str; 23] = [
+const PROBLEMS: [&str; 26] = [
     "nvfp4 1536x4096 m1",
     "nvfp4 4096x8192 m16",
     "mxfp4 4096x4096 swiglu m64",
@@ -204,6 +204,9 @@ const PROBLEMS: [&str; 23] = [
     "moe nvfp4 256/256 top6 4096x2048 m1024",
     "moe mxfp4 48/384 top6 7168x3072 m8192",
     "moe nvfp4 256/256 top6 4096x2048 a8 m16",
+    "moe mxfp4 256/256 top6 4096x2048 a8 m1",
+    "moe mxfp4 48/384 top6 7168x3072 a8 m64",
+    "moe fp8 256/256 top6 4096x2048 a8 m4",
     "moe mxfp4 256/256 top6 4096x2048 a8 m8192",
     "moe fp8 48/384 top6 7168x3072 a8 m1024",
     "quantise nvfp4 k4096 m16",
@@ -214,7 +217,7 @@ const PROBLEMS: [&str; 23] = [
 ];
 
 /// Whole spaces that are sampled, with the number of tiles of each family.
-const SAMPLED: [(&str, usize); 13] = [
+const SAMPLED: [(&str, usize); 15] = [
     ("nvfp4 4096x8192 m64", 24),
     ("fp8 4096x4096 swiglu m1024", 12),
     ("mxfp4 4096x2048 m2", 12),
@@ -223,6 +226,8 @@ const SAMPLED: [(&str, usize); 13] = [
     ("moe nvfp4 256/256 top6 4096x2048 m32", 12),
     ("moe nvfp4 256/256 top6 4096x2048 m4096", 12),
     ("moe mxfp4 256/256 top6 4096x2048 a8 m64", 12),
+    ("moe nvfp4 256/256 top6 4096x2048 a8 m4", 12),
+    ("moe fp8 256/256 top6 4096x2048 a8 m16", 12),
     ("moe nvfp4 256/256 top6 4096x2048 a8 m4096", 24),
     ("moe fp8 256/256 top6 4096x2048 a8 m1024", 12),
     ("hc f32 24x16384 m64", 24),

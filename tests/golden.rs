@@ -82,11 +82,16 @@ fn kernels_of(arch: &'static ArchSpec) -> BTreeMap<PathBuf, String> {
     rendered
 }
 
-/// Name of a kernel's file: its template, or for one with two steps its family and the step.
+/// Name of a kernel's file: its template, or for one with two steps its family, the width of activations where the
+/// family's templates differ in it, and the step.
 fn stem(family: &dyn Family, request: &Request) -> String {
+    let name = match request.template.ends_with("_a8") && !family.name().ends_with("_a8") {
+        true => format!("{}_a8", family.name()),
+        false => family.name().to_string(),
+    };
     match request.values.get("problem").and_then(|problem| problem.get("is_down")) {
-        Some(Value::Word(word)) if word == "true" => format!("{}_down", family.name()),
-        Some(_) => format!("{}_up", family.name()),
+        Some(Value::Word(word)) if word == "true" => format!("{name}_down"),
+        Some(_) => format!("{name}_up"),
         None => request.template.to_string(),
     }
 }
@@ -204,7 +209,7 @@ fn folder() -> PathBuf {
 }
 
 /// One problem for each kernel, as DeepSeek-V4-Flash has them.
-const PROBLEMS: [&str; 9] = [
+const PROBLEMS: [&str; 11] = [
     "nvfp4 4096x8192 m16",
     "nvfp4 4096x8192 m1024",
     "nvfp4 4096x8192 a8 m1024",
@@ -214,4 +219,6 @@ const PROBLEMS: [&str; 9] = [
     "quantise nvfp4 k4096 m16",
     "moe nvfp4 256 top6 4096x2048 a8 m1024",
     "hc bf16 24x16384 m1",
+    "moe nvfp4 256 top6 4096x2048 a8 m1",
+    "moe nvfp4 256 top6 4096x2048 a8 m16",
 ];

@@ -1,5 +1,6 @@
-//! FP8 operands: the very operations of `lib/format_a8.cuh`, executed on packed bytes, against `unpack_operand`; what
-//! rounding NVFP4 weights costs; and tokens in the order of operands.
+//! FP8 operands: the very operations of `lib/format_a8.cuh`, executed on packed bytes, against `unpack_operand`, and
+//! those of `lib/format_a8_bf16.cuh` against the operands of `a16`; what rounding NVFP4 weights costs; and tokens in
+//! the order of operands.
 
 use tilekiln::check;
 use tilekiln::quant::a8::{self, K_AT};
@@ -86,6 +87,81 @@ fn check(packed: &PackedWeights) {
                 }
             }
         }
+    }
+}
+
+/// Registers of one lane for one step of 16 k before scales: `pairs_of_nibbles`, or `high_bytes` and `low_bytes`.
+fn lifted(packed: &PackedWeights, row: usize, c: usize, k: usize) -> [u32; 4] {
+    let layout = packed.layout;
+    let position = layout.code_position(row, k + 2 * c).byte;
+    let at = layout.slab_offset(row, k, layout.slabs(packed.k)) + position / 16 * 16;
+    let word = |i: usize| u32::from_le_bytes(packed.bytes[at + 4 * i..][..4].try_into().unwrap());
+    if layout.format() == WeightFormat::Fp8 {
+        let high = |word: u32| word & 0x8000_8000 | word >> 4 & 0x07F0_07F0;
+        let low = |word: u32| word << 8 & 0x8000_8000 | word << 4 & 0x07F0_07F0;
+        let [first, second] = [0, 1].map(|i| word(2 * (k % 32 / 16) + i));
+        return [high(first), low(first), high(second), low(second)];
+    }
+    let word = word(k % 64 / 16);
+    [
+        word & 0x8000_8000 | word >> 6 & 0x01C0_01C0,
+        word << 4 & 0x8000_8000 | word >> 2 & 0x01C0_01C0,
+        word << 8 & 0x8000_8000 | word << 2 & 0x01C0_01C0,
+        word << 12 & 0x8000_8000 | word << 6 & 0x01C0_01C0,
+    ]
+}
+
+/// Decodes all of `source` as packed for FP8 to BF16, as lanes do, and compares with the operands of `a16`;
+/// `alpha_factor` is `kAlphaFactor`.
+fn check_in_bf16(source: &SourceMatrix<'_>, alpha_factor: f32) {
+    let [packed, exact] = [Activations::A8, Activations::A16].map(|a| pack_for(a, source, RowOrder::Plain).unwrap());
+    assert_eq!(packed.alpha * alpha_factor, exact.alpha);
+    let layout = packed.layout;
+    let (rows, row_k) = (layout.padded_rows(packed.n), layout.padded_k(packed.k));
+    for (tile, g, c) in (0..rows / 16 * 32).map(|idx| (idx / 32, idx / 4 % 8, idx % 4)) {
+        for k in (0..row_k).step_by(16) {
+            for (register, pair) in lifted(&packed, tile * 16 + g, c, k).into_iter().enumerate() {
+                let row = tile * 16 + g + register % 2 * 8;
+                let byte = packed.scale(row, k).unwrap();
+                let scale = match layout.format() {
+                    WeightFormat::Nvfp4 => (u16::from(byte) << 4) + 0x7000,
+                    _ => u16::from(byte) << 7,
+                };
+                for (i, bits) in [pair as u16, (pair >> 16) as u16].into_iter().enumerate() {
+                    let k = k + register / 2 * 8 + 2 * c + i;
+                    let product = bf16::decode(bits) * bf16::decode(scale);
+                    assert_eq!(product.to_bits(), unpack_operand(&exact, row, k).to_bits(), "{layout} row {row} k {k}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_format_decodes_to_bf16_too_and_without_an_error() {
+    let (n, k) = (127, 272);
+    let nibbles: Vec<u8> = (0..n * k / 2).map(|idx| (idx * 37 % 256) as u8).collect();
+    let e4m3_scales: Vec<u8> = (0..n * k / 16).map(|idx| (idx / (k / 16)) as u8).collect();
+    check_in_bf16(&SourceMatrix::Nvfp4 { n, k, codes: &nibbles, scales: &e4m3_scales }, 128.0 / 6.0);
+    let k = 288;
+    let nibbles: Vec<u8> = (0..n * k / 2).map(|idx| (idx * 37 % 256) as u8).collect();
+    for e_max in [11, 127, 254] {
+        let scales: Vec<u8> = (0..n * k / 32).map(|idx| e_max - (idx % 12) as u8).collect();
+        check_in_bf16(&SourceMatrix::Mxfp4 { n, k, codes: &nibbles, scales: &scales }, 64.0);
+    }
+    let codes: Vec<u8> =
+        (0..n * k).map(|idx| (idx * 89 % 256) as u8).map(|b| if b & 0x7F == 0x7F { 0 } else { b }).collect();
+    check_in_bf16(&SourceMatrix::Fp8 { n, k, codes: &codes, scales: &[120, 131, 122] }, 1.0);
+}
+
+#[test]
+fn every_e4m3_value_is_a_bf16() {
+    for byte in (0..=255u8).filter(|byte| byte & 0x7F != 0x7F) {
+        // `pair_of_e4m3` of templates/round_rows: 2^120 is 0x7B80.
+        let lifted = u16::from(byte & 0x80) << 8 | u16::from(byte & 0x7F) << 4;
+        let value = bf16::decode(lifted) * bf16::decode(0x7B80);
+        assert_eq!(value.to_bits(), e4m3::decode(byte).to_bits(), "{byte:#x}");
+        assert_eq!(bf16::decode(bf16::encode(value)).to_bits(), value.to_bits(), "{byte:#x}");
     }
 }
 

@@ -9,6 +9,7 @@ use super::{Axis, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
 use crate::codegen::{Request, Values};
 use crate::problem::{Activations, Dense, Epilogue, Output, Problem, Tile};
+use crate::quant::PackedLayout;
 
 /// `templates/dense_mma`.
 pub struct DenseMma;
@@ -163,7 +164,7 @@ pub(super) fn dense_of(problem: &Problem) -> &Dense {
 }
 
 fn stream_of(tile: &Tile, problem: &Problem) -> Stream {
-    let stream = Stream::of(tile, dense_of(problem).weights);
+    let stream = Stream::of(tile, PackedLayout::of(dense_of(problem).weights, Activations::A16));
     let cluster = number(tile, "cluster");
     let received_bytes = if cluster == 1 { 0 } else { cluster * stream.tokens.div_ceil(cluster) * stream.rows() * 4 };
     Stream { received_bytes, ..stream }

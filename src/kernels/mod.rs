@@ -16,6 +16,7 @@ mod moe_wgmma;
 mod moe_wgmma_a8;
 mod pack;
 mod plan;
+mod round_rows;
 pub mod runner;
 mod space;
 mod stream;
@@ -126,7 +127,9 @@ pub fn invariant_tile(problem: &Problem, gpu: &GpuSpec) -> Option<Tile> {
     let family = family(name).filter(|family| family.serves(problem, gpu.arch).is_ok())?;
     let own = family.default_tile(problem, gpu);
     // Ranges of k follow from the warps, so these are what the largest bucket has room for.
-    let largest = family.default_tile(&problem.with_m(BUCKETS[BUCKETS.len() - 1]), gpu);
+    let largest = problem.with_m(BUCKETS[BUCKETS.len() - 1]);
+    family.serves(&largest, gpu.arch).ok()?;
+    let largest = family.default_tile(&largest, gpu);
     let warps = largest.number("warps")?;
     let stages = [own.number("stages")?, 6, 4, 3];
     let tiles = stages.map(|stages| own.with("warps", warps).with("stages", stages));

@@ -2,24 +2,28 @@
 //!
 //! `moe_walk` needs no schedule and no combine: gate-up takes one slot a block, down one token a block with k running
 //! over all of its slots. Right for a few tokens, whose slots rarely share an expert. `moe_mma` sorts the slots first.
+//!
+//! Both take FP8 rows too, while the weights' bytes are what takes time: `templates/moe_mma_a8` multiplies the rows'
+//! E4M3 values as BF16. Tokens, and between the two GEMMs hidden rows, are rounded by launches of their own.
 
 use std::collections::BTreeMap;
 
 use super::dense_mma::{blocks_per_sm, fits_registers, fits_shared_memory};
 use super::moe::{Cut, Schedule, block_of, most_tiles, slots};
 use super::plan::{Workspace, word_of};
+use super::round_rows::{RoundedRows, hidden_of_schedule, hidden_of_slots, tokens};
 use super::space::{first_that_fits, number, tile_values};
 use super::stream::Stream;
 use super::{Axis, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
 use crate::codegen::{Request, Values};
 use crate::problem::{MoeBlock, Problem, Tile};
-use crate::quant::{Activations, PackedLayout, WeightFormat};
+use crate::quant::{Activations, PackedLayout};
 
-/// `templates/moe_mma`, one token a block.
+/// `templates/moe_mma` or `moe_mma_a8`, one token a block.
 pub struct MoeWalk;
 
-/// `templates/moe_mma`, from a list of tiles.
+/// `templates/moe_mma` or `moe_mma_a8`, from a list of tiles.
 pub struct MoeMma;
 
 impl Family for MoeWalk {
@@ -64,24 +68,27 @@ impl Family for MoeWalk {
         let block = block_of(problem);
         let mut workspace = Workspace::default();
         let hidden = workspace.take(2 * u64::from(slots(block)) * u64::from(block.intermediate));
+        let [x, h] = Rows::of(&mut workspace, block, hidden);
         let [up, down] = walk_steps(tile, block);
-        let launches = vec![
-            Launch {
+        let launches = [
+            x.rounded.map(|to| tokens(block, to)),
+            Some(Launch {
                 grid: [up.row_blocks(), slots(block), 1],
-                params: params(block, &up, [Param::Operand(Operand::Activations), Param::Workspace(hidden)], None),
+                params: params(block, &up, (x, Param::Workspace(hidden)), None),
                 ..up.launch(problem, gpu, true)
-            },
-            Launch {
+            }),
+            h.rounded.map(|to| hidden_of_slots(block, hidden, to)),
+            Some(Launch {
                 grid: [down.row_blocks(), block.m, 1],
-                params: params(block, &down, [Param::Workspace(hidden), Param::Operand(Operand::Output)], None),
+                params: params(block, &down, (h, Param::Operand(Operand::Output)), None),
                 ..down.launch(problem, gpu, true)
-            },
+            }),
         ];
-        Plan { launches, workspace_bytes: workspace.bytes() }
+        Plan { launches: launches.into_iter().flatten().collect(), workspace_bytes: workspace.bytes() }
     }
 
-    fn numerics(&self, _: &Problem, tile: &Tile) -> String {
-        format!("moe.walk.mma.k16/ranges={}", number(tile, "warps"))
+    fn numerics(&self, problem: &Problem, tile: &Tile) -> String {
+        format!("moe.walk.mma.{}k16/ranges={}", rows_word(problem), number(tile, "warps"))
     }
 }
 
@@ -91,7 +98,11 @@ impl Family for MoeMma {
     }
 
     fn serves(&self, problem: &Problem, arch: &ArchSpec) -> Result<(), String> {
-        Schedule::fits(served_block(problem, arch)?, arch)
+        let block = served_block(problem, arch)?;
+        if block.activations == Activations::A8 && block.m > MAX_A8_TOKENS {
+            return Err(format!("expected at most {MAX_A8_TOKENS} tokens with a8, found {}", block.m));
+        }
+        Schedule::fits(block, arch)
     }
 
     fn axes(&self, problem: &Problem, arch: &ArchSpec) -> Vec<Axis> {
@@ -125,30 +136,59 @@ impl Family for MoeMma {
     fn plan(&self, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Plan {
         let block = block_of(problem);
         let mut workspace = Workspace::default();
-        let tokens = number(tile, "tokens");
-        let schedule = Schedule::reserve(&mut workspace, block, Cut::whole(tokens), Cut::whole(tokens));
+        let widest = number(tile, "tokens");
+        let schedule = Schedule::reserve(&mut workspace, block, Cut::whole(widest), Cut::whole(widest));
+        let [x, h] = Rows::of(&mut workspace, block, schedule.hidden);
         let [up, down] = list_steps(tile, block);
-        let tiles = most_tiles(block, tokens);
-        let hidden = Param::Workspace(schedule.hidden);
-        let launches = vec![
-            schedule.launch(block),
-            Launch {
-                grid: [up.row_blocks(), tiles, 1],
-                params: params(block, &up, [Param::Operand(Operand::Activations), hidden.clone()], Some(&schedule)),
+        let most = most_tiles(block, widest);
+        let launches = [
+            x.rounded.map(|to| tokens(block, to)),
+            Some(schedule.launch(block)),
+            Some(Launch {
+                grid: [up.row_blocks(), most, 1],
+                params: params(block, &up, (x, Param::Workspace(schedule.hidden)), Some(&schedule)),
                 ..up.launch(problem, gpu, false)
-            },
-            Launch {
-                grid: [down.row_blocks(), tiles, 1],
-                params: params(block, &down, [hidden, Param::Workspace(schedule.parts)], Some(&schedule)),
+            }),
+            h.rounded.map(|to| hidden_of_schedule(block, &schedule, to)),
+            Some(Launch {
+                grid: [down.row_blocks(), most, 1],
+                params: params(block, &down, (h, Param::Workspace(schedule.parts)), Some(&schedule)),
                 ..down.launch(problem, gpu, false)
-            },
-            schedule.combine(block),
+            }),
+            Some(schedule.combine(block)),
         ];
-        Plan { launches, workspace_bytes: workspace.bytes() }
+        Plan { launches: launches.into_iter().flatten().collect(), workspace_bytes: workspace.bytes() }
     }
 
-    fn numerics(&self, _: &Problem, tile: &Tile) -> String {
-        format!("moe.mma.k16/ranges={}", number(tile, "warps"))
+    fn numerics(&self, problem: &Problem, tile: &Tile) -> String {
+        format!("moe.mma.{}k16/ranges={}", rows_word(problem), number(tile, "warps"))
+    }
+}
+
+/// Rows that a GEMM multiplies.
+struct Rows {
+    values: Param,
+    /// Elements between rows.
+    stride: Param,
+    /// Where they are rounded to, if they are.
+    rounded: Option<RoundedRows>,
+}
+
+impl Rows {
+    /// Tokens and hidden rows, with room for what they are rounded to.
+    fn of(workspace: &mut Workspace, block: &MoeBlock, hidden: u64) -> [Self; 2] {
+        match block.activations {
+            Activations::A16 => {
+                let (x, stride) = (Param::Operand(Operand::Activations), Param::ActivationStride);
+                let (h, inner) = (Param::Workspace(hidden), Param::Long(block.intermediate.into()));
+                [(x, stride), (h, inner)].map(|(values, stride)| Self { values, stride, rounded: None })
+            }
+            Activations::A8 => [(block.m, block.hidden), (slots(block), block.intermediate)].map(|(rows, k)| {
+                let rounded = RoundedRows::reserve(workspace, rows, k);
+                let (values, stride) = (Param::Workspace(rounded.values), Param::Long(k.into()));
+                Self { values, stride, rounded: Some(rounded) }
+            }),
+        }
     }
 }
 
@@ -183,7 +223,7 @@ impl Step {
             ),
         ]);
         Launch {
-            kernel: Request { template: "moe_mma", values, wgmma_tokens: None },
+            kernel: Request { template: template_for(block.activations), values, wgmma_tokens: None },
             grid: [1, 1, 1],
             threads: self.stream.threads(),
             smem_bytes: self.stream.smem_bytes(),
@@ -225,8 +265,8 @@ impl Step {
     }
 }
 
-/// The kernel's parameters: `from` and `out` of this step; without a schedule it walks.
-fn params(block: &MoeBlock, step: &Step, [from, out]: [Param; 2], schedule: Option<&Schedule>) -> Vec<Param> {
+/// The kernel's parameters, with the rows that it reads and where its results go; without a schedule it walks.
+fn params(block: &MoeBlock, step: &Step, (rows, out): (Rows, Param), schedule: Option<&Schedule>) -> Vec<Param> {
     let (weights, alpha) = match step.is_down {
         false => (Operand::Weights, Operand::UpAlpha),
         true => (Operand::DownWeights, Operand::DownAlpha),
@@ -240,15 +280,14 @@ fn params(block: &MoeBlock, step: &Step, [from, out]: [Param; 2], schedule: Opti
         Some(schedule) => Param::Workspace(place(schedule, step.is_down)),
         None => Param::Null,
     };
-    let intermediate = Param::Long(block.intermediate.into());
-    let (ld_from, ld_out) = match (step.is_down, schedule) {
-        (false, _) => (Param::ActivationStride, intermediate),
-        (true, Some(_)) => (intermediate, Param::Long(block.hidden.into())),
-        (true, None) => (intermediate, Param::OutputStride),
+    let ld_out = match (step.is_down, schedule) {
+        (false, _) => Param::Long(block.intermediate.into()),
+        (true, Some(_)) => Param::Long(block.hidden.into()),
+        (true, None) => Param::OutputStride,
     };
-    vec![
-        Param::Operand(weights),
-        from,
+    let mut params = vec![Param::Operand(weights), rows.values];
+    params.extend(rows.rounded.map(|rounded| Param::Workspace(rounded.scales)));
+    params.extend([
         h,
         parts,
         d,
@@ -259,7 +298,7 @@ fn params(block: &MoeBlock, step: &Step, [from, out]: [Param; 2], schedule: Opti
         Param::Operand(Operand::Routing),
         Param::Operand(alpha),
         Param::TokensOnDevice,
-        ld_from,
+        rows.stride,
         ld_out,
         Param::Tokens,
         Param::Int(step.n as i32),
@@ -268,7 +307,8 @@ fn params(block: &MoeBlock, step: &Step, [from, out]: [Param; 2], schedule: Opti
         Param::ExpertOffset,
         Param::Int(block.local_experts as i32),
         Param::Limit,
-    ]
+    ]);
+    params
 }
 
 fn served_block<'a>(problem: &'a Problem, arch: &ArchSpec) -> Result<&'a MoeBlock, String> {
@@ -276,8 +316,7 @@ fn served_block<'a>(problem: &'a Problem, arch: &ArchSpec) -> Result<&'a MoeBloc
         Problem::MoeBlock(block) if !arch.capabilities.mma_sync => {
             Err(format!("{} has no mma.sync on BF16 for {}", arch.name, block.weights))
         }
-        Problem::MoeBlock(block) if block.activations == Activations::A16 => Ok(block),
-        Problem::MoeBlock(block) => Err(format!("expected a16 activations, found {}", block.activations)),
+        Problem::MoeBlock(block) => Ok(block),
         other => Err(format!("expected a block of experts, found `{other}`")),
     }
 }
@@ -285,6 +324,21 @@ fn served_block<'a>(problem: &'a Problem, arch: &ArchSpec) -> Result<&'a MoeBloc
 /// Gate-up waits before anything else and down lets go at once or at the end: places between were not worth an axis.
 fn signals(arch: &ArchSpec) -> Vec<u32> {
     if arch.capabilities.dependent_launch { vec![0, 3] } else { vec![0] }
+}
+
+fn template_for(activations: Activations) -> &'static str {
+    match activations {
+        Activations::A16 => "moe_mma",
+        Activations::A8 => "moe_mma_a8",
+    }
+}
+
+/// Part of a numerics id: rows that are rounded to E4M3 give other bits.
+fn rows_word(problem: &Problem) -> &'static str {
+    match block_of(problem).activations {
+        Activations::A16 => "",
+        Activations::A8 => "e4m3.",
+    }
 }
 
 /// Rows of an expert that is touched at all, on average under uniform routing.
@@ -304,8 +358,13 @@ fn list_steps(tile: &Tile, block: &MoeBlock) -> [Step; 2] {
 }
 
 fn steps([up, down]: [Tile; 2], block: &MoeBlock) -> [Step; 2] {
-    let step =
-        |is_down, tile: Tile, n, k| Step { is_down, stream: Stream::of(&tile, block.weights), n, k, values_id: tile };
+    let step = |is_down, tile: Tile, n, k| Step {
+        is_down,
+        stream: Stream::of(&tile, layout_of(block)),
+        n,
+        k,
+        values_id: tile,
+    };
     [step(false, up, 2 * block.intermediate, block.hidden), step(true, down, block.hidden, block.intermediate)]
 }
 
@@ -313,6 +372,9 @@ fn steps([up, down]: [Tile; 2], block: &MoeBlock) -> [Step; 2] {
 const MOST_IN_FLIGHT: f64 = 4_608.0;
 
 const MAX_WALK_TOKENS: u32 = 64;
+
+/// From more tokens on it is products that take time, which FP8 tensor cores do in half of it.
+const MAX_A8_TOKENS: u32 = 64;
 
 /// `kMaxSlots` of the template.
 const MAX_WALK_SLOTS: u32 = 32;
@@ -345,19 +407,19 @@ fn each_walk_step(tile: &Tile, problem: &Problem, check: impl Fn(&Stream) -> Res
 }
 
 fn list_stream(tile: &Tile, problem: &Problem) -> Stream {
-    Stream::of(tile, block_of(problem).weights)
+    Stream::of(tile, layout_of(block_of(problem)))
+}
+
+fn layout_of(block: &MoeBlock) -> PackedLayout {
+    PackedLayout::of(block.weights, block.activations)
 }
 
 fn walk_ranges(stream: &Stream, problem: &Problem) -> Result<(), String> {
     let block = block_of(problem);
-    let slabs = slabs_of(block.weights, block.hidden.min(block.intermediate));
+    let slabs = stream.layout.slabs(block.hidden.min(block.intermediate) as usize) as u32;
     // The smallest tile must do for any k.
     if stream.warps <= slabs || stream.warps == 4 {
         return Ok(());
     }
     Err(format!("the shorter k has {slabs} slabs, fewer than {} warps", stream.warps))
-}
-
-fn slabs_of(format: WeightFormat, k: u32) -> u32 {
-    PackedLayout::of(format, Activations::A16).slabs(k as usize) as u32
 }

@@ -295,14 +295,14 @@ fn vary_sizes(tools: &Toolbox, tokens: &Buffer, block: &MoeBlock) -> Result<(), 
     Ok(tokens.upload(&values)?)
 }
 
-/// Room for any plan: hidden rows, parts, slots and tiles; tokens and hidden rows in FP8.
+/// Room for any plan: hidden rows, parts, slots and tiles; tokens and hidden rows in FP8, or as BF16 rounded to it.
 fn most_workspace_bytes(block: &MoeBlock) -> usize {
     let slots = block.m as usize * block.top_k as usize;
     let [hidden, inner] = [block.hidden, block.intermediate].map(|size| size as usize);
-    let fp8 = match block.activations {
+    let rounded = match block.activations {
         Activations::A16 => 0,
-        Activations::A8 => block.m as usize * hidden + slots * inner,
+        Activations::A8 => 2 * (block.m as usize * hidden + slots * inner),
     };
-    let rows = slots * (2 * inner + 4 * hidden) + fp8;
+    let rows = slots * (2 * inner + 4 * hidden) + rounded;
     rows + slots * 64 + block.local_experts as usize * 64 + (1 << 16)
 }
