@@ -35,7 +35,7 @@ fn lookups(c: &mut Criterion) {
 
     // A runner's lookup is in the map that `dispatch::Prepared` has: problems to what is launched.
     let ops = models::named("dsv4").unwrap().inventory(Checkpoint::Nvfp4, Shard { tp: 1, ep: 1 }).unwrap();
-    let all = ops.iter().flat_map(|op| BUCKETS.into_iter().filter_map(|m| op.problem(m)));
+    let all = ops.iter().flat_map(|op| BUCKETS.into_iter().map(|m| op.problem(m)));
     let prepared: HashMap<Problem, usize> = all.enumerate().map(|(idx, problem)| (problem, idx)).collect();
     let problems: Vec<Problem> = prepared.keys().cloned().collect();
     c.bench_function("lookup of a runner, by problem", |b| {

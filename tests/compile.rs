@@ -176,7 +176,8 @@ fn tools() -> Vec<Request> {
     let of_format = |format| {
         [kernels::pack(PackedLayout::of(format, Activations::A16)), kernels::pack_scan(format), kernels::probe(format)]
     };
-    let of_outputs = [Output::Bf16, Output::F32].map(kernels::compare);
+    let of_outputs =
+        [Output::Bf16, Output::F32].into_iter().flat_map(|o| [kernels::compare(o), kernels::reference_mix(o)]);
     let plain =
         [kernels::fill(), kernels::reference_fp8(), kernels::reference_moe(), kernels::sabotage(), kernels::stream(8)];
     let formats = WeightFormat::ALL.into_iter();
@@ -186,7 +187,7 @@ fn tools() -> Vec<Request> {
 }
 
 /// Each reaches a kernel, a format or an epilogue that the others do not.
-const PROBLEMS: [&str; 23] = [
+const PROBLEMS: [&str; 26] = [
     "nvfp4 1536x4096 m1",
     "nvfp4 4096x8192 m16",
     "mxfp4 4096x4096 swiglu m64",
@@ -210,10 +211,13 @@ const PROBLEMS: [&str; 23] = [
     "moe fp8 48/384 top6 7168x3072 a8 m1024",
     "quantise nvfp4 k4096 m16",
     "quantise fp8 k7168 m1",
+    "hc f32 24x16384 m1",
+    "hc bf16 24x28672 first m1024",
+    "hc f32 4x16384 m64",
 ];
 
 /// Whole spaces that are sampled, with the number of tiles of each family.
-const SAMPLED: [(&str, usize); 12] = [
+const SAMPLED: [(&str, usize); 15] = [
     ("nvfp4 4096x8192 m64", 24),
     ("fp8 4096x4096 swiglu m1024", 12),
     ("mxfp4 4096x2048 m2", 12),
@@ -226,4 +230,7 @@ const SAMPLED: [(&str, usize); 12] = [
     ("moe fp8 256/256 top6 4096x2048 a8 m16", 12),
     ("moe nvfp4 256/256 top6 4096x2048 a8 m4096", 24),
     ("moe fp8 256/256 top6 4096x2048 a8 m1024", 12),
+    ("hc f32 24x16384 m64", 24),
+    ("hc bf16 24x28672 m8192", 24),
+    ("hc f32 4x28672 m1024", 24),
 ];

@@ -71,6 +71,10 @@ impl Model {
             runner::hc_pre(m, &layer, Balance::Here),
             runner::hc_pre(m, &layer, Balance::Later),
             runner::hc_pre(m, &head, Balance::Here),
+            // Behind tuned mixes: all columns in one part, or as many parts as a slice of 32 columns leaves.
+            runner::hc_pre_of_parts(m, 1, &layer, Balance::Here),
+            runner::hc_pre_of_parts(m, self.hidden / 32, &layer, Balance::Here),
+            runner::hc_pre_of_parts(m, 2, &head, Balance::Here),
             runner::gather_rows(m, self.hidden),
             runner::sample(m, self.vocabulary),
             runner::advance(m),

@@ -111,6 +111,7 @@ fn tools() -> Vec<Request> {
         kernels::probe(format),
         kernels::reference(format, Activations::A16),
         kernels::reference_fp8(),
+        kernels::reference_mix(Output::F32),
         kernels::reference_moe(),
         kernels::sabotage(),
         kernels::stream(8),
@@ -208,7 +209,7 @@ fn folder() -> PathBuf {
 }
 
 /// One problem for each kernel, as DeepSeek-V4-Flash has them.
-const PROBLEMS: [&str; 10] = [
+const PROBLEMS: [&str; 11] = [
     "nvfp4 4096x8192 m16",
     "nvfp4 4096x8192 m1024",
     "nvfp4 4096x8192 a8 m1024",
@@ -217,6 +218,7 @@ const PROBLEMS: [&str; 10] = [
     "moe nvfp4 256 top6 4096x2048 m1024",
     "quantise nvfp4 k4096 m16",
     "moe nvfp4 256 top6 4096x2048 a8 m1024",
+    "hc bf16 24x16384 m1",
     "moe nvfp4 256 top6 4096x2048 a8 m1",
     "moe nvfp4 256 top6 4096x2048 a8 m16",
 ];

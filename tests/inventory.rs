@@ -1,6 +1,6 @@
 //! DeepSeek-V4's inventory against numbers typed from the releases' tensor shapes, not derived from the code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tilekiln::arch::GpuSpec;
 use tilekiln::models::{self, Checkpoint, Op, Product, Row, Shard};
@@ -29,9 +29,11 @@ const PROJECTION: [&str; 3] = ["fp8", "fp8", "nvfp4"];
 const EXPERT: [&str; 3] = ["mxfp4", "nvfp4", "nvfp4"];
 
 #[rustfmt::skip]
-const WANT: [Want; 16] = [
+const WANT: [Want; 17] = [
+    Want { name: "hc_attn_fn.first", tensors: &[("hc_attn_fn", [24, 24])],
+        flash: [24, 16384, 1, 1], pro: [24, 28672, 1, 1], weights: F32, output: "f32" },
     Want { name: "hc_attn_fn", tensors: &[("hc_attn_fn", [24, 24])],
-        flash: [24, 16384, 1, 43], pro: [24, 28672, 1, 61], weights: F32, output: "f32" },
+        flash: [24, 16384, 1, 42], pro: [24, 28672, 1, 60], weights: F32, output: "f32" },
     Want { name: "attn.fused_wqa_wkv", tensors: &[("attn.wq_a", [1024, 1536]), ("attn.wkv", [512, 512])],
         flash: [1536, 4096, 1, 43], pro: [2048, 7168, 1, 61], weights: PROJECTION, output: "bf16" },
     Want { name: "attn.wq_b", tensors: &[("attn.wq_b", [32768, 65536])],
@@ -100,11 +102,11 @@ fn one_rank_has_every_row_of_the_table() {
                 assert_eq!(row.activations, if row.weights == "f32" { "f32" } else { "a16" }, "{at}");
                 assert_eq!(row.output.name(), want.output, "{at}");
                 let tuned_as = match row.name.as_str() {
-                    "ffn.experts.gate_up" | "ffn.experts.down" => Some("ffn.experts"),
-                    "hc_attn_fn" | "hc_ffn_fn" | "hc_head_fn" => None,
-                    name => Some(name),
+                    "ffn.experts.gate_up" | "ffn.experts.down" => "ffn.experts",
+                    name => name,
                 };
-                assert_eq!((row.tuned_as, row.problem.is_some()), (tuned_as, tuned_as.is_some()), "{at}");
+                assert_eq!(row.tuned_as, tuned_as, "{at}");
+                assert!(row.problem.parse::<Problem>().is_ok(), "{at}");
                 assert_eq!(row.tensors, want.tensors.iter().map(|(tensor, _)| *tensor).collect::<Vec<_>>(), "{at}");
                 let rows: Vec<_> = row.segments.iter().map(|segment| segment.rows).collect();
                 assert_eq!(rows, want.tensors.iter().map(|(_, rows)| rows[model_idx]).collect::<Vec<_>>(), "{at}");
@@ -166,7 +168,7 @@ fn problems_survive_the_command_line_and_rows_add_up_to_them() {
                 let of_bucket: Vec<_> = rows.iter().filter(|row| row.m == m).collect();
                 let weight_bytes: u64 = of_bucket.iter().map(|row| row.weight_bytes).sum();
                 assert_eq!(weight_bytes, op.weight_bytes(), "{}", op.name);
-                let Some(problem) = op.problem(m) else { continue };
+                let problem = op.problem(m);
                 assert_eq!(problem.to_string().parse::<Problem>().as_ref(), Ok(&problem));
                 assert_eq!(of_bucket.iter().map(|row| row.bytes).sum::<u64>(), problem.bytes(), "{problem}");
                 assert_eq!(of_bucket.iter().map(|row| row.flops).sum::<u64>(), problem.flops(), "{problem}");
@@ -176,12 +178,25 @@ fn problems_survive_the_command_line_and_rows_add_up_to_them() {
     });
 }
 
+/// Attention's and the experts' connections are one shape, tuned once; the first closes nothing, the head's has 4 rows.
 #[test]
-fn f32_ops_alone_have_no_problem() {
-    for model in MODELS {
-        for op in ops(model, Checkpoint::Native, WHOLE) {
-            assert_eq!(op.problem(1).is_none(), matches!(op.product, Product::F32(_)), "{}", op.name);
-        }
+fn connections_are_three_problems_for_each_bucket() {
+    for (model, layers, k) in [("dsv4", 43, 16384), ("dsv4-pro", 61, 28672)] {
+        let ops = ops(model, Checkpoint::Native, WHOLE);
+        let of = |op: &Op| matches!(op.product, Product::Streams(_)).then(|| (op.name, op.problem(64), op.count));
+        let found: Vec<_> = ops.iter().filter_map(of).collect();
+        let want = |name, text: &str, count| (name, text.replace('k', k.to_string().as_str()).parse().unwrap(), count);
+        let expected = [
+            want("hc_attn_fn.first", "hc f32 24xk first m64", 1),
+            want("hc_attn_fn", "hc f32 24xk m64", layers - 1),
+            want("hc_ffn_fn", "hc f32 24xk m64", layers),
+            want("hc_head_fn", "hc f32 4xk m64", 1),
+        ];
+        assert_eq!(found, expected, "{model}");
+        let problems: BTreeSet<Problem> =
+            BUCKETS.into_iter().flat_map(|m| ops.iter().map(move |op| op.problem(m))).collect();
+        let mixes = problems.iter().filter(|problem| matches!(problem, Problem::StreamMix(_))).count();
+        assert_eq!(mixes, 3 * BUCKETS.len(), "{model}");
     }
 }
 
@@ -248,7 +263,7 @@ fn one_token_touches_the_weights_that_a_roofline_counts() {
         ("head", 1.06, 0.005),
         // Compressors 0.524, and 0.28 of the indexer.
         ("attn.compressor.csa.fused_indexer attn.compressor.hca.fused_wkv_wgate attn.indexer.wq_b", 0.804, 0.01),
-        ("hc_attn_fn hc_ffn_fn hc_head_fn", 0.14, 0.005),
+        ("hc_attn_fn.first hc_attn_fn hc_ffn_fn hc_head_fn", 0.15, 0.005),
         ("ffn.gate", 0.09, 0.005),
     ];
     let rows = rows_at(1, "dsv4", Checkpoint::Native, WHOLE);

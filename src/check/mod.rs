@@ -3,5 +3,5 @@
 mod reference;
 mod tolerance;
 
-pub use reference::{dense, moe_block};
+pub use reference::{dense, mixed_streams, moe_block, stream_sums};
 pub use tolerance::{Comparison, Path, Wrong, judge, slope};

@@ -68,3 +68,57 @@ pub fn moe_block(
     }
     result
 }
+
+/// A token's residual streams behind a sublayer: `post[j] * y + sum over i of C[i][j] * h[i]` for each of four streams.
+///
+/// # Shapes
+/// - `streams`: `[4, hidden]`; returned in the same shape.
+/// - `y`: `[hidden]`, what the sublayer gave, all of its results added.
+/// - `mixing`: `post[4]`, then `C[4][4]`.
+///
+/// # Panics
+/// If a slice does not have its shape.
+pub fn mixed_streams(streams: &[f32], y: &[f64], mixing: &[f32]) -> Vec<f64> {
+    let hidden = y.len();
+    assert_eq!((streams.len(), mixing.len()), (4 * hidden, 20), "streams are [4, {hidden}], mixing is [20]");
+    let mut mixed = Vec::with_capacity(streams.len());
+    for to in 0..4 {
+        for (column, y) in y.iter().enumerate() {
+            let parts =
+                (0..4).map(|from| f64::from(mixing[4 + 4 * from + to]) * f64::from(streams[from * hidden + column]));
+            mixed.push(f64::from(mixing[to]) * y + parts.sum::<f64>());
+        }
+    }
+    mixed
+}
+
+/// Products of a token's streams, taken as one row, with the rows of `weights`, and the sum of their squares behind.
+///
+/// # Shapes
+/// - `streams`: `[k]`; `weights`: `[n, k]`; returns `[n + 1]`.
+pub fn stream_sums(streams: &[f32], weights: &[f32]) -> Vec<f64> {
+    let product = |row: &[f32]| row.iter().zip(streams).map(|(w, h)| f64::from(*w) * f64::from(*h)).sum();
+    weights.chunks_exact(streams.len()).chain([streams]).map(product).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_are_mixed_by_columns_of_the_matrix() {
+        // Stream 0 becomes stream 2 and half of the result, the others go to stream 1.
+        let mut mixing = [0.0; 20];
+        mixing[2] = 0.5;
+        mixing[4 + 2] = 1.0;
+        (1..4).for_each(|from| mixing[4 + 4 * from + 1] = 1.0);
+        let streams = [1.0, 2.0, 10.0, 20.0, 100.0, 200.0, 1000.0, 2000.0];
+        let mixed = mixed_streams(&streams, &[8.0, -8.0], &mixing);
+        assert_eq!(mixed, [0.0, 0.0, 1110.0, 2220.0, 5.0, -2.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn sums_are_products_with_rows_and_then_the_squares() {
+        assert_eq!(stream_sums(&[1.0, -2.0, 3.0], &[1.0, 0.0, 0.0, 0.5, 0.5, 2.0]), [1.0, 5.5, 14.0]);
+    }
+}

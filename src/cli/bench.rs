@@ -268,6 +268,7 @@ fn list(common: &CommonArgs, jobs: &[Job]) -> Result<Exit, CliError> {
             Problem::Dense(dense) => dense.weight_bytes(),
             Problem::MoeBlock(block) => block.weight_bytes(),
             Problem::Convert(convert) => convert.bytes(),
+            Problem::StreamMix(mix) => mix.weight_bytes(),
         };
         let megabytes = format!("{:.1}", bytes as f64 / 1e6);
         table.row([job.problem.op(), tokens.join(","), megabytes, job.name.clone()]);

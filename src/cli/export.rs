@@ -116,7 +116,7 @@ fn every_sheet() -> Result<Vec<Sheet>, CliError> {
         for checkpoint in checkpoints {
             let ops = model.inventory(checkpoint, Shard::default());
             let ops = ops.map_err(|error| CliError::failed(error.to_string(), None))?;
-            let problems = ops.iter().flat_map(|op| BUCKETS.into_iter().filter_map(|m| op.problem(m))).collect();
+            let problems = ops.iter().flat_map(|op| BUCKETS.into_iter().map(|m| op.problem(m))).collect();
             sheets.push(Sheet {
                 model: model.name.to_string(),
                 checkpoint: checkpoint.name().to_string(),

@@ -139,7 +139,7 @@ impl Measure<'_> {
                     return reads;
                 }
                 Problem::Dense(dense) => reads.insert((problem.clone(), 0), dense.weight_bytes()),
-                Problem::Convert(convert) => reads.insert((problem.clone(), 0), convert.bytes()),
+                Problem::Convert(_) | Problem::StreamMix(_) => reads.insert((problem.clone(), 0), problem.bytes()),
             };
         }
         reads

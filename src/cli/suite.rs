@@ -54,12 +54,12 @@ fn hopper() -> Result<Vec<Member>, CliError> {
     };
     four_bit(&mut suite, WeightFormat::Nvfp4, "");
     for (name, op) in &full {
-        if let Some(Problem::MoeBlock(block)) = op.problem(1) {
+        if let Problem::MoeBlock(block) = op.problem(1) {
             suite.add(name, &Problem::MoeBlock(block), "", &MOE_TOKENS);
         }
     }
     for (name, op) in ops(Checkpoint::Nvfp4)? {
-        if let Some(problem @ Problem::Dense(_)) = op.problem(1) {
+        if let problem @ Problem::Dense(_) = op.problem(1) {
             suite.add(&name, &problem, "", &FEW_TOKENS);
         }
     }
@@ -67,7 +67,7 @@ fn hopper() -> Result<Vec<Member>, CliError> {
     let native = ops(Checkpoint::Native)?;
     for activations in ["a8", ""] {
         for (name, op) in &native {
-            if let Some(Problem::MoeBlock(block)) = op.problem(1) {
+            if let Problem::MoeBlock(block) = op.problem(1) {
                 suite.add(name, &Problem::MoeBlock(block), activations, &MOE_TOKENS);
             }
         }
@@ -97,7 +97,7 @@ fn ops(checkpoint: Checkpoint) -> Result<Vec<(String, Op)>, CliError> {
 fn four_bit_shapes(ops: &[(String, Op)]) -> Vec<(String, Dense)> {
     let mut shapes = Vec::new();
     for (name, op) in ops {
-        if let Some(Problem::Dense(dense)) = op.problem(1)
+        if let Problem::Dense(dense) = op.problem(1)
             && (dense.weights == WeightFormat::Nvfp4 || name.ends_with(INDEX_Q))
         {
             shapes.push((name.clone(), dense));
@@ -154,7 +154,7 @@ fn attention_chains(checkpoint: Checkpoint, m: u32) -> Result<Vec<AttentionChain
     let all = ops(checkpoint)?;
     let chain = |model: &models::Model| {
         let op = |name: &str| all.iter().find(|(full, _)| *full == format!("{} {name}", model.name));
-        let problems: Option<Vec<Problem>> = CHAIN.iter().map(|(name, _)| op(name)?.1.problem(m)).collect();
+        let problems: Option<Vec<Problem>> = CHAIN.iter().map(|(name, _)| Some(op(name)?.1.problem(m))).collect();
         let missing = || CliError::failed(format!("{} has not all of the projections of a layer", model.name), None);
         let (name, reads) = (format!("{} {checkpoint} m{m}", model.name), CHAIN.map(|(_, reads)| reads).to_vec());
         Ok(AttentionChain { name, problems: problems.ok_or_else(missing)?, reads })

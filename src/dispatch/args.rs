@@ -95,6 +95,16 @@ pub struct LaunchArgs {
     /// Three uint32 counters of a conversion; six of experts with FP8 tokens: of the tokens, then of the hidden rows,
     /// in the order of the experts.
     pub counters: DevicePointer,
+    /// Residual streams that a mix reads: `[tokens, 4, hidden]`, on 16 bytes. Its `activations` are what the sublayer
+    /// gave, `[tokens, hidden]` BF16, its `weights` f32 as a checkpoint has them, and its `output` is the parts of its
+    /// sums: `[hidden / slice, tokens, n + 1]` f32 by the tile's slice. All of them stand close together.
+    pub streams: DevicePointer,
+    /// Residual streams that a mix writes: those that it reads, or others.
+    pub mixed_streams: DevicePointer,
+    /// `[tokens, 20]` f32: what a mix mixes by, on 16 bytes.
+    pub mixing: DevicePointer,
+    /// What the sublayer gave besides `activations`, as these; null for nothing.
+    pub more_activations: DevicePointer,
     /// [`Plan::workspace_bytes`](crate::kernels::Plan), zeroed once, one for each stream; on 256 bytes.
     pub workspace: DevicePointer,
 }
@@ -120,6 +130,10 @@ impl Default for LaunchArgs {
             block_scales: 0,
             row_scales: 0,
             counters: 0,
+            streams: 0,
+            mixed_streams: 0,
+            mixing: 0,
+            more_activations: 0,
             workspace: 0,
         }
     }
@@ -199,6 +213,10 @@ impl LaunchArgs {
             Operand::Counters => self.counters,
             Operand::HiddenCounters if self.counters == 0 => 0,
             Operand::HiddenCounters => self.counters + HIDDEN_COUNTERS_OFFSET,
+            Operand::MoreActivations => self.more_activations,
+            Operand::Streams => self.streams,
+            Operand::MixedStreams => self.mixed_streams,
+            Operand::Mixing => self.mixing,
         }
     }
 
@@ -224,12 +242,17 @@ impl LaunchArgs {
             Problem::MoeBlock(_) => 4,
             // Sixteen codes of FP8 are written at once.
             Problem::Convert(_) => 16,
+            Problem::StreamMix(_) => 4,
         };
         let alignments = [
             (Operand::Activations, 16),
             (Operand::Weights, 16),
             (Operand::DownWeights, 16),
             (Operand::Output, output_alignment),
+            (Operand::MoreActivations, 16),
+            (Operand::Streams, 16),
+            (Operand::MixedStreams, 16),
+            (Operand::Mixing, 16),
         ];
         for (operand, alignment) in alignments {
             let address = self.pointer(operand);
@@ -240,12 +263,19 @@ impl LaunchArgs {
         if !self.workspace.is_multiple_of(WORKSPACE_ALIGNMENT) {
             return Err(ArgsError::WorkspaceAlignment { address: self.workspace });
         }
+        self.validate_strides(problem)
+    }
+
+    /// Refuses rows that overlap, or that wide copies cannot use.
+    fn validate_strides(&self, problem: &Problem) -> Result<(), ArgsError> {
         let (a_columns, d_columns, d_multiple) = match problem {
             Problem::Dense(dense) => (dense.a_columns(), dense.d_columns(), 1),
             // The combine writes pairs.
             Problem::MoeBlock(block) => (block.hidden, block.hidden, 2),
             // Codes stand close together.
             Problem::Convert(convert) => (convert.k, 0, 1),
+            // So does everything that a mix reads and writes: strides are not asked for.
+            Problem::StreamMix(_) => (0, 0, 1),
         };
         let a_multiple = match problem {
             Problem::Dense(dense) if dense.activations == Activations::A8 => 16,
@@ -270,10 +300,10 @@ const HIDDEN_COUNTERS_OFFSET: u64 = 12;
 /// Parts of a workspace lie on multiples of this from its begin.
 const WORKSPACE_ALIGNMENT: u64 = 256;
 
-/// Block scales are written by the conversion to NVFP4 only.
+/// Block scales are written by the conversion to NVFP4 only, and a sublayer may give one result.
 fn is_optional(problem: &Problem, operand: Operand) -> bool {
     let is_fp8 = matches!(problem, Problem::Convert(convert) if convert.to == crate::quant::WeightFormat::Fp8);
-    is_fp8 && operand == Operand::BlockScales
+    is_fp8 && operand == Operand::BlockScales || operand == Operand::MoreActivations
 }
 
 #[cfg(test)]

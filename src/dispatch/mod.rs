@@ -14,7 +14,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let gpu = Arc::new(Gpu::open(0)?);
 //! let ops = models::named("dsv4")?.inventory(Checkpoint::Nvfp4, Shard { tp: 1, ep: 1 })?;
-//! let problems = ops.iter().flat_map(|op| BUCKETS.into_iter().filter_map(|m| op.problem(m)));
+//! let problems = ops.iter().flat_map(|op| BUCKETS.into_iter().map(|m| op.problem(m)));
 //! let prepared = prepare(&gpu, problems, &PrepareOptions::from_environment())?;
 //! println!("{}", prepared.report());
 //!

@@ -9,6 +9,7 @@ mod dense_wgmma;
 mod dense_wgmma_a8;
 mod group;
 mod group_a8;
+mod hc_mix;
 mod moe;
 mod moe_mma;
 mod moe_wgmma;
@@ -25,6 +26,7 @@ pub use convert::Quantise;
 pub use dense_mma::DenseMma;
 pub use dense_wgmma::DenseWgmma;
 pub use dense_wgmma_a8::DenseWgmmaA8;
+pub use hc_mix::{HcMix, mix_splits};
 pub use moe_mma::{MoeMma, MoeWalk};
 pub use moe_wgmma::MoeWgmma;
 pub use moe_wgmma_a8::MoeWgmmaA8;
@@ -33,7 +35,7 @@ pub use plan::{BoxBase, BoxMap, Launch, Operand, Param, Plan, Work};
 pub use space::{Axis, Rejection, Rule, Space, space};
 pub use tools::{
     COMPARE_BLOCKS, COMPARE_FIELDS, FillKind, compare, fill, probe, random_codes, random_fp8_token_mean_square,
-    random_mean_square, random_scales, reference, reference_fp8, reference_moe, sabotage, stream,
+    random_mean_square, random_scales, reference, reference_fp8, reference_mix, reference_moe, sabotage, stream,
 };
 
 use crate::arch::{ArchSpec, GpuSpec};
@@ -68,8 +70,8 @@ pub trait Family: Sync {
 }
 
 /// Every family. A new one is a file here, a folder in `templates/` and a line in this list.
-pub static FAMILIES: [&dyn Family; 8] =
-    [&DenseMma, &DenseWgmma, &DenseWgmmaA8, &MoeWalk, &MoeMma, &MoeWgmma, &MoeWgmmaA8, &Quantise];
+pub static FAMILIES: [&dyn Family; 9] =
+    [&DenseMma, &DenseWgmma, &DenseWgmmaA8, &MoeWalk, &MoeMma, &MoeWgmma, &MoeWgmmaA8, &Quantise, &HcMix];
 
 /// The family of that name.
 pub fn family(name: &str) -> Option<&'static dyn Family> {
@@ -97,7 +99,7 @@ pub fn default_tile(problem: &Problem, gpu: &GpuSpec) -> Option<Tile> {
             5..=32 => family.name() == "moe_mma",
             _ => family.name() == "moe_wgmma",
         },
-        Problem::Convert(_) => true,
+        Problem::Convert(_) | Problem::StreamMix(_) => true,
     });
     Some(preferred.or(families.last())?.default_tile(problem, gpu))
 }
@@ -110,6 +112,7 @@ pub fn invariant_tile(problem: &Problem, gpu: &GpuSpec) -> Option<Tile> {
         Problem::MoeBlock(_) => "moe_mma",
         // Rows are converted one by one.
         Problem::Convert(_) => return default_tile(problem, gpu),
+        Problem::StreamMix(mix) => return Some(HcMix::invariant_tile(mix)),
     };
     let family = family(name).filter(|family| family.serves(problem, gpu.arch).is_ok())?;
     let own = family.default_tile(problem, gpu);

@@ -58,6 +58,14 @@ pub enum Operand {
     Counters,
     /// Counters of the hidden rows of experts with FP8 tokens: three more behind [`Operand::Counters`].
     HiddenCounters,
+    /// What a sublayer gave besides [`Operand::Activations`], added to it; may be null.
+    MoreActivations,
+    /// Residual streams `[m, 4, hidden]`, read.
+    Streams,
+    /// Residual streams, written; may be those that are read.
+    MixedStreams,
+    /// `[m, 20]` f32: what streams are mixed by.
+    Mixing,
 }
 
 /// One parameter of a kernel.

@@ -91,6 +91,13 @@ pub fn reference_moe() -> Request {
     Request { template: "reference_moe", values: BTreeMap::new(), wgmma_tokens: None }
 }
 
+/// A mix of residual streams in f64: `(step, streams, y0, y1, mixing, weights, parts, result, m, hidden, n, splits)`.
+/// Step 0 gives mixed streams, step 1 sums of streams, step 2 sums of a candidate's parts.
+pub fn reference_mix(element: Output) -> Request {
+    let problem = BTreeMap::from([("element", out_word(element).into())]);
+    Request { template: "reference_mix", values: BTreeMap::from([("problem", problem)]), wgmma_tokens: None }
+}
+
 /// Every element of a result against the reference: `(d, r, report, ldd, ldr, m, columns, slope)`.
 pub fn compare(output: Output) -> Request {
     let problem = BTreeMap::from([("out", out_word(output).into())]);

@@ -25,7 +25,7 @@ pub struct Row {
     pub count: u32,
     /// Weight format, or `f32`.
     pub weights: &'static str,
-    /// How activations enter the product: `a16`, or `f32` beside F32 weights (read as BF16, then widened).
+    /// How activations enter the product: `a16`, or `f32` beside F32 weights.
     pub activations: String,
     /// Type of the result.
     pub output: Output,
@@ -33,10 +33,10 @@ pub struct Row {
     pub tensors: Vec<&'static str>,
     /// Row ranges of one group, each with its own alpha.
     pub segments: Vec<Segment>,
-    /// The op that is tuned: the row itself, or the block that it belongs to; `None` where nothing is tuned.
-    pub tuned_as: Option<&'static str>,
-    /// The problem that is tuned, as `--problem` takes it; `None` where nothing is tuned.
-    pub problem: Option<String>,
+    /// The op that is tuned: the row itself, or the block that it belongs to.
+    pub tuned_as: &'static str,
+    /// The problem that is tuned, as `--problem` takes it.
+    pub problem: String,
     /// Codes and scales in one layer, all groups, touched or not: `count` times this in the model.
     pub weight_bytes: u64,
     /// Tokens of the bucket.
@@ -59,7 +59,6 @@ impl Op {
 
     fn row(&self, part: Part<'_>, m: u32, gpu: &GpuSpec) -> Row {
         let Part { suffix, matrix, weights, output, cost } = part;
-        let problem = self.problem(m);
         Row {
             name: format!("{}{suffix}", self.name),
             n: matrix.n(),
@@ -71,8 +70,8 @@ impl Op {
             output,
             tensors: matrix.segments.iter().map(|segment| segment.tensor).collect(),
             segments: matrix.segments.clone(),
-            tuned_as: problem.as_ref().map(|_| self.name),
-            problem: problem.map(|problem| problem.to_string()),
+            tuned_as: self.name,
+            problem: self.problem(m).to_string(),
             weight_bytes: weights.map_or(matrix.f32_bytes(), |format| matrix.bytes(format)),
             m,
             flops: cost.flops,
@@ -99,9 +98,9 @@ impl Op {
                 };
                 vec![part(".gate_up", &experts.gate_up, gate_up), part(".down", &experts.down, down)]
             }
-            Product::F32(matrix) => {
-                let cost = Cost::of_f32(matrix, m);
-                vec![Part { suffix: "", matrix, weights: None, output: Output::F32, cost }]
+            Product::Streams(streams) => {
+                let cost = Cost::of(&Problem::StreamMix(streams.at(m)));
+                vec![Part { suffix: "", matrix: &streams.matrix, weights: None, output: Output::F32, cost }]
             }
         }
     }
@@ -143,13 +142,6 @@ impl Cost {
         [gate_up, Self { bytes: block.bytes - gate_up.bytes, flops: block.flops - gate_up.flops }]
     }
 
-    /// BF16 streams read once, F32 weights once, F32 results written once.
-    fn of_f32(matrix: &Matrix, m: u32) -> Self {
-        let (m, n, k) = (u64::from(m), u64::from(matrix.n()), u64::from(matrix.k));
-        let activation_bytes = m * (k * BF16_BYTES + n * Output::F32.bytes());
-        Self { bytes: matrix.f32_bytes() + activation_bytes, flops: 2 * m * n * k }
-    }
-
     /// [`Problem::floor_us`] of a share. F32 rows have the tensor rate of BF16 too: a bound, if a loose one.
     fn floor_us(self, gpu: &GpuSpec) -> f64 {
         let memory_us = self.bytes as f64 / (gpu.read_gbs * 1e3);
@@ -161,7 +153,7 @@ impl Cost {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::op::Gemm;
+    use crate::models::op::{Gemm, Streams};
     use crate::problem::Epilogue;
 
     fn h100() -> &'static GpuSpec {
@@ -186,7 +178,7 @@ mod tests {
         let rows = gemm().rows(h100());
         assert_eq!(rows.iter().map(|row| row.m).collect::<Vec<_>>(), BUCKETS);
         for row in rows {
-            let problem: Problem = row.problem.as_deref().unwrap().parse().unwrap();
+            let problem: Problem = row.problem.parse().unwrap();
             assert_eq!((row.bytes, row.flops), (problem.bytes(), problem.flops()), "{problem}");
             assert_eq!(row.floor_us, problem.floor_us(h100()), "{problem}");
         }
@@ -208,8 +200,8 @@ mod tests {
             for pair in rows.chunks(2) {
                 let [gate_up, down] = pair else { panic!("two rows a bucket") };
                 assert_eq!((&gate_up.name[..], &down.name[..]), ("experts.gate_up", "experts.down"));
-                assert_eq!((gate_up.tuned_as, down.tuned_as), (Some("experts"), Some("experts")));
-                let block = op.problem(gate_up.m).unwrap();
+                assert_eq!((gate_up.tuned_as, down.tuned_as), ("experts", "experts"));
+                let block = op.problem(gate_up.m);
                 assert_eq!(gate_up.bytes + down.bytes, block.bytes(), "{block}");
                 assert_eq!(gate_up.flops + down.flops, block.flops(), "{block}");
                 assert_eq!(gate_up.weight_bytes + down.weight_bytes, op.weight_bytes());
@@ -225,14 +217,16 @@ mod tests {
     }
 
     #[test]
-    fn f32_rows_are_listed_and_not_tuned() {
-        let op = Op { name: "fn", count: 1, product: Product::F32(Matrix::new(&[("fn", 24)], 16384)) };
+    fn a_connection_has_f32_weights_and_the_bytes_of_its_streams() {
+        let matrix = Matrix::new(&[("fn", 24)], 16384);
+        let op = Op { name: "fn", count: 1, product: Product::Streams(Streams { matrix, has_post: false }) };
         let row = &op.rows(h100())[2];
         assert_eq!((row.weights, &row.activations[..], row.output), ("f32", "f32", Output::F32));
-        assert_eq!((row.tuned_as, &row.problem), (None, &None));
+        assert_eq!((row.tuned_as, &row.problem[..]), ("fn", "hc f32 24x16384 first m4"));
         assert_eq!(row.weight_bytes, 24 * 16384 * 4);
-        assert_eq!(row.bytes, 24 * 16384 * 4 + 4 * (16384 * 2 + 24 * 4));
-        assert_eq!(row.flops, 2 * 4 * 24 * 16384);
+        // Four bytes a value read, 24 sums and that of the squares written.
+        assert_eq!(row.bytes, 24 * 16384 * 4 + 4 * (16384 * 4 + 25 * 4));
+        assert_eq!(row.flops, 2 * 4 * 25 * 16384);
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod shard;
 pub use checkpoint::{Checkpoint, UnknownCheckpoint};
 pub use listing::Row;
 pub use model::Model;
-pub use op::{Experts, Gemm, Matrix, Op, Product, Segment};
+pub use op::{Experts, Gemm, Matrix, Op, Product, Segment, Streams};
 pub use shard::{InventoryError, Shard, Whole};
 
 /// Every model.

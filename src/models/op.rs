@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use crate::problem::{Activations, Dense, Epilogue, MoeBlock, Output, Problem};
+use crate::problem::{Activations, Dense, Epilogue, MoeBlock, Output, Problem, StreamMix};
 use crate::quant::WeightFormat;
 
 /// A product that `count` layers launch with equal shapes.
@@ -25,8 +25,17 @@ pub enum Product {
     Gemm(Gemm),
     /// The routed experts of a layer, tuned as one: a [`Problem::MoeBlock`].
     Experts(Experts),
-    /// F32 weights, which a fused kernel of the runner multiplies: no problem of the tuner.
-    F32(Matrix),
+    /// F32 weights of a hyper-connection, multiplied where streams are mixed: a [`Problem::StreamMix`].
+    Streams(Streams),
+}
+
+/// The weights of a hyper-connection, whose k is that of all four streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Streams {
+    /// F32 weights.
+    pub matrix: Matrix,
+    /// Whether a sublayer stands before it, which it closes.
+    pub has_post: bool,
 }
 
 /// A matrix with its format and what becomes of the sums.
@@ -80,12 +89,12 @@ pub struct Segment {
 }
 
 impl Op {
-    /// What the tuner works on for `m` tokens; `None` for F32 weights.
-    pub fn problem(&self, m: u32) -> Option<Problem> {
+    /// What the tuner works on for `m` tokens.
+    pub fn problem(&self, m: u32) -> Problem {
         match &self.product {
-            Product::Gemm(gemm) => Some(Problem::Dense(gemm.at(m))),
-            Product::Experts(experts) => Some(Problem::MoeBlock(experts.at(m))),
-            Product::F32(_) => None,
+            Product::Gemm(gemm) => Problem::Dense(gemm.at(m)),
+            Product::Experts(experts) => Problem::MoeBlock(experts.at(m)),
+            Product::Streams(streams) => Problem::StreamMix(streams.at(m)),
         }
     }
 
@@ -95,7 +104,7 @@ impl Op {
         match &self.product {
             Product::Gemm(gemm) => gemm.matrix.bytes(gemm.weights),
             Product::Experts(experts) => experts.gate_up.bytes(experts.weights) + experts.down.bytes(experts.weights),
-            Product::F32(matrix) => matrix.f32_bytes(),
+            Product::Streams(streams) => streams.matrix.f32_bytes(),
         }
     }
 }
@@ -123,6 +132,14 @@ impl Experts {
             activations: Activations::A16,
             m,
         }
+    }
+}
+
+impl Streams {
+    /// The problem for `m` tokens, with streams of f32.
+    pub fn at(&self, m: u32) -> StreamMix {
+        let Self { matrix, has_post } = self;
+        StreamMix { element: Output::F32, n: matrix.n(), hidden: matrix.k / 4, has_post: *has_post, m }
     }
 }
 
@@ -190,9 +207,10 @@ mod tests {
     }
 
     #[test]
-    fn f32_weights_are_no_problem() {
-        let op = Op { name: "a", count: 1, product: Product::F32(Matrix::new(&[("a", 24)], 64)) };
-        assert_eq!(op.problem(1), None);
-        assert_eq!(op.weight_bytes(), 24 * 64 * 4);
+    fn a_connection_is_a_mix_of_four_streams() {
+        let matrix = Matrix::new(&[("a", 24)], 16384);
+        let op = Op { name: "a", count: 1, product: Product::Streams(Streams { matrix, has_post: false }) };
+        assert_eq!(op.problem(2).to_string(), "hc f32 24x16384 first m2");
+        assert_eq!(op.weight_bytes(), 24 * 16384 * 4);
     }
 }

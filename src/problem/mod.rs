@@ -1,4 +1,4 @@
-//! What is asked: a GEMM, a block of experts, a conversion. Not how, and not where.
+//! What is asked: a GEMM, a block of experts, a conversion, a mix of residual streams. Not how, and not where.
 //!
 //! `D[m, n] = alpha[segment(n)] * sum_k A[m, k] * W[n, k]`: `m` tokens, `n` rows of the weight, `k` the reduction, and
 //! these letters mean this everywhere. A [`Problem`] knows its key, bytes, FLOPs and floor; a [`Tile`] is an answer.
@@ -7,12 +7,14 @@ mod bucket;
 mod dense;
 mod moe;
 mod parse;
+mod stream_mix;
 mod tile;
 
 pub use bucket::{BUCKETS, bucket_of};
 pub use dense::{Convert, Dense, Epilogue, Output};
 pub use moe::{MoeBlock, Routing};
 pub use parse::ParseProblemError;
+pub use stream_mix::StreamMix;
 pub use tile::{ParseTileError, Tile};
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +33,9 @@ pub enum Problem {
     MoeBlock(MoeBlock),
     /// Conversion of activations.
     Convert(Convert),
+    /// Hyper-connection: residual streams mixed, and the sums that the next mix is made from. Behind the others, for
+    /// snapshots know kinds by their place.
+    StreamMix(StreamMix),
 }
 
 impl Problem {
@@ -40,6 +45,7 @@ impl Problem {
             Self::Dense(dense) => dense.m,
             Self::MoeBlock(block) => block.m,
             Self::Convert(convert) => convert.m,
+            Self::StreamMix(mix) => mix.m,
         }
     }
 
@@ -50,6 +56,7 @@ impl Problem {
             Self::Dense(dense) => dense.m = m,
             Self::MoeBlock(block) => block.m = m,
             Self::Convert(convert) => convert.m = m,
+            Self::StreamMix(mix) => mix.m = m,
         }
         problem
     }
@@ -60,6 +67,7 @@ impl Problem {
             Self::Dense(dense) => dense.weight_bytes() + dense.activation_bytes(),
             Self::MoeBlock(block) => block.touched_weight_bytes() + block.activation_bytes(),
             Self::Convert(convert) => convert.bytes(),
+            Self::StreamMix(mix) => mix.bytes(),
         }
     }
 
@@ -69,11 +77,13 @@ impl Problem {
             Self::Dense(dense) => dense.flops(),
             Self::MoeBlock(block) => block.flops(),
             Self::Convert(_) => 0,
+            Self::StreamMix(mix) => mix.flops(),
         }
     }
 
     /// Time at the rates that `gpu` reaches, in microseconds: bytes over the bandwidth of a large read, or FLOPs over
-    /// the measured tensor rate, whichever is longer.
+    /// the measured tensor rate, whichever is longer. A stream mix multiplies in f32: for it the tensor rate is a bound
+    /// that its bytes are always above.
     pub fn floor_us(&self, gpu: &GpuSpec) -> f64 {
         let memory_us = self.bytes() as f64 / (gpu.read_gbs * 1e3);
         let tflops = match self {
@@ -87,12 +97,13 @@ impl Problem {
         memory_us.max(math_us)
     }
 
-    /// Id of the packed layout that its weights have, such as `nvfp4@2`; a conversion has none.
+    /// Id of the packed layout that its weights have, such as `nvfp4@2`; a conversion has none, and a stream mix reads
+    /// its f32 as a checkpoint has them.
     pub fn layout(&self) -> &'static str {
         match self {
             Self::Dense(dense) => PackedLayout::of(dense.weights, dense.activations).id(),
             Self::MoeBlock(block) => PackedLayout::of(block.weights, block.activations).id(),
-            Self::Convert(_) => "none",
+            Self::Convert(_) | Self::StreamMix(_) => "none",
         }
     }
 
@@ -102,6 +113,7 @@ impl Problem {
             Self::Dense(dense) => dense.op(),
             Self::MoeBlock(block) => block.op(),
             Self::Convert(convert) => convert.op(),
+            Self::StreamMix(mix) => mix.op(),
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Text to problems: `nvfp4 4096x8192 m64`, `fp8 8x1024x4096`, `moe nvfp4 256 top6 4096x2048 m16`.
+//! Text to problems: `nvfp4 4096x8192 m64`, `moe nvfp4 256 top6 4096x2048 m16`, `hc f32 24x16384 m64`.
 
-use super::{Activations, Convert, Dense, Epilogue, MoeBlock, Output, Problem};
+use super::stream_mix::STREAMS;
+use super::{Activations, Convert, Dense, Epilogue, MoeBlock, Output, Problem, StreamMix};
 use crate::quant::{WeightFormat, a8};
 
 /// A text that is no problem, or asks for what a format cannot hold.
@@ -50,6 +51,14 @@ pub enum ParseProblemError {
         /// What was asked.
         found: WeightFormat,
     },
+    /// A hyper-connection of another form than four streams and the values that mix them.
+    #[error("expected 24 or 4 rows and four streams in multiples of 64, found {n}x{k}")]
+    Streams {
+        /// Rows of the weight.
+        n: u32,
+        /// All streams together.
+        k: u32,
+    },
     /// More slots or local experts than experts.
     #[error("expected at most {experts} of {experts} experts, found {what} = {value}")]
     Experts {
@@ -76,6 +85,7 @@ pub(super) fn problem(text: &str) -> Result<Problem, ParseProblemError> {
         None => return Err(refuse("")),
         Some(&"moe") => moe(&words[1..], refuse)?,
         Some(&"quantise") => convert(&words[1..], refuse)?,
+        Some(&"hc") => stream_mix(&words[1..], refuse)?,
         Some(_) => dense(&words, refuse)?,
     };
     validate(&problem)?;
@@ -129,6 +139,13 @@ fn validate(problem: &Problem) -> Result<(), ParseProblemError> {
             match convert.k.is_multiple_of(a8::GROUP as u32) {
                 true => Ok(()),
                 false => Err(ParseProblemError::K { format: convert.to, multiple: a8::GROUP as u32, k: convert.k }),
+            }
+        }
+        Problem::StreamMix(mix) => {
+            sized("k", mix.k())?;
+            match [24, 4].contains(&mix.n) && mix.hidden.is_multiple_of(64) {
+                true => Ok(()),
+                false => Err(ParseProblemError::Streams { n: mix.n, k: mix.k() }),
             }
         }
     }
@@ -206,13 +223,37 @@ fn convert(words: &[&str], refuse: impl Fn(&str) -> ParseProblemError) -> Result
     Ok(Problem::Convert(Convert { to, k, m }))
 }
 
+fn stream_mix(words: &[&str], refuse: impl Fn(&str) -> ParseProblemError) -> Result<Problem, ParseProblemError> {
+    let word = |idx: usize| words.get(idx).copied().unwrap_or("");
+    let element = match word(0) {
+        "f32" => Output::F32,
+        "bf16" => Output::Bf16,
+        other => return Err(refuse(other)),
+    };
+    let Some([n, k]) = sizes(word(1)).and_then(|sizes| <[u32; 2]>::try_from(sizes).ok()) else {
+        return Err(refuse(word(1)));
+    };
+    if !k.is_multiple_of(STREAMS) {
+        return Err(ParseProblemError::Streams { n, k });
+    }
+    let mut mix = StreamMix { element, n, hidden: k / STREAMS, has_post: true, m: 1 };
+    for &word in words.iter().skip(2) {
+        match word {
+            "first" => mix.has_post = false,
+            _ => mix.m = prefixed(word, "m").ok_or_else(|| refuse(word))?,
+        }
+    }
+    Ok(Problem::StreamMix(mix))
+}
+
 /// A word that says anew what another one has said.
 fn repeated<'w>(words: &[&'w str]) -> Option<&'w str> {
-    let says: [fn(&str) -> bool; 4] = [
+    let says: [fn(&str) -> bool; 5] = [
         |word| prefixed(word, "m").is_some(),
         |word| ["a8", "a16"].contains(&word),
         |word| ["bf16", "f32"].contains(&word),
         |word| word == "swiglu",
+        |word| word == "first",
     ];
     // The first word is the format, or that of a block is the second.
     let details = || words.iter().skip(2).copied();
@@ -245,6 +286,9 @@ mod tests {
             "moe mxfp4 32/256 top6 4096x2048 m1",
             "moe mxfp4 256/256 top6 4096x2048 a8 m4096",
             "quantise nvfp4 k4096 m32",
+            "hc f32 24x16384 m64",
+            "hc bf16 24x28672 first m1",
+            "hc f32 4x16384 m8192",
         ] {
             assert_eq!(text.parse::<Problem>().unwrap().to_string(), text);
         }
@@ -255,6 +299,7 @@ mod tests {
         assert_eq!("nvfp4 64x64".parse::<Problem>().unwrap().to_string(), "nvfp4 64x64 m1");
         let block: Problem = "moe nvfp4 8 top2 128x64".parse().unwrap();
         assert_eq!(block.to_string(), "moe nvfp4 8/8 top2 128x64 m1");
+        assert_eq!("hc bf16 4x512".parse::<Problem>().unwrap().to_string(), "hc bf16 4x512 m1");
     }
 
     #[test]
@@ -277,6 +322,15 @@ mod tests {
                 "quantise nvfp4 k64 m1 f32",
                 "expected a problem such as `nvfp4 4096x8192 m64`, found `quantise nvfp4 k64 m1 f32` (at `f32`)",
             ),
+            ("hc fp8 24x16384", "expected a problem such as `nvfp4 4096x8192 m64`, found `hc fp8 24x16384` (at `fp8`)"),
+            ("hc f32 20x16384", "expected 24 or 4 rows and four streams in multiples of 64, found 20x16384"),
+            ("hc f32 24x4098", "expected 24 or 4 rows and four streams in multiples of 64, found 24x4098"),
+            ("hc f32 24x128", "expected 24 or 4 rows and four streams in multiples of 64, found 24x128"),
+            (
+                "hc f32 24x512 first m4 first",
+                "expected a problem such as `nvfp4 4096x8192 m64`, found `hc f32 24x512 first m4 first` (at `first`)",
+            ),
+            ("hc f32 24x0", "expected n, k and m from 1 to 1048576, found k = 0"),
             (
                 "nvfp4 64x64 m4 m8",
                 "expected a problem such as `nvfp4 4096x8192 m64`, found `nvfp4 64x64 m4 m8` (at `m8`)",

@@ -142,7 +142,7 @@ impl BenchRow {
         let activations = match &self.problem {
             Problem::Dense(dense) => dense.activations,
             Problem::MoeBlock(block) => block.activations,
-            Problem::Convert(_) => Activations::A16,
+            Problem::Convert(_) | Problem::StreamMix(_) => Activations::A16,
         };
         activations == Activations::A16
     }
@@ -152,12 +152,14 @@ impl BenchRow {
         self.routing.is_some_and(|routing| routing != Routing::Uniform)
     }
 
-    /// Bytes of the weights that a launch reads, codes and scales.
+    /// Bytes of the weights that a launch reads, codes and scales; of a conversion or a mix of streams all that it
+    /// moves.
     pub fn weight_bytes(&self) -> u64 {
         self.read_bytes.unwrap_or_else(|| match &self.problem {
             Problem::Dense(dense) => dense.weight_bytes(),
             Problem::MoeBlock(block) => block.touched_weight_bytes(),
             Problem::Convert(convert) => convert.bytes(),
+            Problem::StreamMix(mix) => mix.bytes(),
         })
     }
 
@@ -175,7 +177,7 @@ impl BenchRow {
         match &self.problem {
             Problem::Dense(dense) => Some(dense.weights),
             Problem::MoeBlock(block) => Some(block.weights),
-            Problem::Convert(_) => None,
+            Problem::Convert(_) | Problem::StreamMix(_) => None,
         }
     }
 

@@ -185,7 +185,7 @@ fn twin(problem: &Problem, format: Option<WeightFormat>) -> Problem {
             (dense.activations, dense.output, dense.epilogue) = (Activations::A16, Output::Bf16, Epilogue::Plain);
         }
         Problem::MoeBlock(block) => block.activations = Activations::A16,
-        Problem::Convert(_) => {}
+        Problem::Convert(_) | Problem::StreamMix(_) => {}
     }
     twin
 }

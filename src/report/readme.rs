@@ -80,7 +80,7 @@ fn is_telling(row: &BenchRow) -> bool {
     match &row.problem {
         Problem::Dense(dense) => TOKENS.contains(&m) && SHAPES.contains(&(dense.n, dense.k)),
         Problem::MoeBlock(_) => true,
-        Problem::Convert(_) => false,
+        Problem::Convert(_) | Problem::StreamMix(_) => false,
     }
 }
 

@@ -95,7 +95,7 @@ fn has(regime: &Regime, row: &BenchRow) -> bool {
     let of = match &row.problem {
         Problem::Dense(_) => Of::Dense,
         Problem::MoeBlock(_) => Of::Experts,
-        Problem::Convert(_) => return false,
+        Problem::Convert(_) | Problem::StreamMix(_) => return false,
     };
     let [from, to] = regime.tokens;
     let is_of_format = row.weights().is_some_and(|format| regime.weights.contains(&format));

@@ -123,3 +123,31 @@ fn explain_ranks_and_says_what_is_used() {
         assert!(us.is_sorted() && us[0] > 0.0, "{us:?}");
     }
 }
+
+#[test]
+fn a_mix_of_streams_is_shown_explained_and_rendered_like_every_problem() {
+    let machine = Machine::new();
+    let space = machine.data(&["show", "space", "--problem", "hc f32 24x16384 m64"]);
+    for words in ["hc_mix: ", "groups       1 2 4", "rule smem", "rule way", "dense_mma: expected a dense problem"] {
+        assert!(space.contains(words), "expected `{words}`: {space}");
+    }
+    machine.keep(&[current_record("hc f32 24x16384 m64", 10.0)]);
+    let explained = machine.data(&["explain", "hc", "f32", "24x16384", "m64"]);
+    for words in ["rule idle", "(default)", "used\n  why        measured on this GPU\n"] {
+        assert!(explained.contains(words), "expected `{words}`: {explained}");
+    }
+    let tile = "hc_mix groups=1 slice=64 tokens=64 warps=4";
+    let text = machine.data(&["render", "hc f32 24x16384 first m64", "--tile", tile]);
+    for words in ["using Element = float;", "kSlice = 64;", "kHasPost = false;"] {
+        assert!(text.contains(words), "expected `{words}`: {text}");
+    }
+    let rows = machine.json(&["show", "problems", "--model", "dsv4", "--only", "hc_", "--m", "64"]);
+    let problems: Vec<&str> = rows.as_array().unwrap().iter().map(|row| row["problem"].as_str().unwrap()).collect();
+    assert_eq!(
+        problems,
+        ["hc f32 24x16384 first m64", "hc f32 24x16384 m64", "hc f32 24x16384 m64", "hc f32 4x16384 m64"]
+    );
+    let listed = machine.data(&["bench", "--model", "dsv4", "--only", "hc_", "--m", "64", "--list"]);
+    assert_eq!(listed.matches("hc f32").count(), 3, "{listed}");
+    assert!(listed.contains("hc_attn_fn, hc_ffn_fn"), "{listed}");
+}

@@ -381,6 +381,8 @@ fn parameter_sizes(context: &mut Context) -> Result<usize, Failure> {
         "moe nvfp4 8 top2 256x256 m4",
         "moe nvfp4 8 top2 256x256 a8 m4",
         "quantise nvfp4 k256 m1",
+        "hc f32 24x512 m1",
+        "hc bf16 4x512 first m64",
     ];
     for text in texts {
         let problem: Problem = text.parse().map_err(|error| format!("{error}"))?;

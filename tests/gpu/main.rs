@@ -6,6 +6,7 @@ mod bits;
 mod context;
 mod dense;
 mod experts;
+mod mixes;
 mod moe;
 mod oracles;
 mod recovery;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         dense::cases(),
         moe::cases(),
         experts::cases(),
+        mixes::cases(),
         serving::cases(),
         oracles::cases(),
         runner::cases(),

@@ -26,7 +26,10 @@ pub use norms::{QkvNorm, Rotate, RotateKind, qkv_norm, rotate};
 pub use routing::{Route, SlotRows, combine_slots, expand_rows, route};
 pub use sampling::{advance, sample};
 pub use store::{StateShape, StoreShape, store_step};
-pub use streams::{Balance, Connection, MIX_VALUES, STREAMS, embed, gather_rows, hc_mix, hc_pre, hc_splits};
+pub use streams::{
+    Balance, Connection, MIX_VALUES, STREAMS, embed, gather_rows, hc_mix, hc_pre, hc_pre_of_parts, hc_splits,
+};
+pub(in crate::kernels) use streams::{MixTile, mix_kernel};
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! Residual streams: where they start, how hyper-connections mix them around a sublayer, what leaves them.
 
-use super::{Element, Op, float_word, threads_for};
-use crate::codegen::Value;
+use super::{Element, Op, float_word, request, threads_for};
+use crate::codegen::{Request, Value};
 
 /// The four residual streams of a model and how they are kept: `[m, STREAMS, hidden]` of `element`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,20 +58,31 @@ pub fn embed(m: u32, vocabulary: u32, connection: &Connection) -> Op {
 /// With `has_post`, `streams_out[k] = post[k] * (y0 + y1) + sum over j of C[j][k] * streams_in[j]`, where `mix_prev`
 /// holds `post[4]` and `C[4][4]`; `streams_out` may be `streams_in`. Without it `y0`, `y1`, `mix_prev` and
 /// `streams_out` are not touched. Sums are of the streams as stored: `rows` products with `fn`, then the squares.
-/// `splits` is [`hc_splits`]; `connection` is that of the sublayer that starts.
+/// `splits` is [`hc_splits`]; `connection` is that of the sublayer that starts. The cut is the default one: the tuner's
+/// family of this name renders the same kernel for any.
 pub fn hc_mix(m: u32, connection: &Connection, has_post: bool) -> Op {
     let tile = MixTile::of(m, connection.hidden);
+    let kernel = mix_kernel((connection.hidden, connection.rows(), connection.element), has_post, &tile);
+    let groups = if tile.tokens == 1 { 1 } else { m.div_ceil(tile.tokens) };
+    Op { kernel, grid: [connection.hidden / tile.slice, groups, 1], threads: tile.warps * 32, smem_bytes: 0 }
+}
+
+/// The kernel of [`hc_mix`] for streams of (hidden, `element`) and `rows` mixing values, cut as `tile` says.
+pub(in crate::kernels) fn mix_kernel(
+    (hidden, rows, element): (u32, u32, Element),
+    has_post: bool,
+    tile: &MixTile,
+) -> Request {
     let fields = [
-        ("hidden", connection.hidden.into()),
-        ("rows", connection.rows().into()),
-        ("element", connection.element.word()),
+        ("hidden", hidden.into()),
+        ("rows", rows.into()),
+        ("element", element.word()),
         ("has_post", has_post.into()),
         ("slice", tile.slice.into()),
         ("tokens", tile.tokens.into()),
         ("warps", tile.warps.into()),
     ];
-    let groups = if tile.tokens == 1 { 1 } else { m.div_ceil(tile.tokens) };
-    Op::new("hc_mix", fields, [connection.hidden / tile.slice, groups, 1], tile.warps * 32)
+    request("hc_mix", fields)
 }
 
 /// Parts that [`hc_mix`] leaves each sum in, for a bucket of `m` tokens.
@@ -86,8 +97,13 @@ pub fn hc_splits(m: u32, hidden: u32) -> u32 {
 ///
 /// `x = rms(sum over j of pre[j] * streams[j]) * norm_weight`, f32 with one rounding at the end; `mix_out` is what the
 /// closing [`hc_mix`] takes, post and C after Sinkhorn. The head's connection writes no `mix_out`.
-/// With [`Balance::Later`] C is stored as it is before Sinkhorn.
+/// With [`Balance::Later`] C is stored as it is before Sinkhorn. `splits` is that of the default cut.
 pub fn hc_pre(m: u32, connection: &Connection, balance: Balance) -> Op {
+    hc_pre_of_parts(m, hc_splits(m, connection.hidden), connection, balance)
+}
+
+/// As [`hc_pre`], behind a mix that left each sum in `splits` parts.
+pub fn hc_pre_of_parts(m: u32, splits: u32, connection: &Connection, balance: Balance) -> Op {
     // One warp more than the columns need: it makes the mixing matrices while the others make x.
     let threads = threads_for(connection.hidden / 8, 992) + 32;
     // As many tokens in a block as leave every SM of a large chip one, for they share the wait for their matrices; but
@@ -98,7 +114,7 @@ pub fn hc_pre(m: u32, connection: &Connection, balance: Balance) -> Op {
         ("hidden", connection.hidden.into()),
         ("rows", connection.rows().into()),
         ("element", connection.element.word()),
-        ("splits", hc_splits(m, connection.hidden).into()),
+        ("splits", splits.into()),
         ("tokens", tokens.into()),
         ("rounds", connection.sinkhorn_rounds.into()),
         ("balances", (balance == Balance::Here).into()),
@@ -124,19 +140,20 @@ pub(super) fn balance_values(connection: Option<&Connection>) -> [(&'static str,
 }
 
 /// How [`hc_mix`] is cut.
-struct MixTile {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::kernels) struct MixTile {
     /// Columns of each stream for a block.
-    slice: u32,
+    pub slice: u32,
     /// Tokens that a block works on at a time. At 1 a warp keeps its part of `fn` in registers and walks the tokens.
-    tokens: u32,
+    pub tokens: u32,
     /// Warps of a block; they divide the tokens, or with many the columns.
-    warps: u32,
+    pub warps: u32,
 }
 
 impl MixTile {
     /// Few tokens: as many blocks as there are slices of 32 columns, for the 1.5 MB of `fn` are the work. Many tokens:
     /// the largest slice that still gives each SM two blocks, so that partial sums stay few.
-    fn of(m: u32, hidden: u32) -> Self {
+    pub fn of(m: u32, hidden: u32) -> Self {
         if m <= 32 {
             return Self { slice: 32, tokens: 1, warps: m.clamp(1, 4) };
         }

@@ -119,10 +119,10 @@ pub fn floor_us(
 }
 
 fn op_floor_us(op: &Op, m: u32, gpu: &GpuSpec) -> f64 {
-    match (&op.product, op.problem(m)) {
-        (_, Some(problem)) => problem.floor_us(gpu),
-        (Product::F32(matrix), None) => matrix.f32_bytes() as f64 / (gpu.read_gbs * 1e3),
-        (_, None) => 0.0,
+    match &op.product {
+        // Its weights: streams are not counted, as other activations between products are not.
+        Product::Streams(streams) => streams.matrix.f32_bytes() as f64 / (gpu.read_gbs * 1e3),
+        _ => op.problem(m).floor_us(gpu),
     }
 }
 

@@ -4,11 +4,12 @@
 //! rows, down by k) and the vocabulary; expert parallelism deals out whole routed experts. The rest is replicated.
 
 use super::config::{Config, LayerKind};
-use crate::models::{Checkpoint, Experts, Gemm, InventoryError, Matrix, Op, Product, Shard, Whole};
+use crate::models::{Checkpoint, Experts, Gemm, InventoryError, Matrix, Op, Product, Shard, Streams, Whole};
 use crate::problem::{Epilogue, Output};
 use crate::quant::WeightFormat;
 
-/// The ops of one rank: attention, feed-forward, tail. F32 ops are listed for the runner's fused kernels.
+/// The ops of one rank: attention, feed-forward, tail. The first connection of all closes nothing, so it is an op of
+/// its own.
 ///
 /// # Errors
 /// [`InventoryError`] if `tp` or `ep` is no power of two, if `tp` is above `o_groups`, or if a part is no whole number
@@ -27,10 +28,15 @@ pub fn inventory_of(config: &Config, formats: Formats, shard: Shard) -> Result<V
         return Err(InventoryError::Groups { op: WO_A, groups: config.o_groups, tp: shard.tp });
     }
     let rank = Rank { config, formats, shard };
-    let mut ops = vec![rank.hyper_connection("hc_attn_fn")];
+    let layers = config.layers();
+    let connection = |name, tensor, count, has_post| rank.hyper_connection((name, tensor), count, has_post);
+    let mut ops = vec![
+        connection(HC_FIRST, HC_ATTENTION, layers.min(1), false),
+        connection(HC_ATTENTION, HC_ATTENTION, layers.saturating_sub(1), true),
+    ];
     ops.extend(rank.attention()?);
     ops.extend(rank.compressors());
-    ops.push(rank.hyper_connection("hc_ffn_fn"));
+    ops.push(connection(HC_FFN, HC_FFN, layers, true));
     ops.extend(rank.feed_forward()?);
     ops.extend(rank.tail()?);
     Ok(ops)
@@ -158,10 +164,10 @@ impl Rank<'_> {
     }
 
     /// What mixes the streams before attention (or the experts): weights of each stream in, out, and to each other.
-    fn hyper_connection(&self, name: &'static str) -> Op {
+    fn hyper_connection(&self, (name, tensor): (&'static str, &'static str), count: u32, has_post: bool) -> Op {
         let &Config { hidden, streams, .. } = self.config;
-        let matrix = Matrix::new(&[(name, streams * (2 + streams))], streams * hidden);
-        Op { name, count: self.config.layers(), product: Product::F32(matrix) }
+        let matrix = Matrix::new(&[(tensor, streams * (2 + streams))], streams * hidden);
+        Op { name, count, product: Product::Streams(Streams { matrix, has_post }) }
     }
 
     /// What stands once behind the last layer.
@@ -170,7 +176,8 @@ impl Rank<'_> {
         let vocabulary_part = self.shard.tp_part(Whole { op: HEAD, axis: "n", size: vocabulary }, 1)?;
         let mix = Matrix::new(&[(HC_HEAD, streams)], streams * hidden);
         let head = Matrix::new(&[(HEAD, vocabulary_part)], hidden);
-        Ok([Op { name: HC_HEAD, count: 1, product: Product::F32(mix) }, gemm_f32(HEAD, 1, head)])
+        let mix = Product::Streams(Streams { matrix: mix, has_post: true });
+        Ok([Op { name: HC_HEAD, count: 1, product: mix }, gemm_f32(HEAD, 1, head)])
     }
 }
 
@@ -199,9 +206,17 @@ fn inner_multiple(format: WeightFormat) -> u32 {
     }
 }
 
+/// The connection that starts the first sublayer of all.
+pub(super) const HC_FIRST: &str = "hc_attn_fn.first";
+/// Connections that close the layer before and start attention.
+pub(super) const HC_ATTENTION: &str = "hc_attn_fn";
+/// Connections between attention and the experts.
+pub(super) const HC_FFN: &str = "hc_ffn_fn";
+/// The connection behind the last layer.
+pub(super) const HC_HEAD: &str = "hc_head_fn";
+
 // Ops that errors name; those with one tensor are called like it.
 const EXPERTS: &str = "ffn.experts";
-const HC_HEAD: &str = "hc_head_fn";
 const HEAD: &str = "head";
 const SHARED_DOWN: &str = "ffn.shared.down";
 const WO_A: &str = "attn.wo_a";

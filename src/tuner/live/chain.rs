@@ -80,7 +80,8 @@ impl Chain {
             let workspace = Buffer::zeros(&gpu, bound.workspace_bytes() as usize)?;
             let stride = dense.d_columns().next_multiple_of(8);
             let result = Buffer::zeros(&gpu, 2 * dense.m as usize * stride as usize)?;
-            let candidate = Candidate { graphs: Default::default(), bound, workspace, estimate_us: 0.0 };
+            let tile = link.tile.clone();
+            let candidate = Candidate { graphs: Default::default(), tile, bound, workspace, estimate_us: 0.0 };
             beads.push(Bead { candidate, subject, dense: dense.clone(), reads: link.reads, result, stride });
         }
         let wide_enough = |bead: &Bead| beads.get(bead.reads).is_some_and(|from| from.stride >= bead.dense.a_columns());

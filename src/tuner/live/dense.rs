@@ -1,7 +1,7 @@
 //! Dense GEMMs: weights in rotating copies, tokens that each launch of a chain reads from the one before.
 
 use super::tools::{Toolbox, Value};
-use super::weights::RawWeights;
+use super::weights::{RawWeights, copies};
 use super::{Candidate, LiveError, Mode, launch_with};
 use crate::check::{Comparison, Path};
 use crate::device::{Buffer, Stream};
@@ -59,7 +59,7 @@ impl DenseSubject {
         subject.make_tokens(tools, seed)?;
         subject.reference = subject.make_reference(tools, &raw, &parts)?;
         drop(raw);
-        subject.make_copies(tools, packed)?;
+        (subject.copies, subject.is_warm) = copies(tools, packed)?;
         Ok(subject)
     }
 
@@ -109,23 +109,6 @@ impl DenseSubject {
         let second = if self.feeds_itself() { bytes } else { 0 };
         self.buffers = [Buffer::new(&tools.gpu, bytes)?, Buffer::new(&tools.gpu, second)?];
         self.reset(&tools.stream)
-    }
-
-    /// As many copies as keep the L2 cold, or as memory has room for.
-    fn make_copies(&mut self, tools: &mut Toolbox, packed: Buffer) -> Result<(), LiveError> {
-        let bytes = packed.bytes();
-        let wanted = (COLD_L2S * tools.gpu.spec().identity.l2_bytes as usize).div_ceil(bytes);
-        let (free, _) = tools.gpu.memory()?;
-        let room = 1 + (free / 2) as usize / bytes;
-        let copies = wanted.clamp(1, MOST_COPIES).min(room);
-        self.is_warm = copies * bytes < WARM_L2S * tools.gpu.spec().identity.l2_bytes as usize;
-        for _ in 1..copies {
-            let copy = Buffer::new(&tools.gpu, bytes)?;
-            copy.copy_from(&packed, bytes, &tools.stream)?;
-            self.copies.push(copy);
-        }
-        self.copies.push(packed);
-        Ok(tools.stream.synchronize()?)
     }
 
     fn make_reference(&self, tools: &mut Toolbox, raw: &RawWeights, parts: &[f32]) -> Result<Buffer, LiveError> {
@@ -240,15 +223,6 @@ impl DenseSubject {
         Ok(())
     }
 }
-
-/// Copies together are this many times the L2.
-const COLD_L2S: usize = 6;
-
-/// Below this many times the L2, weights that are met again may still be there.
-pub(super) const WARM_L2S: usize = 3;
-
-/// As many launches as a graph has at most: a launch cannot meet its copy again before the next replay.
-const MOST_COPIES: usize = super::MOST_LAUNCHES as usize;
 
 /// NaN in BF16 and f32: what was not written is found.
 pub(super) const POISON: u8 = 0xFF;

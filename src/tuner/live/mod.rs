@@ -11,6 +11,7 @@ mod convert;
 mod dense;
 mod moe;
 mod routing;
+mod stream_mix;
 mod tools;
 mod weights;
 
@@ -32,6 +33,7 @@ use convert::ConvertSubject;
 use dense::DenseSubject;
 use moe::MoeSubject;
 pub use routing::touched_experts;
+use stream_mix::StreamMixSubject;
 use tools::Toolbox;
 
 /// Why a candidate, or the data for it, is not there.
@@ -96,12 +98,14 @@ enum Subject {
     Dense(DenseSubject),
     Moe(MoeSubject),
     Convert(ConvertSubject),
+    StreamMix(StreamMixSubject),
 }
 
 struct Candidate {
     // First: what a graph launches must outlive it.
     graphs: HashMap<(Mode, usize), (Graph, u32)>,
     bound: Bound,
+    tile: Tile,
     /// Its own memory, unless it works in the subject's.
     workspace: Buffer,
     /// Rough time of one launch, for choosing how many make a graph.
@@ -138,6 +142,7 @@ impl Live {
             Problem::Dense(dense) => Subject::Dense(DenseSubject::new(&mut tools, dense, seed)?),
             Problem::MoeBlock(block) => Subject::Moe(MoeSubject::new(&mut tools, block, routings, seed)?),
             Problem::Convert(convert) => Subject::Convert(ConvertSubject::new(&mut tools, convert, seed)?),
+            Problem::StreamMix(mix) => Subject::StreamMix(StreamMixSubject::new(&mut tools, mix, seed)?),
         };
         Ok(Self { tools, jit, clocks, subject, candidates: HashMap::new(), last_loading: Duration::ZERO })
     }
@@ -148,6 +153,7 @@ impl Live {
             Subject::Dense(dense) => dense.is_warm(),
             Subject::Moe(moe) => moe.is_warm(),
             Subject::Convert(_) => false,
+            Subject::StreamMix(mix) => mix.is_warm(),
         }
     }
 
@@ -166,7 +172,8 @@ impl Live {
             return Err(LiveError::Data(format!("`{tile}` needs {needed} bytes of workspace, more than any other")));
         }
         let workspace = Buffer::zeros(&self.tools.gpu, if lent.is_some() { 0 } else { needed })?;
-        let mut candidate = Candidate { bound, workspace, graphs: HashMap::new(), estimate_us: 0.0 };
+        let mut candidate =
+            Candidate { bound, tile: tile.clone(), workspace, graphs: HashMap::new(), estimate_us: 0.0 };
         let relative_l2 = self.check(&candidate)?;
         candidate.estimate_us = self.estimate(&candidate)?;
         self.candidates.insert(id, candidate);
@@ -208,8 +215,8 @@ impl Live {
         Ok(all)
     }
 
-    /// Bytes that candidate `id` of a dense GEMM writes outside of its result, for problems small enough to look at
-    /// every byte. For others nothing is looked at: 0.
+    /// Bytes that candidate `id` of a dense GEMM or a mix of streams writes outside of its result, for problems small
+    /// enough to look at every byte. For others nothing is looked at: 0.
     ///
     /// # Errors
     /// [`LiveError`]: the launch failed.
@@ -217,6 +224,7 @@ impl Live {
         let candidate = self.candidates.remove(&id).ok_or_else(|| LiveError::Data(format!("no candidate {id}")))?;
         let strays = match &mut self.subject {
             Subject::Dense(dense) => dense.stray_writes(&mut self.tools, &candidate),
+            Subject::StreamMix(mix) => mix.stray_writes(&mut self.tools, &candidate),
             Subject::Moe(_) | Subject::Convert(_) => Ok(0),
         };
         self.candidates.insert(id, candidate);
@@ -237,10 +245,10 @@ impl Live {
 
     /// Every element of the result against the reference.
     fn check(&mut self, candidate: &Candidate) -> Result<f64, LiveError> {
-        let (output, path) = self.subject.judged_by();
         let comparisons = self.subject.compare(&mut self.tools, candidate)?;
         let mut worst: f64 = 0.0;
-        for comparison in &comparisons {
+        for (idx, comparison) in comparisons.iter().enumerate() {
+            let (output, path) = self.subject.judged_by(idx);
             worst = worst.max(judge(comparison, output, path)?);
         }
         Ok(worst)
@@ -295,12 +303,13 @@ impl Live {
 }
 
 impl Subject {
-    /// Type of the result and what it goes through: where tolerances come from.
-    fn judged_by(&self) -> (Output, Path) {
+    /// Type of the result of comparison `idx` and what it goes through: where tolerances come from.
+    fn judged_by(&self, idx: usize) -> (Output, Path) {
         match self {
             Self::Dense(dense) => dense.judged_by(),
             Self::Moe(moe) => moe.judged_by(),
             Self::Convert(_) => (Output::F32, Path::Sum { k: 1 }),
+            Self::StreamMix(mix) => mix.judged_by(idx),
         }
     }
 
@@ -308,16 +317,17 @@ impl Subject {
     fn lent_workspace_bytes(&self) -> Option<usize> {
         match self {
             Self::Moe(moe) => Some(moe.workspace_bytes()),
-            Self::Dense(_) | Self::Convert(_) => None,
+            Self::Dense(_) | Self::Convert(_) | Self::StreamMix(_) => None,
         }
     }
 
-    /// Runs the candidate on poisoned outputs and compares: once for each routing, or once.
+    /// Runs the candidate on poisoned outputs and compares: once for each routing or each result, or once.
     fn compare(&mut self, tools: &mut Toolbox, candidate: &Candidate) -> Result<Vec<Comparison>, LiveError> {
         match self {
             Self::Dense(dense) => Ok(vec![dense.compare(tools, candidate)?]),
             Self::Moe(moe) => moe.compare(tools, candidate),
             Self::Convert(convert) => Ok(vec![convert.compare(tools, candidate)?]),
+            Self::StreamMix(mix) => mix.compare(tools, candidate),
         }
     }
 
@@ -334,6 +344,7 @@ impl Subject {
             Self::Dense(dense) => dense.args(candidate.bound.problem().m(), idx, mode),
             Self::Moe(moe) => moe.args(candidate.bound.problem().m(), idx, routing_idx),
             Self::Convert(convert) => convert.args(candidate.bound.problem().m()),
+            Self::StreamMix(mix) => mix.args(candidate.bound.problem().m(), idx, mode),
         };
         launch_with(candidate, args, stream, mode)
     }
@@ -352,6 +363,7 @@ impl Subject {
                 Self::Dense(dense) => dense.args(m, idx, Mode::Chained),
                 Self::Moe(moe) => moe.args(m, idx, 0),
                 Self::Convert(convert) => convert.args(m),
+                Self::StreamMix(mix) => mix.args(m, idx, Mode::Chained),
             };
             let mode = if overlaps { Mode::Chained } else { Mode::Unchained };
             launch_with(candidate, args, tools.stream.raw().cast(), mode)?;
@@ -361,6 +373,7 @@ impl Subject {
             Self::Dense(dense) => dense.checksum(tools, m, launches),
             Self::Moe(moe) => moe.checksum(tools, m),
             Self::Convert(_) => Ok(0),
+            Self::StreamMix(mix) => mix.checksum(tools, candidate),
         }
     }
 
@@ -368,6 +381,7 @@ impl Subject {
     fn reset(&self, stream: &Stream) -> Result<(), LiveError> {
         match self {
             Self::Dense(dense) => dense.reset(stream),
+            Self::StreamMix(mix) => mix.reset(stream),
             Self::Moe(_) | Self::Convert(_) => Ok(()),
         }
     }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::dense::{LIMIT, POISON, WARM_L2S};
+use super::dense::{LIMIT, POISON};
 use super::routing::{RoutingTable, SortedSlots, TABLES, table_seed};
 use super::tools::{Toolbox, Value};
-use super::weights::RawWeights;
+use super::weights::{RawWeights, WARM_L2S};
 use super::{Candidate, LiveError, Mode, launch_with};
 use crate::check::{Comparison, Path};
 use crate::device::{Buffer, DevicePointer};

@@ -126,6 +126,34 @@ impl RawWeights {
     }
 }
 
+/// As many copies of `weights`, itself among them, as keep the L2 cold, or as memory has room for. And whether they may
+/// come from the L2 for all that.
+pub(super) fn copies(tools: &mut Toolbox, weights: Buffer) -> Result<(Vec<Buffer>, bool), LiveError> {
+    let bytes = weights.bytes();
+    let l2_bytes = tools.gpu.spec().identity.l2_bytes as usize;
+    let (free, _) = tools.gpu.memory()?;
+    let room = 1 + (free / 2) as usize / bytes;
+    let count = (COLD_L2S * l2_bytes).div_ceil(bytes).clamp(1, MOST_COPIES).min(room);
+    let mut copies = Vec::with_capacity(count);
+    for _ in 1..count {
+        let copy = Buffer::new(&tools.gpu, bytes)?;
+        copy.copy_from(&weights, bytes, &tools.stream)?;
+        copies.push(copy);
+    }
+    copies.push(weights);
+    tools.stream.synchronize()?;
+    Ok((copies, count * bytes < WARM_L2S * l2_bytes))
+}
+
+/// Copies together are this many times the L2.
+const COLD_L2S: usize = 6;
+
+/// Below this many times the L2, weights that are met again may still be there.
+pub(super) const WARM_L2S: usize = 3;
+
+/// As many launches as a graph has at most: a launch cannot meet its copy again before the next replay.
+const MOST_COPIES: usize = super::MOST_LAUNCHES as usize;
+
 /// Bytes of the scales of one matrix. Gate and up have an FP8 grid each.
 fn scale_bytes(format: WeightFormat, n: usize, k: usize, is_gate_up: bool) -> usize {
     let (halves, rows) = if is_gate_up { (2, n / 2) } else { (1, n) };

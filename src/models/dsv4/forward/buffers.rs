@@ -137,7 +137,7 @@ impl StepBuffers {
         let capacity = if config.layers_of(LayerKind::Csa) == 0 { 0 } else { index_capacity(options.context) };
         Ok(Self {
             mix: words(m, MIX_VALUES)?,
-            partials: words(partial_rows(config, options), STREAMS * (STREAMS + 2) + 1)?,
+            partials: words(shapes.partial_rows, STREAMS * (STREAMS + 2) + 1)?,
             compressed: words(m, entry_columns)?,
             scores: words(m, capacity)?,
             picks: words(m, config.index_top_k)?,
@@ -198,12 +198,6 @@ impl EntryColumns {
         let parts = [self.own / 2, self.own / 2, self.index / 2, self.index / 2, self.weights];
         parts.into_iter().filter(|rows| *rows > 0).collect()
     }
-}
-
-/// Rows of partial sums that the largest of all buckets writes.
-fn partial_rows(config: &Config, options: &ForwardOptions) -> usize {
-    let rows = |&m: &u32| (m * runner::hc_splits(options.mix_bucket(m), config.hidden)) as usize;
-    options.buckets().iter().map(rows).max().unwrap_or(0)
 }
 
 /// f32 numbers that split attention writes, in the bucket that writes most.

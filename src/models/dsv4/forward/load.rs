@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use super::a4::{ScaleTable, SharedScale, Slots, Workspaces, hidden_offset};
 use super::buffers::{Allocator, Caches, StepBuffers, layer_bytes, pages};
 use super::device_weights::{DeviceWeights, Uploader};
-use super::ops::{Bucket, BucketPlan, SLOT_CHUNK, Shapes};
+use super::ops::{Bucket, BucketPlan, BucketProblems, MixSplits, SLOT_CHUNK, Shapes};
 use super::{Forward, ForwardError, ForwardOptions, Ledger, Model, Progress, Sequences};
 use crate::device::{Buffer, Gpu, Stream};
 use crate::dispatch::{Bound, PrepareOptions, PrepareReport, Prepared, prepare, prepare_invariant};
 use crate::engine::{EngineError, Kernels, KernelsReport, Packer, PageTable};
 use crate::kernels::{self, Plan};
+use crate::models::dsv4::inventory::{HC_ATTENTION, HC_FIRST, HC_HEAD};
 use crate::models::dsv4::weights::{Linear, Weights};
 use crate::models::dsv4::{Config, Formats, LayerKind, inventory_of};
 use crate::models::{Op, Product, Shard};
@@ -88,14 +89,14 @@ impl<'a> Builder<'a> {
 
     /// Prepares, checks the memory, allocates and uploads.
     pub fn build(
-        self,
+        mut self,
         kernel_options: &PrepareOptions,
         upload: impl FnOnce(&Arc<Gpu>, &mut Packer, &mut Ledger) -> Result<DeviceWeights, ForwardError>,
     ) -> Result<Forward, ForwardError> {
         let started = Instant::now();
         let (gpu, jit, threads) = (self.gpu, kernel_options.jit.as_ref(), kernel_options.threads);
-        let plans = self.plans();
-        let mut problems: Vec<Problem> = plans.iter().flat_map(|plan| plan.problems.values().cloned()).collect();
+        let of_buckets = self.bucket_problems();
+        let mut problems: Vec<Problem> = of_buckets.iter().flat_map(|of| of.by_name.values().cloned()).collect();
         problems.extend(self.part_problems());
         problems.sort();
         problems.dedup();
@@ -103,6 +104,7 @@ impl<'a> Builder<'a> {
             true => prepare_invariant(gpu, problems.iter().cloned(), kernel_options)?,
             false => prepare(gpu, problems.iter().cloned(), kernel_options)?,
         };
+        let plans = self.plans(of_buckets, &prepared);
         let mut loaded = Kernels::new(gpu);
         loaded.load(plans.iter().flat_map(BucketPlan::ops), jit, threads)?;
         let workspace_bytes = |problem: &Problem| prepared.lookup(problem).map_or(0, |loaded| loaded.workspace_bytes());
@@ -133,18 +135,23 @@ impl<'a> Builder<'a> {
         Ok(forward)
     }
 
-    fn plans(&self) -> Vec<BucketPlan> {
-        let arch = self.gpu.spec().arch;
-        let plan = |m| {
-            let has_head = m <= self.options.head_rows();
-            let wanted = self.ops.iter().filter(|op| has_head || op.name != "head");
-            let problems = wanted.filter_map(|op| Some((op.name, op.problem(m)?))).collect();
-            BucketPlan::new((self.config, &self.shapes), &self.options, arch, problems, m)
-        };
+    fn bucket_problems(&self) -> Vec<BucketProblems> {
         let mut buckets = self.options.buckets();
         // The head's rows may be more than a step's tokens, where a step is short.
         buckets.retain(|&m| m <= self.options.chunk);
-        buckets.into_iter().map(plan).collect()
+        buckets.into_iter().map(|m| BucketProblems::of(&self.ops, &self.options, m)).collect()
+    }
+
+    /// The buckets with the runner's own kernels, which follow the tiles that mixes of streams were prepared with.
+    fn plans(&mut self, buckets: Vec<BucketProblems>, prepared: &Prepared) -> Vec<BucketPlan> {
+        let tile_of =
+            |problem: &Problem| prepared.lookup(problem).expect("every bucket's problems were prepared").tile().clone();
+        let parts: Vec<MixSplits> = buckets.iter().map(|of| MixSplits::of(of, tile_of)).collect();
+        let rows = buckets.iter().zip(&parts).map(|(of, parts)| (of.m * parts.most()) as usize);
+        self.shapes.partial_rows = rows.max().unwrap_or(0);
+        let arch = self.gpu.spec().arch;
+        let plan = |(of, parts)| BucketPlan::new((self.config, &self.shapes), &self.options, arch, of, parts);
+        buckets.into_iter().zip(parts).map(plan).collect()
     }
 
     /// Parts of the fused projection one by one, for scales of their own.
@@ -307,7 +314,7 @@ fn packed_bytes(op: &Op) -> u64 {
         Product::Experts(experts) => {
             matrix_bytes(&experts.gate_up, experts.weights) + matrix_bytes(&experts.down, experts.weights)
         }
-        Product::F32(matrix) => matrix.f32_bytes() as usize,
+        Product::Streams(streams) => streams.matrix.f32_bytes() as usize,
     };
     bytes as u64
 }
@@ -316,7 +323,9 @@ fn packed_bytes(op: &Op) -> u64 {
 fn layers_with(name: &str, count: u32, kinds: &[LayerKind]) -> u32 {
     let of = |kind| kinds.iter().filter(|&&other| other == kind).count() as u32;
     match name {
-        "head" | "hc_head_fn" => count,
+        "head" | HC_HEAD => count,
+        HC_FIRST => kinds.len().min(1) as u32,
+        HC_ATTENTION => kinds.len().saturating_sub(1) as u32,
         _ if name.starts_with("attn.compressor.hca") => of(LayerKind::Hca),
         _ if name.starts_with("attn.compressor.csa") || name.starts_with("attn.indexer") => of(LayerKind::Csa),
         _ => kinds.len() as u32,

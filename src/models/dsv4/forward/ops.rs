@@ -2,15 +2,18 @@
 
 use std::collections::HashMap;
 
+use super::super::inventory::{HC_ATTENTION, HC_FIRST, HC_HEAD};
 use super::super::{Config, LayerKind};
 use super::ForwardOptions;
 use crate::arch::ArchSpec;
 use crate::engine::{BoundOp, Kernels};
+use crate::kernels;
 use crate::kernels::runner::{
     self, ActivationScale, AttendShape, Balance, CompressShape, Compressed, Connection, EntryRounding, FakeQuantise,
     IndexShape, Op, QkvNorm, Rotate, RotateKind, Route, SlotRows, StoreShape,
 };
-use crate::problem::Problem;
+use crate::models;
+use crate::problem::{Problem, StreamMix, Tile};
 
 /// Shapes of the runner's kernels for one model.
 #[derive(Clone, Debug)]
@@ -33,6 +36,52 @@ pub(super) struct Shapes {
     norm_epsilon: f32,
     top_k: u32,
     index_top_k: u32,
+    /// Rows of partial sums that the largest of all buckets writes; known once the mixes of streams are prepared.
+    pub partial_rows: usize,
+}
+
+/// What the steps of a bucket ask of the tuner's kernels.
+pub(super) struct BucketProblems {
+    pub m: u32,
+    /// By the names of the inventory's ops.
+    pub by_name: HashMap<&'static str, Problem>,
+}
+
+impl BucketProblems {
+    /// Those of `ops` for `m` tokens, with streams as `options` keep them. The head has no more rows than are sampled.
+    pub fn of(ops: &[models::Op], options: &ForwardOptions, m: u32) -> Self {
+        let has_head = m <= options.head_rows();
+        let wanted = ops.iter().filter(|op| has_head || op.name != "head");
+        let problem = |op: &models::Op| match op.problem(m) {
+            Problem::StreamMix(mix) => Problem::StreamMix(StreamMix { element: options.stream_output(), ..mix }),
+            other => other,
+        };
+        Self { m, by_name: wanted.map(|op| (op.name, problem(op))).collect() }
+    }
+}
+
+/// Parts that each mix of streams leaves its sums in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MixSplits {
+    first: u32,
+    layer: u32,
+    head: u32,
+}
+
+impl MixSplits {
+    /// Those of the tiles that `tile_of` gives for a bucket's problems.
+    pub fn of(problems: &BucketProblems, tile_of: impl Fn(&Problem) -> Tile) -> Self {
+        let splits = |name| match problems.by_name.get(name) {
+            Some(problem @ Problem::StreamMix(mix)) => kernels::mix_splits(mix, &tile_of(problem)),
+            _ => unreachable!("the inventory has a mix of streams called {name}"),
+        };
+        Self { first: splits(HC_FIRST), layer: splits(HC_ATTENTION), head: splits(HC_HEAD) }
+    }
+
+    /// The most.
+    pub fn most(self) -> u32 {
+        self.first.max(self.layer).max(self.head)
+    }
 }
 
 impl Shapes {
@@ -91,6 +140,7 @@ impl Shapes {
             norm_epsilon: config.norm_epsilon,
             top_k: config.top_k,
             index_top_k: config.index_top_k,
+            partial_rows: 0,
         }
     }
 
@@ -119,9 +169,7 @@ impl Shapes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
     Embed,
-    FirstMix,
-    Mix,
-    HeadMix,
+    FirstPre,
     Pre,
     HeadPre,
     QkvNorm,
@@ -153,7 +201,6 @@ pub(super) struct Bucket {
     pub m: u32,
     /// Splits of attention's keys, by kind of layer.
     pub splits: u32,
-    /// Parts that mixing values are summed from.
     pub problems: HashMap<&'static str, Problem>,
     bound: HashMap<Kernel, BoundOp>,
 }
@@ -167,14 +214,15 @@ pub(super) struct BucketPlan {
 }
 
 impl BucketPlan {
-    /// Plans the bucket of `m` tokens.
+    /// Plans the bucket of `problems`, whose mixes leave their sums in `parts`.
     pub fn new(
         (config, shapes): (&Config, &Shapes),
         options: &ForwardOptions,
         arch: &ArchSpec,
-        problems: HashMap<&'static str, Problem>,
-        m: u32,
+        problems: BucketProblems,
+        parts: MixSplits,
     ) -> Self {
+        let BucketProblems { m, by_name: problems } = problems;
         let splits = splits(config, options, m);
         let mix_m = options.mix_bucket(m);
         let by_hash = Route { hashed_vocabulary: Some(config.vocabulary), ..shapes.route };
@@ -185,11 +233,9 @@ impl BucketPlan {
         let balance = if later.is_some() { Balance::Later } else { Balance::Here };
         let mut ops = vec![
             (Kernel::Embed, runner::embed(m, shapes.vocabulary, &shapes.connection)),
-            (Kernel::FirstMix, mix(mix_m, m, &shapes.connection, false)),
-            (Kernel::Mix, mix(mix_m, m, &shapes.connection, true)),
-            (Kernel::HeadMix, mix(mix_m, m, &shapes.head_connection, true)),
-            (Kernel::Pre, pre(mix_m, m, &shapes.connection, balance)),
-            (Kernel::HeadPre, pre(mix_m, m, &shapes.head_connection, Balance::Here)),
+            (Kernel::FirstPre, pre((mix_m, m), parts.first, &shapes.connection, balance)),
+            (Kernel::Pre, pre((mix_m, m), parts.layer, &shapes.connection, balance)),
+            (Kernel::HeadPre, pre((mix_m, m), parts.head, &shapes.head_connection, Balance::Here)),
             (Kernel::QkvNorm, runner::qkv_norm(m, &shapes.qkv_norm)),
             (Kernel::RotateIndex, runner::rotate(m, &shapes.rotate_index)),
             (Kernel::CompressCsa, runner::compress(&shapes.compress_csa, m)),
@@ -278,14 +324,9 @@ pub(super) fn splits(config: &Config, options: &ForwardOptions, m: u32) -> u32 {
     (CHIP_BLOCKS / blocks.max(1)).clamp(1, keys.div_ceil(64).max(1)).min(MOST_SPLITS)
 }
 
-fn mix(tile_m: u32, m: u32, connection: &Connection, has_post: bool) -> Op {
-    let op = runner::hc_mix(tile_m, connection, has_post);
-    // The smallest bucket's cut with rows of blocks for all tokens: which block a token is in changes no bit.
-    if tile_m == m { op } else { Op { grid: [op.grid[0], m.div_ceil(16), 1], ..op } }
-}
-
-fn pre(tile_m: u32, m: u32, connection: &Connection, balance: Balance) -> Op {
-    let op = runner::hc_pre(tile_m, connection, balance);
+fn pre((tile_m, m): (u32, u32), splits: u32, connection: &Connection, balance: Balance) -> Op {
+    let op = runner::hc_pre_of_parts(tile_m, splits, connection, balance);
+    // The smallest bucket's cut with a block for each token: which block a token is in changes no bit.
     if tile_m == m { op } else { Op { grid: [m, 1, 1], ..op } }
 }
 
@@ -304,10 +345,9 @@ const INVARIANT_SPLITS: u32 = 4;
 mod tests {
     use super::*;
     use crate::arch::GpuSpec;
-    use crate::kernels;
     use crate::models::dsv4::{Formats, inventory_of};
     use crate::models::{Checkpoint, Shard};
-    use crate::problem::BUCKETS;
+    use crate::problem::{BUCKETS, Output};
 
     /// A token must get the same bits in every bucket, so all tiles of an op sum in one order.
     #[test]
@@ -316,7 +356,7 @@ mod tests {
         let forms = [Checkpoint::Native, Checkpoint::Nvfp4, Checkpoint::Nvfp4Full];
         for (config, form) in [Config::FLASH, Config::PRO].iter().flat_map(|config| forms.map(|form| (config, form))) {
             for op in inventory_of(config, Formats::of(form), Shard::default()).unwrap() {
-                let problems: Vec<_> = BUCKETS.into_iter().filter_map(|m| op.problem(m)).collect();
+                let problems: Vec<_> = BUCKETS.into_iter().map(|m| op.problem(m)).collect();
                 let orders: std::collections::BTreeSet<String> = problems
                     .iter()
                     .map(|problem| {
@@ -325,6 +365,74 @@ mod tests {
                     })
                     .collect();
                 assert!(orders.len() <= 1, "{}: {orders:?}", op.name);
+            }
+        }
+    }
+
+    fn bucket(options: &ForwardOptions, m: u32) -> BucketProblems {
+        let ops = inventory_of(&Config::FLASH, Formats::of(Checkpoint::Nvfp4), Shard::default()).unwrap();
+        BucketProblems::of(&ops, options, m)
+    }
+
+    /// Template values of a kernel that `plan` launches.
+    fn value(plan: &BucketPlan, kernel: Kernel, field: &str) -> String {
+        let (_, op) = plan.ops.iter().find(|(name, _)| *name == kernel).unwrap();
+        format!("{:?}", op.kernel.values["op"][field])
+    }
+
+    #[test]
+    fn streams_are_asked_for_as_they_are_kept() {
+        for (streams, element) in [(runner::Element::F32, Output::F32), (runner::Element::Bf16, Output::Bf16)] {
+            let options = ForwardOptions { streams, ..ForwardOptions::default() };
+            for name in [HC_FIRST, HC_ATTENTION, HC_HEAD] {
+                let Problem::StreamMix(mix) = &bucket(&options, 64).by_name[name] else { panic!("{name}") };
+                assert_eq!((mix.element, mix.m, mix.has_post), (element, 64, name != HC_FIRST), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_reads_the_sums_reads_as_many_parts_as_the_tile_leaves() {
+        let (gpu, config) = (GpuSpec::named("h100").unwrap(), &Config::FLASH);
+        let options = ForwardOptions { chunk: 8192, ..ForwardOptions::default() };
+        let shapes = Shapes::of(config, &options);
+        let default = |problem: &Problem| kernels::default_tile(problem, gpu).unwrap();
+        let plan = |m, tile_of: &dyn Fn(&Problem) -> Tile| {
+            let problems = bucket(&options, m);
+            let parts = MixSplits::of(&problems, tile_of);
+            (BucketPlan::new((config, &shapes), &options, gpu.arch, problems, parts), parts)
+        };
+        for m in BUCKETS {
+            // Without winners everything is as the rule of thumb has it.
+            let (usual, parts) = plan(m, &default);
+            let splits = runner::hc_splits(m, config.hidden);
+            assert_eq!(parts, MixSplits { first: splits, layer: splits, head: splits });
+            let by_thumb = runner::hc_pre(m, &shapes.head_connection, Balance::Here);
+            let (_, head) = usual.ops.iter().find(|(name, _)| *name == Kernel::HeadPre).unwrap();
+            assert_eq!(*head, by_thumb, "m {m}");
+        }
+        // A winner of one of the mixes changes its own reader alone.
+        let winner = |problem: &Problem| match problem {
+            Problem::StreamMix(mix) if mix.has_post && mix.n == 24 => default(problem).with("slice", 1024),
+            _ => default(problem),
+        };
+        let (tuned, parts) = plan(8192, &winner);
+        assert_eq!((parts, parts.most()), (MixSplits { first: 8, layer: 4, head: 8 }, 8));
+        let found = [Kernel::FirstPre, Kernel::Pre, Kernel::HeadPre].map(|kernel| value(&tuned, kernel, "splits"));
+        assert_eq!(found, ["Number(8)", "Number(4)", "Number(8)"]);
+    }
+
+    #[test]
+    fn an_invariant_step_mixes_as_it_did_before_mixes_were_tuned() {
+        let gpu = GpuSpec::named("h100").unwrap();
+        let options = ForwardOptions { is_batch_invariant: true, chunk: 8192, ..ForwardOptions::default() };
+        for m in BUCKETS {
+            for problem in bucket(&options, m).by_name.values() {
+                let Problem::StreamMix(mix) = problem else { continue };
+                let tile = kernels::invariant_tile(problem, gpu).unwrap();
+                let plan = kernels::plan(problem, &tile, gpu).unwrap();
+                assert_eq!(plan.launches[0].grid, [mix.hidden / 32, m.div_ceil(16), 1], "{problem}");
+                assert_eq!((plan.launches[0].threads, kernels::mix_splits(mix, &tile)), (32, 128), "{problem}");
             }
         }
     }

@@ -4,7 +4,7 @@ use super::super::LayerKind;
 use super::super::reference::{Activation, IndexFormat, KvFormat, Options, RouterWeight, ScaleSource};
 use super::ForwardError;
 use crate::kernels::runner::{ActivationScale, Element};
-use crate::problem::BUCKETS;
+use crate::problem::{BUCKETS, Output};
 
 /// How a model runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +73,14 @@ impl ForwardOptions {
     /// The bucket whose cut of the mixing sums a step of bucket `m` has: the smallest where sums must not depend on it.
     pub(super) fn mix_bucket(&self, m: u32) -> u32 {
         if self.is_batch_invariant { 1 } else { m }
+    }
+
+    /// What streams are kept as, in the words of a problem.
+    pub(super) fn stream_output(&self) -> Output {
+        match self.streams {
+            Element::Bf16 => Output::Bf16,
+            Element::F32 => Output::F32,
+        }
     }
 
     pub(super) fn has_fp8_kv(&self) -> bool {

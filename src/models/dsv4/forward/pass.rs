@@ -6,6 +6,7 @@
 use cudarc::driver::sys::CUstream;
 
 use super::super::LayerKind;
+use super::super::inventory::{HC_ATTENTION, HC_FFN, HC_FIRST, HC_HEAD};
 use super::buffers::{EntryColumns, LayerCache, Part};
 use super::device_weights::{DeviceChoice, DeviceCompressor, DeviceLayer, Hyper, Projection, compressor_op};
 use super::ops::{Bucket, Kernel};
@@ -46,6 +47,18 @@ struct StepRows {
     strides: [Value; 2],
 }
 
+/// The two launches of a connection: a mix of streams by its op in the inventory, and what reads its sums.
+#[derive(Clone, Copy)]
+struct Connect {
+    mix: &'static str,
+    pre: Kernel,
+}
+
+const FIRST: Connect = Connect { mix: HC_FIRST, pre: Kernel::FirstPre };
+const LAYER: Connect = Connect { mix: HC_ATTENTION, pre: Kernel::Pre };
+const FEED_FORWARD: Connect = Connect { mix: HC_FFN, pre: Kernel::Pre };
+const HEAD: Connect = Connect { mix: HC_HEAD, pre: Kernel::HeadPre };
+
 /// A matrix of activations: where it begins, and elements between rows.
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
@@ -71,34 +84,34 @@ impl Pass<'_> {
             vec![(&weights.embed).into(), ids, (&buffers.streams).into(), count, m]
         })?;
         for layer_idx in 0..weights.layers.len() {
-            let mix = if layer_idx == 0 { Kernel::FirstMix } else { Kernel::Mix };
-            self.whole_layer(layer_idx, mix)?;
+            let start = if layer_idx == 0 { FIRST } else { LAYER };
+            self.whole_layer(layer_idx, start)?;
         }
         self.layer = None;
-        self.connect(Kernel::HeadMix, Kernel::HeadPre, "hc_head", &weights.hc_head, &weights.norm)?;
+        self.connect(HEAD, "hc_head", &weights.hc_head, &weights.norm)?;
         debug_assert_eq!(buffers.x.bytes(), 2 * (self.model.options.chunk * hidden) as usize);
         Ok(())
     }
 
     /// One layer by itself, on the streams that lie in their buffer, which then has what it gives.
     pub fn run_layer(&mut self, layer_idx: usize) -> Result<(), ForwardError> {
-        self.whole_layer(layer_idx, Kernel::FirstMix)?;
+        self.whole_layer(layer_idx, FIRST)?;
         // Any connection closes the layer; what it starts is of no use here.
         let weights = &self.model.weights;
-        self.connect(Kernel::HeadMix, Kernel::HeadPre, "hc_head", &weights.hc_head, &weights.norm)
+        self.connect(HEAD, "hc_head", &weights.hc_head, &weights.norm)
     }
 
-    fn whole_layer(&mut self, layer_idx: usize, mix: Kernel) -> Result<(), ForwardError> {
+    fn whole_layer(&mut self, layer_idx: usize, start: Connect) -> Result<(), ForwardError> {
         self.layer = Some(layer_idx);
-        self.attention_layer(layer_idx, mix)?;
+        self.attention_layer(layer_idx, start)?;
         self.feed_forward_layer(layer_idx)
     }
 
-    fn attention_layer(&mut self, layer_idx: usize, mix: Kernel) -> Result<(), ForwardError> {
+    fn attention_layer(&mut self, layer_idx: usize, start: Connect) -> Result<(), ForwardError> {
         let (model, buffers) = (self.model, &self.model.buffers);
         let (layer, cache) = (&model.weights.layers[layer_idx], &model.caches.layers[layer_idx]);
         let config = &model.config;
-        self.connect(mix, Kernel::Pre, "hc_attn", &layer.hc_attn, &layer.attn_norm)?;
+        self.connect(start, "hc_attn", &layer.hc_attn, &layer.attn_norm)?;
 
         let x = Rows::of(&buffers.x, config.hidden);
         let qkv = Rows::of(&buffers.qkv, config.q_rank + config.head_dim);
@@ -129,7 +142,7 @@ impl Pass<'_> {
         let (model, buffers) = (self.model, &self.model.buffers);
         let layer = &model.weights.layers[layer_idx];
         let config = &model.config;
-        self.connect(Kernel::Mix, Kernel::Pre, "hc_ffn", &layer.hc_ffn, &layer.ffn_norm)?;
+        self.connect(FEED_FORWARD, "hc_ffn", &layer.hc_ffn, &layer.ffn_norm)?;
         let x = Rows::of(&buffers.x, config.hidden);
         self.linear("ffn.gate", &layer.gate, x, Rows::of(&buffers.gate_logits, config.experts))?;
         self.route(layer)?;
@@ -148,8 +161,7 @@ impl Pass<'_> {
     /// Closes the sublayer before and starts the next: streams, mixing values, and the normalised input in `x`.
     fn connect(
         &mut self,
-        mix: Kernel,
-        pre: Kernel,
+        Connect { mix, pre }: Connect,
         name: &'static str,
         hyper: &Hyper,
         norm: &Buffer,
@@ -161,14 +173,23 @@ impl Pass<'_> {
             _ => ("hc_head.mix", "hc_head.pre"),
         };
         // Behind attention there is one output, behind the experts there are two.
-        let second = if name == "hc_ffn" { Value::Pointer(0) } else { (&buffers.shared_y).into() };
-        let streams: Value = (&buffers.streams).into();
-        let partials: Value = (&buffers.partials).into();
-        let streams_view = self.streams_view();
-        self.op(mix, mix_name, &[streams_view], |count, m| {
-            let mix_prev = (&buffers.mix).into();
-            vec![streams, (&buffers.y).into(), second, mix_prev, (&hyper.function).into(), streams, partials, count, m]
-        })?;
+        let second = if name == "hc_ffn" { 0 } else { buffers.shared_y.pointer() };
+        let (streams, partials) = (buffers.streams.pointer(), buffers.partials.pointer());
+        let args = LaunchArgs {
+            streams,
+            mixed_streams: streams,
+            activations: buffers.y.pointer(),
+            more_activations: second,
+            mixing: buffers.mix.pointer(),
+            weights: hyper.function.pointer(),
+            output: partials,
+            tokens: self.bucket.m,
+            tokens_on_device: buffers.ints.pointer(Part::Counts),
+            ..LaunchArgs::default()
+        };
+        let (problem, streams_view) = (self.problem(mix).clone(), self.streams_view());
+        self.launch(mix_name, &problem, args, &[streams_view])?;
+        let (streams, partials) = (Value::Pointer(streams), Value::Pointer(partials));
         let x = self.view("x", &buffers.x, self.model.config.hidden, Element::Bf16);
         self.op(pre, pre_name, &[x], |count, m| {
             let mix_out = if pre == Kernel::HeadPre { Value::Pointer(0) } else { (&buffers.mix).into() };
@@ -436,8 +457,12 @@ impl Pass<'_> {
         let loaded = prepared.ok_or_else(|| ForwardError::Unprepared { problem: problem.to_string() })?;
         let args = LaunchArgs { workspace: self.model.workspaces.of(problem), ..args };
         let weights = [args.weights, args.down_weights];
-        let n_weights = if matches!(problem, Problem::MoeBlock(_)) { 2 } else { 1 };
-        self.observer.launches(id, problem, &weights[..n_weights]);
+        match problem {
+            Problem::MoeBlock(_) => self.observer.launches(id, problem, &weights),
+            // Its weights are not packed, and the bytes of its streams are no floor of a product.
+            Problem::StreamMix(_) => {}
+            _ => self.observer.launches(id, problem, &weights[..1]),
+        }
         // SAFETY: every address is a buffer of the model, made for the largest bucket, that lives as long as the model,
         // which outlives its graphs.
         unsafe { loaded.launch(&args, self.stream.cast())? };

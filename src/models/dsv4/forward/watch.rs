@@ -134,7 +134,7 @@ const ATTENDS: &[&str] =
 mod tests {
     use super::*;
     use crate::models::dsv4::{Config, Formats, inventory_of};
-    use crate::models::{Checkpoint, Shard};
+    use crate::models::{Checkpoint, Product, Shard};
 
     /// Names in the sources of a step: string literals that look like one.
     fn names_of(source: &str) -> Vec<&str> {
@@ -159,7 +159,8 @@ mod tests {
         assert!(found.iter().all(|names| names.len() >= 3) && found[0].len() > 30, "the scan finds names: {found:?}");
         let listed = |name: &str| READS.iter().any(|(op, _)| *op == name);
         let ops = inventory_of(&Config::FLASH, Formats::of(Checkpoint::Nvfp4), Shard::default()).unwrap();
-        let gemms = ops.iter().filter(|op| op.problem(1).is_some()).map(|op| op.name);
+        // Mixes of streams are launched under the names of the sublayers that they start.
+        let gemms = ops.iter().filter(|op| !matches!(op.product, Product::Streams(_))).map(|op| op.name);
         let missing: Vec<&str> = found.into_iter().flatten().chain(gemms).filter(|name| !listed(name)).collect();
         assert!(missing.is_empty(), "without a line in the table: {missing:?}");
     }
