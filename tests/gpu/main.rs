@@ -62,13 +62,16 @@ fn main() -> ExitCode {
 
 fn run(context: &mut Context, cases: &[Case]) -> ExitCode {
     let started = Instant::now();
-    let mut failures = Vec::new();
+    let (mut failures, mut checks) = (Vec::new(), 0);
     for (case_idx, case) in cases.iter().enumerate() {
         let case_started = Instant::now();
         let result = (case.run)(context);
         let seconds = case_started.elapsed().as_secs_f64();
         match result {
-            Ok(checked) => println!("ok      {:<64} {checked:>6} checks {seconds:>7.2} s", case.name),
+            Ok(checked) => {
+                checks += checked;
+                println!("ok      {:<64} {checked:>6} checks {seconds:>7.2} s", case.name);
+            }
             Err(failure) => {
                 println!("FAILED  {}: {}", case.name, failure.reason);
                 failures.push(case.name.clone());
@@ -79,7 +82,6 @@ fn run(context: &mut Context, cases: &[Case]) -> ExitCode {
             }
         }
     }
-    let checks = context.checks;
     println!(
         "gpu: {} of {} cases failed, {checks} checks in {:.1} s",
         failures.len(),
