@@ -148,7 +148,9 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A result is as readable as any file that the user writes, not private like a temporary one.
     let readable = std::fs::Permissions::from_mode(0o666);
-    let mut beside = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
+    // The error's own words would name the temporary file.
+    let unnamed = |error: io::Error| io::Error::from(error.kind());
+    let mut beside = tempfile::Builder::new().permissions(readable).tempfile_in(folder).map_err(unnamed)?;
     io::Write::write_all(&mut beside, bytes)?;
     beside.persist(path)?;
     Ok(())
@@ -261,6 +263,14 @@ mod tests {
         std::fs::write(folder.path().join("old"), "").unwrap();
         let error = DumpWriter::create(folder.path()).map(drop).unwrap_err().to_string();
         assert!(error.starts_with("expected no files in `"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_told_without_the_temporary_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = replace_file(&folder.path().join("none/x"), b"").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(!error.to_string().contains("none"), "{error}");
     }
 
     #[test]
