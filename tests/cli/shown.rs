@@ -1,5 +1,7 @@
 //! What is shown and explained: spaces with their rules, winners with their evidence, the ladder with its sentences.
 
+use tilekiln::problem::Routing;
+
 use crate::machine::{Machine, current_record};
 
 #[test]
@@ -52,6 +54,18 @@ fn records_say_how_good_and_how_old_they_are() {
     assert!(table.contains("  67  1.15  measured  "), "{table}");
     assert!(machine.records(&["--model", "dsv4-pro"]).is_empty());
     assert_eq!(machine.json(&["show", "records", "--gpu", "b200"]), serde_json::json!([]));
+}
+
+#[test]
+fn a_time_under_several_routings_says_which_and_has_no_share_of_the_floor() {
+    let machine = Machine::new();
+    let problem = "moe nvfp4 8/8 top2 256x128 m4";
+    let mut experts = current_record(problem, 30.0);
+    experts.routings = vec![Routing::Uniform, Routing::Zipf(1.0)];
+    machine.keep(&[experts]);
+    let table = machine.data(&["show", "records", "--problem", problem]);
+    assert!(table.contains("measured, uniform and zipf(1.0)"), "{table}");
+    assert_eq!(machine.records(&[])[0]["routings"], serde_json::json!(["uniform", "zipf(1.0)"]));
 }
 
 #[test]
