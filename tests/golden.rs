@@ -82,16 +82,17 @@ fn kernels_of(arch: &'static ArchSpec) -> BTreeMap<PathBuf, String> {
     rendered
 }
 
-/// Name of a kernel's file: its template, or for one with two steps its family, the width of activations where the
-/// family's templates differ in it, and the step.
+/// Name of a kernel's file: its template, or for one with two steps its family, whether it rounds its rows where it may,
+/// and the step.
 fn stem(family: &dyn Family, request: &Request) -> String {
-    let name = match request.template.ends_with("_a8") && !family.name().ends_with("_a8") {
-        true => format!("{}_a8", family.name()),
-        false => family.name().to_string(),
+    let is = |name: &str| {
+        let value = request.values.get("problem").and_then(|problem| problem.get(name))?;
+        Some(matches!(value, Value::Word(word) if word == "true"))
     };
-    match request.values.get("problem").and_then(|problem| problem.get("is_down")) {
-        Some(Value::Word(word)) if word == "true" => format!("{name}_down"),
-        Some(_) => format!("{name}_up"),
+    let name = if is("rounds") == Some(true) { format!("{}_a8", family.name()) } else { family.name().to_string() };
+    match is("is_down") {
+        Some(true) => format!("{name}_down"),
+        Some(false) => format!("{name}_up"),
         None => request.template.to_string(),
     }
 }

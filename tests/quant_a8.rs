@@ -157,7 +157,7 @@ fn every_format_decodes_to_bf16_too_and_without_an_error() {
 #[test]
 fn every_e4m3_value_is_a_bf16() {
     for byte in (0..=255u8).filter(|byte| byte & 0x7F != 0x7F) {
-        // `pair_of_e4m3` of templates/round_rows: 2^120 is 0x7B80.
+        // `pair_of_e4m3` of templates/lib/staged_rows.cuh: 2^120 is 0x7B80.
         let lifted = u16::from(byte & 0x80) << 8 | u16::from(byte & 0x7F) << 4;
         let value = bf16::decode(lifted) * bf16::decode(0x7B80);
         assert_eq!(value.to_bits(), e4m3::decode(byte).to_bits(), "{byte:#x}");

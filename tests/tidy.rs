@@ -218,7 +218,7 @@ fn kernels_explain_themselves() {
             broken.push(format!("{}: {percent} % of the lines are comments", file.path));
         }
         let name = file.path.trim_start_matches("templates/").trim_end_matches("/kernel.cu");
-        let is_gemm = ["dense_", "moe_mma", "moe_wgmma"].iter().any(|prefix| name.starts_with(prefix));
+        let is_gemm = ["dense_", "moe_mma", "moe_staged", "moe_wgmma"].iter().any(|prefix| name.starts_with(prefix));
         let formula = format!("// {name}: ");
         let anywhere = [&formula[..], "arch: templates/arch/", "in memory", "block"];
         let of_a_gemm = [

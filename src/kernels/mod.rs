@@ -12,11 +12,11 @@ mod group_a8;
 mod hc_mix;
 mod moe;
 mod moe_mma;
+mod moe_staged;
 mod moe_wgmma;
 mod moe_wgmma_a8;
 mod pack;
 mod plan;
-mod round_rows;
 pub mod runner;
 mod space;
 mod stream;
@@ -27,7 +27,8 @@ pub use dense_mma::DenseMma;
 pub use dense_wgmma::DenseWgmma;
 pub use dense_wgmma_a8::DenseWgmmaA8;
 pub use hc_mix::{HcMix, mix_splits};
-pub use moe_mma::{MoeMma, MoeWalk};
+pub use moe_mma::MoeMma;
+pub use moe_staged::{MoeStaged, MoeWalk};
 pub use moe_wgmma::MoeWgmma;
 pub use moe_wgmma_a8::MoeWgmmaA8;
 pub use pack::{SCAN_RANGE_START, pack, pack_blocks, pack_scan};
@@ -70,8 +71,8 @@ pub trait Family: Sync {
 }
 
 /// Every family. A new one is a file here, a folder in `templates/` and a line in this list.
-pub static FAMILIES: [&dyn Family; 9] =
-    [&DenseMma, &DenseWgmma, &DenseWgmmaA8, &MoeWalk, &MoeMma, &MoeWgmma, &MoeWgmmaA8, &Quantise, &HcMix];
+pub static FAMILIES: [&dyn Family; 10] =
+    [&DenseMma, &DenseWgmma, &DenseWgmmaA8, &MoeWalk, &MoeStaged, &MoeMma, &MoeWgmma, &MoeWgmmaA8, &Quantise, &HcMix];
 
 /// The family of that name.
 pub fn family(name: &str) -> Option<&'static dyn Family> {
@@ -96,7 +97,7 @@ pub fn default_tile(problem: &Problem, gpu: &GpuSpec) -> Option<Tile> {
         Problem::Dense(dense) => (family.name() == "dense_wgmma") == (dense.m > 32),
         Problem::MoeBlock(block) => match block.m {
             0..=4 => family.name() == "moe_walk",
-            5..=32 => family.name() == "moe_mma",
+            5..=32 => family.name() == "moe_staged",
             _ => family.name() == "moe_wgmma",
         },
         Problem::Convert(_) | Problem::StreamMix(_) => true,

@@ -36,6 +36,28 @@ pub(super) fn block_of(problem: &Problem) -> &MoeBlock {
     block
 }
 
+/// The block of `problem`, if `mma.sync` can serve it.
+pub(super) fn block_on_mma<'a>(problem: &'a Problem, arch: &ArchSpec) -> Result<&'a MoeBlock, String> {
+    match problem {
+        Problem::MoeBlock(block) if !arch.capabilities.mma_sync => {
+            Err(format!("{} has no mma.sync on BF16 for {}", arch.name, block.weights))
+        }
+        Problem::MoeBlock(block) => Ok(block),
+        other => Err(format!("expected a block of experts, found `{other}`")),
+    }
+}
+
+/// Gate-up waits before anything else and down lets go at once or at the end: places between were not worth an axis.
+pub(super) fn signals(arch: &ArchSpec) -> Vec<u32> {
+    if arch.capabilities.dependent_launch { vec![0, 3] } else { vec![0] }
+}
+
+/// Rows of an expert that is touched at all, on average under uniform routing.
+pub(super) fn rows_per_expert(problem: &Problem) -> u32 {
+    let block = block_of(problem);
+    (block.local_slots() / block.touched_experts()).ceil() as u32
+}
+
 /// Slots of a step: rows of the hidden buffer.
 pub(super) fn slots(block: &MoeBlock) -> u32 {
     block.m * block.top_k
@@ -82,6 +104,9 @@ impl Cut {
 /// Slots from which another block is worth its reading of all of them.
 const SLOTS_OF_BLOCK: u32 = 512;
 
+/// What the schedule has in shared memory besides: the sums of each warp.
+const STATIC_BYTES: u64 = 12 * 32;
+
 /// The element of parts of so many bytes.
 pub(super) fn part_word(part_bytes: u32) -> &'static str {
     if part_bytes == 2 { "bf16" } else { "float" }
@@ -110,9 +135,18 @@ impl Schedule {
         self.begin + 4 * u64::from(block.local_experts)
     }
 
+    /// The list of tiles of gate-up or down, their count, and the slots in the order of their experts.
+    pub fn lists(&self, is_down: bool) -> [Param; 3] {
+        let (tiles, count) = match is_down {
+            false => (self.up_tiles, self.tile_counts),
+            true => (self.down_tiles, self.tile_counts + 4),
+        };
+        [tiles, count, self.slot_of].map(Param::Workspace)
+    }
+
     /// Refuses more experts than the counters of one block of threads have room for.
     pub fn fits(block: &MoeBlock, arch: &ArchSpec) -> Result<(), String> {
-        let (need, have) = (Self::smem_bytes(block), arch.smem_per_block);
+        let (need, have) = (Self::smem_bytes(block) + STATIC_BYTES, arch.smem_per_block);
         if need <= u64::from(have) {
             return Ok(());
         }
@@ -121,7 +155,8 @@ impl Schedule {
     }
 
     fn warps(block: &MoeBlock) -> u32 {
-        slots(block).div_ceil(32).next_power_of_two().clamp(4, 32)
+        // Threads for the experts too: they are scanned one a thread.
+        slots(block).max(block.local_experts).div_ceil(32).next_power_of_two().clamp(4, 32)
     }
 
     /// Blocks that share the experts. Each reads all slots, so a few slots are read by one.
@@ -174,8 +209,8 @@ impl Schedule {
                 bytes_in_flight: f64::from(warps * 128),
                 // Walking twice; placing the slots of its own experts.
                 block_issues: f64::from(slots.div_ceil(32)) * (40.0 + 80.0 / f64::from(Self::blocks(block)))
-                    + f64::from(block.local_experts) * 8.0,
-                tail_steps: 12.0,
+                    + f64::from(block.local_experts),
+                tail_steps: 3.0,
                 registers: 32,
                 ..Work::default()
             },

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::group::Group;
-use super::moe::{Cut, Schedule, block_of, most_tiles, slots};
-use super::moe_mma::rows_per_expert;
+use super::moe::{Cut, Schedule, block_of, most_tiles, rows_per_expert, slots};
 use super::plan::{BoxBase, Workspace, word_of};
 use super::space::{first_that_fits, number, tile_values};
 use super::{Axis, BoxMap, Family, Launch, Operand, Param, Plan, Rule, Work};

@@ -8,8 +8,7 @@ use std::collections::BTreeMap;
 
 use super::convert::{Rows, rows_to_fp8};
 use super::group_a8::{GroupA8, sums_of};
-use super::moe::{Cut, Schedule, block_of, most_tiles, part_word, slots};
-use super::moe_mma::rows_per_expert;
+use super::moe::{Cut, Schedule, block_of, most_tiles, part_word, rows_per_expert, slots};
 use super::moe_wgmma::step_of;
 use super::plan::{BoxBase, Workspace, word_of};
 use super::space::{first_that_fits, number, tile_values};

@@ -2,7 +2,7 @@
 
 use super::space::number;
 use crate::problem::Tile;
-use crate::quant::{Activations, PackedLayout, WeightFormat};
+use crate::quant::{PackedLayout, WeightFormat};
 
 /// A block of warps that stream packed weights, each its own range of slabs.
 #[derive(Clone, Copy, Debug)]
@@ -78,9 +78,7 @@ impl Stream {
     pub fn registers(&self) -> u32 {
         let (rows, tokens) = (self.row_tiles, self.token_tiles());
         if self.is_in_registers() {
-            // With FP8 rows, besides: a row's scale, and one more of the decode.
-            let more = if self.layout.activations() == Activations::A8 { 2 } else { 0 };
-            let multiplying = 28 + more + self.slab_registers() + 4 * rows * tokens + 4 * tokens + self.first_pieces();
+            let multiplying = 28 + self.slab_registers() + 4 * rows * tokens + 4 * tokens + self.first_pieces();
             return multiplying.max(self.placing_registers()).next_multiple_of(8);
         }
         (48 + 4 * rows * tokens + 6 * tokens + 10 * rows).next_multiple_of(8)
@@ -128,8 +126,7 @@ impl Stream {
     /// Warp instructions that a block issues for `slabs` slabs of each of its row tiles.
     pub fn issues(&self, slabs: f64) -> f64 {
         let steps = f64::from(self.layout.slab_k() as u32 / 16);
-        let unsorting = if self.layout.activations() == Activations::A8 { UNSORTING_ISSUES } else { 0.0 };
-        let decode = decode_issues(self.layout.format()) + unsorting;
+        let decode = decode_issues(self.layout.format());
         let tokens = f64::from(self.token_tiles());
         let copies = f64::from(self.slab_bytes()) / 512.0 + f64::from(self.tokens) * steps / 16.0 * 4.0;
         let stage_issues = if self.is_in_registers() { STAGE_ISSUES / 2.0 } else { STAGE_ISSUES };
@@ -147,10 +144,6 @@ pub(super) fn decode_issues(format: WeightFormat) -> f64 {
         WeightFormat::Bf16 => 1.0,
     }
 }
-
-/// What the same decode to BF16 costs more with codes that stand where FP8 tensor cores want them: signs and magnitudes
-/// are brought to their places one by one. Counted in `lib/format_a8_bf16.cuh`.
-const UNSORTING_ISSUES: f64 = 4.0;
 
 /// Waiting, refilling and addressing of one stage.
 const STAGE_ISSUES: f64 = 30.0;

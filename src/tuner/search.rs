@@ -718,7 +718,7 @@ mod tests {
             ("moe nvfp4 256 top6 4096x2048 m4".parse::<Problem>().unwrap(), GpuSpec::named("h100").unwrap());
         let ranked = predict::ranked(&problem, gpu);
         let field = first_field(&problem, gpu, Effort::QUICK.on(&problem), &[], &ranked);
-        let families = [("moe_walk", true), ("moe_walk", false), ("moe_mma", true), ("moe_mma", false)];
+        let families = [("moe_walk", false), ("moe_staged", false), ("moe_mma", true), ("moe_mma", false)];
         for (family, is_in_registers) in families.into_iter().chain([("moe_wgmma", false)]) {
             let wanted = (family, [is_in_registers, false, false]);
             assert!(field.iter().any(|tile| kind(tile) == wanted), "{wanted:?}: {field:?}");

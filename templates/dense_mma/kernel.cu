@@ -165,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlock
   const int range = part * Config::kWarps + warp;
   const int begin = int64_t{n_slabs} * range / kRanges;
   const int end = int64_t{n_slabs} * (range + 1) / kRanges;
-  stream_slabs<Config>(sums, source, begin, end, shared + warp * WarpRing<Config>::kBytes, lane, [](int) {});
+  stream_slabs<Config>(sums, source, begin, end, shared + warp * WarpRing<Config>::kBytes, lane);
 
   const int columns = Config::kSwiGlu ? n / 2 : n;
   const Results results{d + first_token * ldd + int64_t{group} * columns, ldd, first_row, n, segments, limit};

@@ -85,9 +85,9 @@ __device__ __forceinline__ void place_first_tokens(const Source& source, uint8_t
 }
 
 // Streams slabs `begin` to `end` of `source` through registers; arguments are those of stream_through_ring.
-template <class Config, class Source, class Fold>
+template <class Config, class Source>
 __device__ __forceinline__ void stream_through_registers(WarpSums<Config>& sums, Source& source, int begin, int end,
-                                                         uint8_t* slots, int lane, Fold fold) {
+                                                         uint8_t* slots, int lane) {
   using Ring = WarpRing<Config>;
   const uint32_t address = smem_address(slots);
   FetchedSlab<Config> slabs[Config::kSlabs];
@@ -116,7 +116,6 @@ __device__ __forceinline__ void stream_through_registers(WarpSums<Config>& sums,
             sums, address + s * Ring::kTokenBytes, lane,
             [&](int tile, int chunk) { return slabs[s].codes[tile][chunk]; },
             [&](int tile) { return slabs[s].scales[tile]; });
-        fold(i);
         if (i + Config::kSlabs < end) {
           fetch_slab<Config>(slabs[s], source.slab(i + Config::kSlabs), source.tile, lane);
           __syncwarp();  // all lanes have read the slot
@@ -132,12 +131,12 @@ __device__ __forceinline__ void stream_through_registers(WarpSums<Config>& sums,
 }
 
 // Streams by the way that the tile has chosen.
-template <class Config, class Source, class Fold>
+template <class Config, class Source>
 __device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& source, int begin, int end,
-                                             uint8_t* memory, int lane, Fold fold) {
+                                             uint8_t* memory, int lane) {
   if constexpr (Config::kStages == 1) {
-    stream_through_registers<Config>(sums, source, begin, end, memory, lane, fold);
+    stream_through_registers<Config>(sums, source, begin, end, memory, lane);
   } else {
-    stream_through_ring<Config>(sums, source, begin, end, memory, lane, fold);
+    stream_through_ring<Config>(sums, source, begin, end, memory, lane);
   }
 }

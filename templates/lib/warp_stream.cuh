@@ -123,13 +123,12 @@ __device__ __forceinline__ void multiply_landed(WarpSums<Config>& sums, const ui
       });
 }
 
-// Streams slabs `begin` to `end` of `source` through the ring. Source gives slab(i) and tokens(i), k(i), k_end(), the
-// first row tile, and ended(i): whether what follows slab i belongs to another sum (then `fold` is called).
-// Template arguments: kSignal tells where the next grid is let go (0 at entry, by the caller; 1 before the wait for the
+// Streams slabs `begin` to `end` of `source` through the ring. Source gives slab(i), tokens(i), k(i), k_end and the
+// first row tile. kSignal tells where the next grid is let go (0 at entry, by the caller; 1 before the wait for the
 // dependency, 2 after it, 3 when all has been multiplied).
-template <class Config, class Source, class Fold>
+template <class Config, class Source>
 __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Source& source, int begin, int end,
-                                                    uint8_t* ring, int lane, Fold fold) {
+                                                    uint8_t* ring, int lane) {
   using Ring = WarpRing<Config>;
   const uint32_t address = smem_address(ring);
   const int n_stages = ceil_divide(end - begin, Config::kSlabs);
@@ -180,7 +179,6 @@ __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Sour
       const int i = begin + stage * Config::kSlabs + s;
       if (i < end) {
         multiply_landed<Config>(sums, ring + slot * Ring::kStageBytes, s, lane);
-        fold(i);
       }
     }
     slot = slot == Config::kStages - 1 ? 0 : slot + 1;

@@ -18,8 +18,8 @@ pub fn cases() -> Vec<Case> {
         name: format!("a rank's experts with {family} and {activations}, {TOKENS} of {m} tokens"),
         run: Box::new(move |context| run(context, family, activations, m)),
     };
-    let a16 = [("moe_walk", 64), ("moe_mma", 64), ("moe_wgmma", 64), ("moe_wgmma", 512)];
-    let a8 = [("moe_walk", 64), ("moe_mma", 64), ("moe_wgmma_a8", 64), ("moe_wgmma_a8", 512)];
+    let a16 = [("moe_walk", 64), ("moe_staged", 64), ("moe_mma", 64), ("moe_wgmma", 64), ("moe_wgmma", 512)];
+    let a8 = [("moe_walk", 64), ("moe_staged", 64), ("moe_wgmma_a8", 64), ("moe_wgmma_a8", 512)];
     let a16 = a16.map(|(family, m)| case(family, Activations::A16, m));
     a16.into_iter().chain(a8.map(|(family, m)| case(family, Activations::A8, m))).collect()
 }

@@ -2,18 +2,16 @@
 // Generated from templates/moe_mma for sm100a, moe_mma row_tiles=2 signal=0 slabs=1 stages=6 tokens=8 warps=4. Do not edit.
 //
 // moe_mma: one of the two grouped GEMMs of a block of experts, on mma.sync; the bandwidth path.
-//   gate-up   H[p, :] = swiglu(alpha * W13[e] * X[token of p])          for every position or slot p of an expert e
-//   down      parts[slot, :] = weight[slot] * alpha * W2[e] * H[p]      from a list of tiles
-//             D[t, :] = sum over slots s of weight * alpha * W2[e] * H  walking the slots of a token: no second pass
+//   gate-up   H[p, :] = swiglu(alpha * W13[e] * X[token of p])          for every position p of an expert e
+//   down      parts[slot, :] = weight[slot] * alpha * W2[e] * H[p]
 //
 //   operand   shape                        in memory                               read by
 //   W         [n_local][n, k]              packed slabs (lib/format.cuh)           every lane, its own 16 bytes
 //   X or H    [m or slots, k]              BF16, row-major, 16-byte rows           every warp, its own range of k
 //   tiles     [count] int4                 expert, position, count (moe_schedule)  every thread
-//   out       H BF16, parts f32 or D BF16  row-major                               all threads, after the sum
+//   out       H BF16, parts f32            row-major                               all threads, after the sum
 //
-//   kWalk = false: grid = (row blocks, tiles), up to kTokens slots of one expert to a block
-//   kWalk = true:  grid = (row blocks, slots or tokens), one token to a block, no schedule; down's k runs over slots
+//   grid = (row blocks, tiles), up to kTokens slots of one expert to a block
 //   block = kWarps warps, all on the same kRowTiles x 16 rows; warp w takes the w-th range of slabs
 //
 //   gate-up  | wait for the grid ahead | fetch W, X | multiply, refilling the ring ... | sum over warps | out
@@ -52,7 +50,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 34 "templates/moe_mma/kernel.cu"
+#line 32 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -74,7 +72,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 35 "templates/moe_mma/kernel.cu"
+#line 33 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -98,7 +96,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 36 "templates/moe_mma/kernel.cu"
+#line 34 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -119,7 +117,7 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 37 "templates/moe_mma/kernel.cu"
+#line 35 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/clamp.cuh"
 // The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
 
@@ -136,7 +134,7 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
   return out;
 }
-#line 38 "templates/moe_mma/kernel.cu"
+#line 36 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/cluster.cuh"
 // Thread-block clusters: blocks that start together and reach each other's shared memory and barriers.
 
@@ -185,7 +183,7 @@ __device__ __forceinline__ void copy_box_to_blocks(uint32_t smem_to, const void*
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
       : "memory");
 }
-#line 39 "templates/moe_mma/kernel.cu"
+#line 37 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -197,7 +195,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 40 "templates/moe_mma/kernel.cu"
+#line 38 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/load.cuh"
 // Loads of what is read once.
 
@@ -226,7 +224,7 @@ __device__ __forceinline__ uint16_t load_once(const uint16_t* from) {
   asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(value) : "l"(from));
   return value;
 }
-#line 41 "templates/moe_mma/kernel.cu"
+#line 39 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/matrix.cuh"
 // Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
 
@@ -246,7 +244,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#line 42 "templates/moe_mma/kernel.cu"
+#line 40 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/reciprocal.cuh"
 // The chip's estimate of a reciprocal.
 
@@ -256,7 +254,7 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
-#line 43 "templates/moe_mma/kernel.cu"
+#line 41 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -422,7 +420,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 44 "templates/moe_mma/kernel.cu"
+#line 42 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/reciprocal.cuh"
 // A reciprocal for long chains of them.
 
@@ -433,7 +431,7 @@ __device__ __forceinline__ float reciprocal_in_range(float x) {
   const float estimate = reciprocal_estimate(x);
   return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
 }
-#line 45 "templates/moe_mma/kernel.cu"
+#line 43 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/swiglu.cuh"
 // The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
 // has the same operations in the same order and gives the same bits on the CPU.
@@ -469,7 +467,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 46 "templates/moe_mma/kernel.cu"
+#line 44 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -478,7 +476,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 47 "templates/moe_mma/kernel.cu"
+#line 45 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
 // From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
 
@@ -498,7 +496,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 48 "templates/moe_mma/kernel.cu"
+#line 46 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/warp_stream.cuh"
 // One warp multiplies kRowTiles x 16 rows of packed weights with up to kTokens tokens over its own range of slabs.
 //
@@ -625,13 +623,12 @@ __device__ __forceinline__ void multiply_landed(WarpSums<Config>& sums, const ui
       });
 }
 
-// Streams slabs `begin` to `end` of `source` through the ring. Source gives slab(i) and tokens(i), k(i), k_end(), the
-// first row tile, and ended(i): whether what follows slab i belongs to another sum (then `fold` is called).
-// Template arguments: kSignal tells where the next grid is let go (0 at entry, by the caller; 1 before the wait for the
+// Streams slabs `begin` to `end` of `source` through the ring. Source gives slab(i), tokens(i), k(i), k_end and the
+// first row tile. kSignal tells where the next grid is let go (0 at entry, by the caller; 1 before the wait for the
 // dependency, 2 after it, 3 when all has been multiplied).
-template <class Config, class Source, class Fold>
+template <class Config, class Source>
 __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Source& source, int begin, int end,
-                                                    uint8_t* ring, int lane, Fold fold) {
+                                                    uint8_t* ring, int lane) {
   using Ring = WarpRing<Config>;
   const uint32_t address = smem_address(ring);
   const int n_stages = ceil_divide(end - begin, Config::kSlabs);
@@ -682,7 +679,6 @@ __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Sour
       const int i = begin + stage * Config::kSlabs + s;
       if (i < end) {
         multiply_landed<Config>(sums, ring + slot * Ring::kStageBytes, s, lane);
-        fold(i);
       }
     }
     slot = slot == Config::kStages - 1 ? 0 : slot + 1;
@@ -690,7 +686,7 @@ __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Sour
   if constexpr (Config::kSignal == 3) launch_dependents();
   wait_copies<0>();
 }
-#line 49 "templates/moe_mma/kernel.cu"
+#line 47 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/warp_registers.cuh"
 // One warp multiplies its range of slabs with the codes in registers: the shortest way from memory to the tensor cores.
 //
@@ -779,9 +775,9 @@ __device__ __forceinline__ void place_first_tokens(const Source& source, uint8_t
 }
 
 // Streams slabs `begin` to `end` of `source` through registers; arguments are those of stream_through_ring.
-template <class Config, class Source, class Fold>
+template <class Config, class Source>
 __device__ __forceinline__ void stream_through_registers(WarpSums<Config>& sums, Source& source, int begin, int end,
-                                                         uint8_t* slots, int lane, Fold fold) {
+                                                         uint8_t* slots, int lane) {
   using Ring = WarpRing<Config>;
   const uint32_t address = smem_address(slots);
   FetchedSlab<Config> slabs[Config::kSlabs];
@@ -810,7 +806,6 @@ __device__ __forceinline__ void stream_through_registers(WarpSums<Config>& sums,
             sums, address + s * Ring::kTokenBytes, lane,
             [&](int tile, int chunk) { return slabs[s].codes[tile][chunk]; },
             [&](int tile) { return slabs[s].scales[tile]; });
-        fold(i);
         if (i + Config::kSlabs < end) {
           fetch_slab<Config>(slabs[s], source.slab(i + Config::kSlabs), source.tile, lane);
           __syncwarp();  // all lanes have read the slot
@@ -826,16 +821,16 @@ __device__ __forceinline__ void stream_through_registers(WarpSums<Config>& sums,
 }
 
 // Streams by the way that the tile has chosen.
-template <class Config, class Source, class Fold>
+template <class Config, class Source>
 __device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& source, int begin, int end,
-                                             uint8_t* memory, int lane, Fold fold) {
+                                             uint8_t* memory, int lane) {
   if constexpr (Config::kStages == 1) {
-    stream_through_registers<Config>(sums, source, begin, end, memory, lane, fold);
+    stream_through_registers<Config>(sums, source, begin, end, memory, lane);
   } else {
-    stream_through_ring<Config>(sums, source, begin, end, memory, lane, fold);
+    stream_through_ring<Config>(sums, source, begin, end, memory, lane);
   }
 }
-#line 50 "templates/moe_mma/kernel.cu"
+#line 48 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -856,7 +851,7 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 51 "templates/moe_mma/kernel.cu"
+#line 49 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/block_sum.cuh"
 // Adds what the warps of a block have summed, in ascending order of k, and hands each result to `store`.
 //
@@ -986,12 +981,11 @@ __device__ __forceinline__ void sum_cluster(const WarpSums<Config>& sums, uint8_
   };
   store.template each<Config::kCluster>(sum_at, n_tokens, rank);
 }
-#line 52 "templates/moe_mma/kernel.cu"
+#line 50 "templates/moe_mma/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4;                    // format of W
   static constexpr bool kIsDown = false;    // down, or gate-up
-  static constexpr bool kWalk = false;            // one token a block and no schedule, or a list of tiles
   static constexpr int kRowTiles = 2;    // 16-row tiles of a block
   static constexpr int kTokens = 8;         // slots of a block
   static constexpr int kWarps = 4;           // warps of a block: ranges of k
@@ -1005,23 +999,18 @@ struct Config {
 };
 static_assert(larger(Config::kWarps * WarpRing<Config>::kBytes, BlockSum<Config>::kBytes) == Config::kSmemBytes,
               "host and device disagree on shared memory");
-static_assert(!Config::kWalk || Config::kTokens == 1, "a walk is for one token");
 
 constexpr int kRows = Config::kRowTiles * kRowTile;
-constexpr int kMaxSlots = 32;  // top_k of a walk
 
-// A run of slabs: of one expert, or of the experts of a token's slots one after the other.
-struct Experts {
+// A run of slabs of one expert.
+struct ExpertRows {
   static constexpr bool kMayPrefetch = Config::kIsDown;
-  const uint8_t* weights;   // expert 0, the block's 64 rows, slab 0
+  const uint8_t* slabs;     // slab 0 of the 64 rows
   const bf16* rows_from;    // row 0 of X or H
-  const int* row_idx;       // [kTokens], or [slots] of a walk: rows of X or H
-  const int* expert_idx;    // [1], or [slots] of a walk
+  const int* row_idx;       // [kTokens] rows of X or H
   int64_t ld;
-  int64_t expert_bytes;
-  int tile;
+  int tile;                 // first row tile in the 64 rows
   int count;
-  int n_slabs;              // of one expert
   int k_end;
 
   struct Tokens {
@@ -1032,23 +1021,20 @@ struct Experts {
     __device__ __forceinline__ const bf16* row(int token) const { return from + row_idx[token] * ld; }
   };
 
-  __device__ __forceinline__ int slot(int i) const { return Config::kWalk && Config::kIsDown ? i / n_slabs : 0; }
   __device__ __forceinline__ const uint8_t* slab(int i) const {
-    const int s = slot(i);
-    return weights + expert_idx[s] * expert_bytes + int64_t{i - s * n_slabs} * Slab<Config::Weights>::kBytes;
+    return slabs + int64_t{i} * Slab<Config::Weights>::kBytes;
   }
-  __device__ __forceinline__ Tokens tokens(int i) const { return {rows_from, row_idx + slot(i), ld, count}; }
-  __device__ __forceinline__ int k(int i) const { return (i - slot(i) * n_slabs) * Config::Weights::kSlabK; }
+  __device__ __forceinline__ Tokens tokens(int) const { return {rows_from, row_idx, ld, count}; }
+  __device__ __forceinline__ int k(int i) const { return i * Config::Weights::kSlabK; }
   __device__ __forceinline__ void resolve() {}
 };
 
 // Where the results of a block go.
 struct Results {
   bf16* h;                  // gate-up: H, row 0
-  float* parts;             // down from a list: parts, row 0
-  bf16* d;                  // down of a walk: D, this token
+  float* parts;             // down: parts, row 0
   const int* out_idx;       // [kTokens] rows of H or parts
-  const float* factor;      // [kTokens] routing weight times alpha (down from a list)
+  const float* factor;      // [kTokens] routing weight times alpha (down)
   int64_t ld;
   int first_row;
   int n;
@@ -1068,11 +1054,7 @@ struct Results {
       if constexpr (Config::kIsDown) {
         const int row = first_row + column;
         if (row >= n) continue;
-        if constexpr (Config::kWalk) {
-          store_value(d + row, sum_at(0, column));
-        } else {
-          parts[out_idx[token] * ld + row] = sum_at(token, column) * factor[token];
-        }
+        parts[out_idx[token] * ld + row] = sum_at(token, column) * factor[token];
       } else {
         // Gate and up rows alternate by eights, so a block holds both halves of each of its columns.
         const int row = column / 8 * 16 + column % 8;
@@ -1087,25 +1069,14 @@ struct Results {
 
 // What a block is to do, in shared memory.
 struct Work {
-  int expert_idx[kMaxSlots];
-  int row_idx[larger(Config::kTokens, kMaxSlots)];
+  int row_idx[Config::kTokens];
   int out_idx[Config::kTokens];
-  float factor[larger(Config::kTokens, kMaxSlots)];
-  int n_tokens;
-  int n_slots;
+  float factor[Config::kTokens];
 };
 
-// Fills in `work` from the tile list; thread i takes slot i.
-__device__ __forceinline__ void work_from_list(Work& work, const int4* tiles, const int* tile_count, const int* slot_of,
-                                               const float* routing, const float* alpha, int top_k) {
-  // The list has room for the whole grid: both loads are on their way at once.
-  const int4 listed = __ldcg(tiles + blockIdx.y);
-  const int4 tile = blockIdx.y < __ldcg(tile_count) ? listed : make_int4(0, 0, 0, 0);
-  if (threadIdx.x == 0) {
-    work.expert_idx[0] = tile.x;
-    work.n_tokens = tile.z;
-    work.n_slots = 1;
-  }
+// Fills in `work` for a tile of the list; thread i takes slot i.
+__device__ __forceinline__ void find_rows(Work& work, int4 tile, const int* slot_of, const float* routing,
+                                          const float* alpha, int top_k) {
   for (int i = threadIdx.x; i < Config::kTokens; i += Config::kWarps * 32) {
     const int position = tile.y + i;
     const int slot = i < tile.z ? __ldcg(slot_of + position) : 0;
@@ -1116,105 +1087,42 @@ __device__ __forceinline__ void work_from_list(Work& work, const int4* tiles, co
   }
 }
 
-// Fills in `work` for one slot (gate-up) or all local slots of one token (down), a lane of the first warp each: one
-// after the other, six slots would cost six times the latency of two loads. Foreign ones are left out, the order stays.
-__device__ __forceinline__ void work_from_slots(Work& work, const int* experts, const float* routing,
-                                                const float* alpha, int n_tokens, int top_k, int expert_offset,
-                                                int n_local) {
-  if (threadIdx.x >= 32) return;
-  const int first = Config::kIsDown ? blockIdx.y * top_k : blockIdx.y;
-  const int slot = first + threadIdx.x;
-  const bool is_own = threadIdx.x < (Config::kIsDown ? top_k : 1) && slot < n_tokens * top_k;
-  const int expert = is_own ? __ldcg(experts + slot) - expert_offset : -1;
-  const bool is_local = expert >= 0 && expert < n_local;
-  const unsigned local = __ballot_sync(~0u, is_local);
-  if (is_local) {
-    const int i = __popc(local & ((1u << threadIdx.x) - 1));
-    work.expert_idx[i] = expert;
-    work.row_idx[i] = Config::kIsDown ? slot : slot / top_k;
-    work.factor[i] = Config::kIsDown ? __ldcg(routing + slot) * alpha[expert] : 1.0f;
-    if constexpr (!Config::kIsDown) work.out_idx[0] = slot;
-  }
-  if (threadIdx.x == 0) {
-    work.n_slots = __popc(local);
-    // A token without a local slot still gets its row of zeros.
-    work.n_tokens = Config::kIsDown ? first < n_tokens * top_k : __popc(local);
-  }
-}
-
-// The experts that the rows of this block are multiplied with, one after the other.
-__device__ __forceinline__ Experts experts_of_block(const Work& work, const uint8_t* weights, const bf16* from,
-                                                    int64_t ld_from, int n, int k) {
-  const int first_row = blockIdx.x * kRows;
-  Experts source;
-  source.n_slabs = ceil_divide(k, Config::Weights::kSlabK);
-  const int64_t block_bytes = int64_t{source.n_slabs} * Slab<Config::Weights>::kBytes;
-  source.expert_bytes = ceil_divide(n, kRowBlock) * block_bytes;
-  source.weights = weights + first_row / kRowBlock * block_bytes;
-  source.rows_from = from;
-  source.row_idx = work.row_idx;
-  source.expert_idx = work.expert_idx;
-  source.ld = ld_from;
-  source.tile = first_row % kRowBlock / kRowTile;
-  source.count = work.n_tokens;
-  source.k_end = k;
-  return source;
-}
-
 extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlocksPerSm)
-    moe_mma(const uint8_t* __restrict__ weights, const bf16* from, bf16* h, float* parts, bf16* d, const int4* tiles,
-            const int* tile_count, const int* slot_of, const int* experts, const float* routing, const float* alpha,
-            const int* m_on_device, int64_t ld_from, int64_t ld_out, int m, int n, int k, int top_k, int expert_offset,
-            int n_local, float limit) {
+    moe_mma(const uint8_t* __restrict__ weights, const bf16* from, bf16* h, float* parts, const int4* tiles,
+            const int* tile_count, const int* slot_of, const float* routing, const float* alpha, int64_t ld_from,
+            int64_t ld_out, int n, int k, int top_k, float limit) {
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ Work work;
   if constexpr (!Config::kIsDown) wait_for_dependency();
   if constexpr (Config::kSignal == 0) launch_dependents();
-  if constexpr (Config::kWalk) {
-    work_from_slots(work, experts, routing, alpha, actual_tokens(m_on_device, m), top_k, expert_offset, n_local);
-  } else {
-    work_from_list(work, tiles, tile_count, slot_of, routing, alpha, top_k);
-  }
-  __syncthreads();
-  // Beyond the list, and for a slot of a foreign expert.
-  if (work.n_tokens == 0) {
+  // The list has room for the whole grid: both loads are on their way at once.
+  const int4 tile = __ldcg(tiles + blockIdx.y);
+  if (blockIdx.y >= __ldcg(tile_count) || tile.z == 0) {
     wait_for_dependency();
     return;
   }
+  find_rows(work, tile, slot_of, routing, alpha, top_k);
+  __syncthreads();
 
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   // Down's alpha is in the factors. Loaded now, so that nobody waits for it at the end.
-  const float* gate_up = alpha + 2 * work.expert_idx[0];
-  const float alpha_gate = Config::kIsDown ? 1.0f : gate_up[0];
-  const float alpha_up = Config::kIsDown ? 1.0f : gate_up[1];
-  Experts source = experts_of_block(work, weights, from, ld_from, n, k);
-  WarpSums<Config> sums = {};
-  const int all_slabs = source.n_slabs * work.n_slots;
-  const int begin = int64_t{all_slabs} * warp / Config::kWarps;
-  const int end = int64_t{all_slabs} * (warp + 1) / Config::kWarps;
-  uint8_t* ring = shared + warp * WarpRing<Config>::kBytes;
-  if constexpr (Config::kWalk && Config::kIsDown) {
-    // A slot's sum is scaled when its last slab is done, or where this warp's range ends: both parts of a slot that two
-    // warps share have the same factor, so it does not matter where the ranges cut.
-    WarpSums<Config> slot_sums = {};
-    stream_slabs<Config>(slot_sums, source, begin, end, ring, lane, [&](int i) {
-      if (i + 1 < end && (i + 1) % source.n_slabs != 0) return;
-      const float factor = work.factor[i / source.n_slabs];
-#pragma unroll
-      for (int tile = 0; tile < Config::kRowTiles; ++tile) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          sums[tile][0][j] = __fmaf_rn(slot_sums[tile][0][j], factor, sums[tile][0][j]);
-          slot_sums[tile][0][j] = 0.0f;
-        }
-      }
-    });
-  } else {
-    stream_slabs<Config>(sums, source, begin, end, ring, lane, [](int) {});
-  }
+  const float alpha_gate = Config::kIsDown ? 1.0f : alpha[2 * tile.x];
+  const float alpha_up = Config::kIsDown ? 1.0f : alpha[2 * tile.x + 1];
   const int first_row = blockIdx.x * kRows;
-  const Results results{h, parts, d + blockIdx.y * ld_out, work.out_idx, work.factor, ld_out, first_row,
-                        n, alpha_gate, alpha_up, limit};
-  sum_block<Config>(sums, shared, nullptr, nullptr, 0, work.n_tokens, results);
+  const int n_slabs = ceil_divide(k, Config::Weights::kSlabK);
+  const int64_t row_block = int64_t{tile.x} * ceil_divide(n, kRowBlock) + first_row / kRowBlock;
+  ExpertRows source{weights + row_block * n_slabs * Slab<Config::Weights>::kBytes,
+                    from,
+                    work.row_idx,
+                    ld_from,
+                    first_row % kRowBlock / kRowTile,
+                    tile.z,
+                    k};
+  WarpSums<Config> sums = {};
+  const int begin = int64_t{n_slabs} * warp / Config::kWarps;
+  const int end = int64_t{n_slabs} * (warp + 1) / Config::kWarps;
+  stream_slabs<Config>(sums, source, begin, end, shared + warp * WarpRing<Config>::kBytes, lane);
+  const Results results{h, parts, work.out_idx, work.factor, ld_out, first_row, n, alpha_gate, alpha_up, limit};
+  sum_block<Config>(sums, shared, nullptr, nullptr, 0, tile.z, results);
 }

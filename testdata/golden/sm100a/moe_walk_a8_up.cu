@@ -1,40 +1,38 @@
-#line 4 "templates/moe_mma_a8/kernel.cu"
-// Generated from templates/moe_mma_a8 for sm100a, moe_walk row_tiles=1 signal=0 slabs=1 stages=6 tokens=1 warps=8. Do not edit.
+#line 4 "templates/moe_staged/kernel.cu"
+// Generated from templates/moe_staged for sm100a, moe_staged ranges=2 signal=0 slabs=4 stages=3 tiles=6 tokens=1. Do not edit.
 //
-// moe_mma_a8: one of the two grouped GEMMs of a block of experts with FP8 rows, on mma.sync; the bandwidth path. With
-// few tokens the weights' bytes are what takes time, so the rows' E4M3 values are multiplied as BF16, which holds each:
-//   gate-up   H[p, :] = swiglu(alpha * scale[t] * W13[e] * X[t])            t = token of p, a position or slot of e
-//   down      parts[slot, :] = weight * alpha * scale[p] * W2[e] * H[p]     from a list of tiles
-//             D[t, :] = sum over slots s of the same                   walking the slots of a token: no second pass
+// moe_staged: one of the two grouped GEMMs of a block of experts that have few rows each, on mma.sync. What takes time
+// is the weights' bytes, so a warp does little besides streaming and decoding them:
+//   gate-up   H[p, :] = swiglu(alpha * W13[e] * X[token of p])          for every position or slot p of an expert e
+//   down      parts[slot, :] = weight[slot] * alpha * W2[e] * H[p]      from a list of tiles
+//             D[t, :] = sum over slots s of weight * alpha * W2[e] * H  walking the slots of a token: no second pass
+// With FP8 rows (kRounds) E4M3 values under a scale of their row, which BF16 holds, take the place of X and H.
 //
 //   operand   shape                        in memory                               read by
-//   W         [n_local][n, k]              slabs as a8 packs them                  every lane, its own 16 bytes
-//                                          (lib/format_a8_bf16.cuh)
-//   X or H    [m or slots, k]              BF16 that are E4M3 values, 16-byte      every warp, its own range of k
-//                                          rows (templates/round_rows)
-//   scale     [m] or [slots]               f32, of a row of X or H                 a lane or thread each
+//   W         [n_local][n, k]              packed slabs (lib/format.cuh)           every lane, its own 16 bytes
+//   X or H    [m or slots, k]              BF16, row-major, 16-byte rows           all warps, once, to shared memory
 //   tiles     [count] int4                 expert, position, count (moe_schedule)  every thread
-//   out       H BF16, parts f32 or D BF16  row-major; H is not yet rounded         all threads, after the sum
+//   counters  [3] uint32                   of templates/quantise, with kRounds     added to, but the first
+//   out       H BF16, parts f32 or D BF16  row-major                               the warps of the first range of k
 //
-//   kWalk = false: grid = (row blocks, tiles), up to kTokens slots of one expert to a block
-//   kWalk = true:  grid = (row blocks, slots or tokens), one token to a block, no schedule; down's k runs over slots
-//   block = kWarps warps, all on the same kRowTiles x 16 rows; warp w takes the w-th range of slabs
+//   kWalk = false: grid = (groups of kTiles row tiles, tiles), up to kTokens slots of one expert to a block
+//   kWalk = true:  grid = (the same, slots or tokens), one token to a block, no schedule; down's k runs over slots
+//   block = kWarps warps, kTiles x kRanges: warp w has row tile w % kTiles of 16 rows and range w / kTiles of slabs
 //
-//   round_rows X | gate-up | round_rows H | down
-//   gate-up  | wait for the grid ahead | fetch scales, W, X | multiply, refilling the ring ... | sum over warps | out
-//   down     | fetch W | wait for the grid ahead | fetch scales, H | multiply ...              | sum over warps | out
+//   gate-up  | wait for the grid ahead | fetch W | stage X | multiply, refilling the ring ... | sum over ranges | out
+//   down     | fetch W | wait for the grid ahead | stage H | multiply ...                     | sum over ranges | out
 //
-//   shared memory   kWarps rings (lib/warp_stream.cuh), then reused for the sums (lib/block_sum.cuh); row indices
-//   barriers        none between warps until the sum
+//   shared memory   rows (lib/staged_rows.cuh), or the sums of all ranges but one; behind `rows_bytes` a ring a warp
+//                   (lib/tile_ring.cuh)
+//   barriers        what the block is to do; rows staged; with kRounds rows rounded; around the sum; none in between
 //
-// Gate-up fetches nothing before the wait: which expert is needed is what a grid ahead has written. It lets the next
-// grid go only behind its own wait, and round_rows, which goes on at once, begins behind that; so when down starts,
-// whatever was written before gate-up is there: slots, tiles, weights of the router. Down reads those at once, past the
-// L1. Scales and rows of H are what the grid ahead writes: they are read behind the wait.
+// Gate-up fetches nothing before the wait: which expert is needed is what the grid ahead has written. It lets down go
+// only behind its own wait, so when down starts, whatever was written before gate-up is there: slots, tiles, weights of
+// the router. Down reads those at once, past the L1, and waits for H alone.
 //
-// Tuned: row_tiles, tokens, warps, slabs, stages, signal (src/kernels/moe_mma.rs).
-// Exactness: operands are exact in BF16, NVFP4 weights too; H is rounded to BF16 and then to E4M3 under a scale of its
-// row; sums run in ascending slot and k. Slots of other ranks have no rounded row, and none is read.
+// Tuned: tiles, ranges, tokens, slabs, stages, signal (src/kernels/moe_staged.rs).
+// Exactness: operands are exact in BF16; H is rounded to BF16 once, and with kRounds X and H to E4M3, by IEEE division;
+// sums run in ascending slot and k. NaN and infinities take no part in a row's scale: they are counted, and become 0.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
 
@@ -59,7 +57,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 41 "templates/moe_mma_a8/kernel.cu"
+#line 39 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -81,7 +79,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 42 "templates/moe_mma_a8/kernel.cu"
+#line 40 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -105,7 +103,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 43 "templates/moe_mma_a8/kernel.cu"
+#line 41 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -126,7 +124,7 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 44 "templates/moe_mma_a8/kernel.cu"
+#line 42 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm80/clamp.cuh"
 // The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
 
@@ -143,56 +141,7 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
   return out;
 }
-#line 45 "templates/moe_mma_a8/kernel.cu"
-#line 1 "templates/arch/sm90a/cluster.cuh"
-// Thread-block clusters: blocks that start together and reach each other's shared memory and barriers.
-
-// %cluster_ctarank: which block of the cluster this one is.
-__device__ __forceinline__ uint32_t rank_in_cluster() {
-  uint32_t rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
-// barrier.cluster.arrive: this thread has come; all threads of a warp together.
-__device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-
-// barrier.cluster.wait: until every thread of every block of the cluster has come.
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-
-// mapa: where `smem_address` of this block lies in block `rank` of the cluster.
-__device__ __forceinline__ uint32_t address_in_block(uint32_t smem_address, uint32_t rank) {
-  uint32_t address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(smem_address), "r"(rank));
-  return address;
-}
-
-// st.shared::cluster: 16 bytes to the shared memory of any block of the cluster.
-__device__ __forceinline__ void store_in_cluster(uint32_t smem_to, float4 value) {
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(smem_to), "f"(value.x), "f"(value.y),
-               "f"(value.z), "f"(value.w)
-               : "memory");
-}
-
-// mbarrier.arrive at a barrier of any block of the cluster. It says that this thread has read what it was to read; with
-// release.cluster, which would publish writes too, a memory barrier of the whole GPU stands before each arrival.
-__device__ __forceinline__ void barrier_arrive_in_cluster(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-// cp.async.bulk.tensor.3d with multicast: one box to the same place in every block of `blocks`, a bit each; each of
-// them counts the bytes at its own barrier.
-__device__ __forceinline__ void copy_box_to_blocks(uint32_t smem_to, const void* map, int x, int y, int z,
-                                                   uint32_t barrier, uint16_t blocks) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
-      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(smem_to),
-      "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
-      : "memory");
-}
-#line 46 "templates/moe_mma_a8/kernel.cu"
+#line 43 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -204,36 +153,17 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 47 "templates/moe_mma_a8/kernel.cu"
-#line 1 "templates/arch/sm80/load.cuh"
-// Loads of what is read once.
+#line 44 "templates/moe_staged/kernel.cu"
+#line 1 "templates/arch/sm90a/fp8.cuh"
+// FP8 conversion with one rounding.
 
-// ld.global.nc.L1::no_allocate.L2::256B: 16 bytes that no other thread will want.
-__device__ __forceinline__ uint4 load_once(const uint4* from) {
-  uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(from));
-  return value;
+// cvt.rn.satfinite.e4m3x2.f32: two floats to two E4M3 codes, `low` in the low byte; nearest, saturating at 448.
+__device__ __forceinline__ uint32_t e4m3_pair_from_floats(float low, float high) {
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+  return pair;
 }
-
-// ld.global.nc.L1::no_allocate: the same for 8, 4 and 2 bytes, which a few lanes share.
-__device__ __forceinline__ uint2 load_once(const uint2* from) {
-  uint2 value;
-  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "l"(from));
-  return value;
-}
-__device__ __forceinline__ uint32_t load_once(const uint32_t* from) {
-  uint32_t value;
-  asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(value) : "l"(from));
-  return value;
-}
-__device__ __forceinline__ uint16_t load_once(const uint16_t* from) {
-  uint16_t value;
-  asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(value) : "l"(from));
-  return value;
-}
-#line 48 "templates/moe_mma_a8/kernel.cu"
+#line 45 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm80/matrix.cuh"
 // Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
 
@@ -253,7 +183,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#line 49 "templates/moe_mma_a8/kernel.cu"
+#line 46 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm80/reciprocal.cuh"
 // The chip's estimate of a reciprocal.
 
@@ -263,7 +193,92 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
-#line 50 "templates/moe_mma_a8/kernel.cu"
+#line 47 "templates/moe_staged/kernel.cu"
+#line 1 "templates/lib/elements.cuh"
+// Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
+
+__device__ __forceinline__ float low_float(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_float(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+
+__device__ __forceinline__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u; }
+
+// Magnitude for an amax, in which what is not finite takes no part.
+__device__ __forceinline__ float finite_magnitude(float x) { return is_finite(x) ? fabsf(x) : 0.0f; }
+
+// A quiet NaN: what stands where there is no value to give.
+__device__ __forceinline__ float no_value() { return __int_as_float(0x7FC00000); }
+
+// Eight elements, 16-byte aligned.
+__device__ __forceinline__ void load_eight(float (&to)[8], const bf16* from) {
+  const uint4 words = *reinterpret_cast<const uint4*>(from);
+  to[0] = low_float(words.x);
+  to[1] = high_float(words.x);
+  to[2] = low_float(words.y);
+  to[3] = high_float(words.y);
+  to[4] = low_float(words.z);
+  to[5] = high_float(words.z);
+  to[6] = low_float(words.w);
+  to[7] = high_float(words.w);
+}
+
+__device__ __forceinline__ void load_eight(float (&to)[8], const float* from) {
+  const float4 first = reinterpret_cast<const float4*>(from)[0];
+  const float4 second = reinterpret_cast<const float4*>(from)[1];
+  to[0] = first.x;
+  to[1] = first.y;
+  to[2] = first.z;
+  to[3] = first.w;
+  to[4] = second.x;
+  to[5] = second.y;
+  to[6] = second.z;
+  to[7] = second.w;
+}
+
+__device__ __forceinline__ void store_eight(bf16* to, const float (&from)[8]) {
+  *reinterpret_cast<uint4*>(to) = make_uint4(pair_from_floats(from[0], from[1]), pair_from_floats(from[2], from[3]),
+                                             pair_from_floats(from[4], from[5]), pair_from_floats(from[6], from[7]));
+}
+
+__device__ __forceinline__ void store_eight(float* to, const float (&from)[8]) {
+  reinterpret_cast<float4*>(to)[0] = make_float4(from[0], from[1], from[2], from[3]);
+  reinterpret_cast<float4*>(to)[1] = make_float4(from[4], from[5], from[6], from[7]);
+}
+
+// One or two elements, aligned to their size together.
+__device__ __forceinline__ void load_few(float (&to)[1], const bf16* from) { to[0] = float_of(*from); }
+__device__ __forceinline__ void load_few(float (&to)[1], const float* from) { to[0] = *from; }
+
+__device__ __forceinline__ void load_few(float (&to)[2], const bf16* from) {
+  const uint32_t pair = *reinterpret_cast<const uint32_t*>(from);
+  to[0] = low_float(pair);
+  to[1] = high_float(pair);
+}
+
+__device__ __forceinline__ void load_few(float (&to)[2], const float* from) {
+  const float2 pair = *reinterpret_cast<const float2*>(from);
+  to[0] = pair.x;
+  to[1] = pair.y;
+}
+
+// Stores elements and leaves in `values` what was stored.
+__device__ __forceinline__ void store_few(bf16* to, float (&values)[1]) {
+  *to = bf16_from_float(values[0]);
+  values[0] = float_of(bf16_from_float(values[0]));
+}
+
+__device__ __forceinline__ void store_few(float* to, float (&values)[1]) { *to = values[0]; }
+
+__device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
+  const uint32_t pair = pair_from_floats(values[0], values[1]);
+  *reinterpret_cast<uint32_t*>(to) = pair;
+  values[0] = low_float(pair);
+  values[1] = high_float(pair);
+}
+
+__device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
+  *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
+}
+#line 48 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -429,7 +444,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 51 "templates/moe_mma_a8/kernel.cu"
+#line 49 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/format_a8_bf16.cuh"
 // Weights packed for FP8 activations to BF16: how a lane turns the bytes of a slab into the A fragments of mma.sync.
 //
@@ -496,7 +511,7 @@ struct Fp8OfA8 : Fp8 {
                 half_twice((scales.bytes >> 1) & 0x7F80u, 0));
   }
 };
-#line 52 "templates/moe_mma_a8/kernel.cu"
+#line 50 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/reciprocal.cuh"
 // A reciprocal for long chains of them.
 
@@ -507,7 +522,7 @@ __device__ __forceinline__ float reciprocal_in_range(float x) {
   const float estimate = reciprocal_estimate(x);
   return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
 }
-#line 53 "templates/moe_mma_a8/kernel.cu"
+#line 51 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/swiglu.cuh"
 // The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
 // has the same operations in the same order and gives the same bits on the CPU.
@@ -543,7 +558,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 54 "templates/moe_mma_a8/kernel.cu"
+#line 52 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -552,7 +567,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 55 "templates/moe_mma_a8/kernel.cu"
+#line 53 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
 // From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
 
@@ -572,741 +587,571 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 56 "templates/moe_mma_a8/kernel.cu"
-#line 1 "templates/lib/warp_stream.cuh"
-// One warp multiplies kRowTiles x 16 rows of packed weights with up to kTokens tokens over its own range of slabs.
+#line 54 "templates/moe_staged/kernel.cu"
+#line 1 "templates/lib/staged_rows.cuh"
+// Rows of a block of threads in shared memory, whole, and what E4M3 makes of them where that is asked for.
 //
-// Everything goes through a ring in shared memory that belongs to this warp alone. A lane copies exactly the codes that
-// it will decode itself, so the ring is a deep FIFO without registers and without barriers between warps; scales and
-// tokens are shared among the lanes of the warp, which __syncwarp covers.
+//   [row][k in whole slabs + 8] BF16; the 8 more let ldmatrix meet no bank twice; zeros beyond k
 //
-//   stage   codes [kSlabs][kRowTiles][chunk][lane][16 B] | scales [kSlabs][kRowTiles][..] | tokens [kSlabs][kTokens][k]
+// A warp takes 32 pieces of 16 bytes of one row at a time, always the same ones, so its passes need no barrier between.
 //
-//   weights  |0|1|2|3|4|5|      fetched kStages - 1 ahead, before the dependency is waited for
-//   tokens     ^ |0|1|2|3|4|    fetched after it
-//   multiply       |0|1|2|3|    one commit group a stage: wait for the oldest, refill its predecessor, multiply
-//
-// With kStages = 1 there is no ring: lib/warp_registers.cuh holds the codes in registers, and this memory only tokens.
-//
-// Config gives: Weights (the format), kRowTiles, kTokens, kSlabs (slabs in a stage), kStages.
+// Config gives: Weights (the format), kWarps, kMostRows, kTokens, kWalk (one row at a time) and kRounds.
+
+// Largest magnitudes of rows that are rounded. A row's scale makes its largest value 448.
+template <class Config>
+struct RowScales {
+  uint32_t amax[Config::kRounds ? Config::kMostRows : 1];  // bits of floats
+
+  // The caller synchronises before rows are rounded.
+  __device__ __forceinline__ void clear() {
+    if (Config::kRounds && threadIdx.x < Config::kMostRows) amax[threadIdx.x] = 0;
+  }
+
+  __device__ __forceinline__ float of(int row) const {
+    if constexpr (!Config::kRounds) return 1.0f;
+    return fmaxf(__uint_as_float(amax[row]), 1e-30f) / 448.0f;
+  }
+};
+
+// Two E4M3 codes to BF16, the low byte in the low half: lifted they are values * 2^-120, subnormal ones too.
+__device__ __forceinline__ uint32_t pair_of_e4m3(uint32_t codes) {
+  constexpr uint32_t kTwoTo120 = 0x7B807B80u;
+  const uint32_t low = (codes & 0x80u) << 8 | (codes & 0x7Fu) << 4;
+  const uint32_t high = (codes & 0x8000u) << 16 | (codes & 0x7F00u) << 12;
+  return multiply_pairs(low | high, kTwoTo120);
+}
 
 template <class Config>
-struct WarpRing {
+struct StagedRows {
+  static constexpr int kBatch = 4;  // pieces that a lane has on their way at once
+  bf16* rows;
+  int k_staged;
+  int k;
+
+  __device__ __forceinline__ uint32_t row_bytes() const { return (k_staged + 8) * 2; }
+
+  // What this lane reads of slab `slab_idx`: of row `row` in a walk, or of the token that it brings for ldmatrix. Below
+  // 8 tokens the last one stands in for the rest.
+  __device__ __forceinline__ uint32_t own_address(int row, int slab_idx, int lane) const {
+    if constexpr (!Config::kWalk) row = smaller(lane % 8, Config::kTokens - 1);
+    return smem_address(rows) + row * row_bytes() + slab_idx * Config::Weights::kSlabK * 2 + lane / 8 * 16;
+  }
+
+  // A warp's share of a row, and this lane's place in it.
+  struct Piece {
+    int row;
+    int k;
+  };
+
+  __device__ __forceinline__ int shares_of_row() const { return ceil_divide(k_staged, 256); }
+
+  __device__ __forceinline__ Piece piece(int share) const {
+    const int row = Config::kMostRows == 1 ? 0 : share / shares_of_row();
+    return {row, (share - row * shares_of_row()) * 256 + static_cast<int>(threadIdx.x % 32) * 8};
+  }
+
+  __device__ __forceinline__ bf16* place(Piece at) const { return rows + at.row * (k_staged + 8) + at.k; }
+
+  // Brings rows as they are. The caller synchronises.
+  __device__ __forceinline__ void stage(const bf16* from, int64_t ld, const int* row_idx, int n_rows) const {
+    const int n_shares = n_rows * shares_of_row();
+    for (int first = threadIdx.x / 32; first < n_shares; first += kBatch * Config::kWarps) {
+      uint4 loaded[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const Piece at = piece(first + i * Config::kWarps);
+        loaded[i] = make_uint4(0, 0, 0, 0);
+        if (at.row < n_rows && at.k < k) {
+          loaded[i] = __ldcg(reinterpret_cast<const uint4*>(from + row_idx[at.row] * ld + at.k));
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const Piece at = piece(first + i * Config::kWarps);
+        if (at.row < n_rows && at.k < k_staged) *reinterpret_cast<uint4*>(place(at)) = loaded[i];
+      }
+    }
+  }
+
+  // Puts zeros where a value of the piece is not finite, and counts them if the row is this block's to count.
+  __device__ __forceinline__ void clean(float (&values)[8], Piece at, int row, bool is_counted,
+                                        unsigned* counters) const {
+    uint32_t first_bad = 0, n_bad = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (is_finite(values[i])) continue;
+      if (n_bad == 0) first_bad = i;
+      ++n_bad;
+      values[i] = 0.0f;
+    }
+    if (n_bad == 0) return;
+    store_eight(place(at), values);
+    if (!is_counted) return;
+    atomicAdd(counters + 1, n_bad);
+    // The least place wins: stored as the complement, so that zero stays "none" and a maximum finds it.
+    atomicMax(counters + 2, ~(static_cast<uint32_t>(row) * k + at.k + first_bad));
+  }
+
+  // Puts E4M3 values under each row's scale in the place of what this thread has staged. The caller synchronises.
+  __device__ __forceinline__ void round(const int* row_idx, const bool* is_counted, int n_rows,
+                                        RowScales<Config>& scales, unsigned* counters) const {
+    const int n_shares = n_rows * shares_of_row();
+    for (int share = threadIdx.x / 32; share < n_shares; share += Config::kWarps) {
+      const Piece at = piece(share);
+      float amax = 0.0f;
+      if (at.k < k) {
+        float values[8];
+        load_eight(values, place(at));
+        clean(values, at, row_idx[at.row], is_counted[at.row], counters);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) amax = fmaxf(amax, fabsf(values[i]));
+      }
+      const uint32_t largest = __reduce_max_sync(~0u, __float_as_uint(amax));
+      if (threadIdx.x % 32 == 0) atomicMax(&scales.amax[at.row], largest);
+    }
+    __syncthreads();
+    for (int share = threadIdx.x / 32; share < n_shares; share += Config::kWarps) {
+      const Piece at = piece(share);
+      if (at.k >= k) continue;
+      const float scale = scales.of(at.row);
+      float values[8];
+      load_eight(values, place(at));
+      uint32_t pairs[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        pairs[i] = pair_of_e4m3(e4m3_pair_from_floats(values[2 * i] / scale, values[2 * i + 1] / scale));
+      }
+      *reinterpret_cast<uint4*>(place(at)) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    }
+  }
+};
+#line 55 "templates/moe_staged/kernel.cu"
+#line 1 "templates/lib/tile_ring.cuh"
+// A warp's ring in shared memory for the slabs of one row tile: deep without registers, without barriers between warps.
+//
+//   stage   codes [kSlabs][chunk][lane][16 B] | scales [kSlabs][row g, row g + 8 of each scale group]
+//
+// A lane copies the codes that it will decode itself; the scales of a stage are copied by a few lanes for all, which
+// __syncwarp covers.
+//
+// Config gives: Weights (the format), kSlabs (slabs in a stage), kStages.
+
+template <class Config>
+struct TileRing {
   using Format = typename Config::Weights;
-  static constexpr int kTokenTiles = ceil_divide(Config::kTokens, 8);
-  static constexpr int kCodeBytes = Config::kRowTiles * Slab<Format>::kTileCodeBytes;    // of a slab
-  static constexpr int kScaleBytes = Config::kRowTiles * Slab<Format>::kTileScaleBytes;  // of a slab
-  static constexpr int kTokenStride = Format::kSlabK * 2 + 16;  // 16 more: ldmatrix then meets no bank twice
-  static constexpr int kTokenBytes = Config::kTokens * kTokenStride;
+  static constexpr int kCodeBytes = Slab<Format>::kTileCodeBytes;    // of a slab
+  static constexpr int kScaleBytes = Slab<Format>::kTileScaleBytes;  // of a slab
+  static constexpr int kScalePieces = larger(kScaleBytes / 16, 1);   // of a slab, 16 bytes each
+  static constexpr int kScaleLanes = kScaleBytes / 16 * Config::kSlabs;
   static constexpr int kScaleOffset = Config::kSlabs * kCodeBytes;
-  static constexpr int kTokenOffset = Config::kStages == 1 ? 0 : kScaleOffset + Config::kSlabs * kScaleBytes;
-  static constexpr int kStageBytes = round_up(kTokenOffset + Config::kSlabs * kTokenBytes, 128);
+  static constexpr int kStageBytes = kScaleOffset + Config::kSlabs * kScaleBytes;
   static constexpr int kBytes = Config::kStages * kStageBytes;
-};
+  static_assert(kScaleLanes <= 32, "a lane to a piece of scales");
 
-// Sums of one warp: [row tile][token tile][fragment], fragment = (row g, tokens 2c, 2c + 1), (row g + 8, the same).
-template <class Config>
-using WarpSums = float[Config::kRowTiles][WarpRing<Config>::kTokenTiles][4];
-
-// Starts the copies of one slab's codes and scales. `slab` is the slab of the block of 64 rows, `tile` the first of
-// this warp's row tiles in it.
-template <class Config>
-__device__ __forceinline__ void fetch_weights(uint32_t stage, int slab_in_stage, const uint8_t* slab, int tile,
-                                              int lane) {
-  using Format = typename Config::Weights;
-  using Ring = WarpRing<Config>;
-  const uint8_t* codes = slab + tile * Slab<Format>::kTileCodeBytes + lane * 16;
-  const uint32_t to = stage + slab_in_stage * Ring::kCodeBytes + lane * 16;
-#pragma unroll
-  for (int run = 0; run < Ring::kCodeBytes / 512; ++run) copy_async_16(to + run * 512, codes + run * 512);
-  if (lane < Ring::kScaleBytes / 16) {
-    const uint8_t* scales = slab + Format::kCodeBytes + tile * Slab<Format>::kTileScaleBytes + lane * 16;
-    copy_async_16(stage + Ring::kScaleOffset + slab_in_stage * Ring::kScaleBytes + lane * 16, scales);
+  // What this lane copies of the codes of row tile `tile` of a slab, and of the scales of a stage that begins there.
+  static __device__ __forceinline__ const uint8_t* own_codes(const uint8_t* slab, int tile, int lane) {
+    return slab + tile * kCodeBytes + lane * 16;
   }
-}
-
-// Starts the copies of one slab's tokens: k values `k` to `k + kSlabK`, zeros beyond `k_end` and for absent tokens.
-template <class Config, class Tokens>
-__device__ __forceinline__ void fetch_tokens(uint32_t stage, int slab_in_stage, const Tokens& tokens, int k, int k_end,
-                                             int lane) {
-  using Ring = WarpRing<Config>;
-  constexpr int kPieces = Config::Weights::kSlabK / 8;  // 16-byte pieces of a token
-  const uint32_t to = stage + Ring::kTokenOffset + slab_in_stage * Ring::kTokenBytes;
-#pragma unroll
-  for (int first = 0; first < Config::kTokens * kPieces; first += 32) {
-    const int piece = first + lane;
-    const int token = piece / kPieces;
-    const int k_piece = k + piece % kPieces * 8;
-    if (Config::kTokens * kPieces % 32 == 0 || piece < Config::kTokens * kPieces) {
-      const bool is_there = k_piece < k_end && token < tokens.count;
-      const bf16* from = is_there ? tokens.row(token) + k_piece : tokens.row(0);
-      copy_async_16_or_zeros(to + token * Ring::kTokenStride + piece % kPieces * 16, from, is_there ? 16 : 0);
-    }
-  }
-}
-
-// Multiplies one slab. `tokens` is the address of its tokens in shared memory; words_of(tile, chunk) and
-// scales_of(tile) give a lane's codes and scales of a row tile.
-template <class Config, class WordsOf, class ScalesOf>
-__device__ __forceinline__ void multiply_slab(WarpSums<Config>& sums, uint32_t tokens, int lane, WordsOf words_of,
-                                              ScalesOf scales_of) {
-  using Format = typename Config::Weights;
-  using Ring = WarpRing<Config>;
-  const int token = smaller(lane % 8, Config::kTokens - 1);  // below 8 tokens the last one stands in for the rest
-  const uint32_t own_tokens = tokens + token * Ring::kTokenStride + lane / 8 * 16;
-  typename Format::Scales row_scales[Config::kRowTiles];
-  uint4 words[Config::kRowTiles];
-#pragma unroll
-  for (int tile = 0; tile < Config::kRowTiles; ++tile) row_scales[tile] = scales_of(tile);
-  uint32_t b[Ring::kTokenTiles][4];  // of this step of 16 k and the next
-#pragma unroll
-  for (int step = 0; step < Format::kSlabK / 16; ++step) {
-    if (step % 2 == 0) {
-#pragma unroll
-      for (int t = 0; t < Ring::kTokenTiles; ++t) {
-        load_matrix_x4(b[t], own_tokens + t * 8 * Ring::kTokenStride + step * 32);
-      }
-    }
-#pragma unroll
-    for (int tile = 0; tile < Config::kRowTiles; ++tile) {
-      if (step % Format::kSteps == 0) words[tile] = words_of(tile, step / Format::kSteps);
-      uint32_t a[4];
-      Format::decode(a, words[tile], row_scales[tile], step % Format::kSteps);
-#pragma unroll
-      for (int t = 0; t < Ring::kTokenTiles; ++t) {
-        multiply_add(sums[tile][t], a, b[t][step % 2 * 2], b[t][step % 2 * 2 + 1]);
-      }
-    }
-  }
-}
-
-// Multiplies one slab that has landed in the ring.
-template <class Config>
-__device__ __forceinline__ void multiply_landed(WarpSums<Config>& sums, const uint8_t* stage, int slab_in_stage,
-                                                int lane) {
-  using Format = typename Config::Weights;
-  using Ring = WarpRing<Config>;
-  const uint8_t* codes = stage + slab_in_stage * Ring::kCodeBytes + lane * 16;
-  const uint8_t* scales = stage + Ring::kScaleOffset + slab_in_stage * Ring::kScaleBytes;
-  const uint32_t tokens = smem_address(stage) + Ring::kTokenOffset + slab_in_stage * Ring::kTokenBytes;
-  multiply_slab<Config>(
-      sums, tokens, lane,
-      [codes](int tile, int chunk) {
-        return *reinterpret_cast<const uint4*>(codes + tile * Slab<Format>::kTileCodeBytes + chunk * 512);
-      },
-      [scales, lane](int tile) {
-        return Format::load_scales(scales + tile * Slab<Format>::kTileScaleBytes, lane / 4);
-      });
-}
-
-// Streams slabs `begin` to `end` of `source` through the ring. Source gives slab(i) and tokens(i), k(i), k_end(), the
-// first row tile, and ended(i): whether what follows slab i belongs to another sum (then `fold` is called).
-// Template arguments: kSignal tells where the next grid is let go (0 at entry, by the caller; 1 before the wait for the
-// dependency, 2 after it, 3 when all has been multiplied).
-template <class Config, class Source, class Fold>
-__device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Source& source, int begin, int end,
-                                                    uint8_t* ring, int lane, Fold fold) {
-  using Ring = WarpRing<Config>;
-  const uint32_t address = smem_address(ring);
-  const int n_stages = ceil_divide(end - begin, Config::kSlabs);
-  const auto fetch_stage_weights = [&](int stage_idx, int slot) {
-#pragma unroll
-    for (int s = 0; s < Config::kSlabs; ++s) {
-      const int i = begin + stage_idx * Config::kSlabs + s;
-      if (i < end) fetch_weights<Config>(address + slot * Ring::kStageBytes, s, source.slab(i), source.tile, lane);
-    }
-  };
-  const auto fetch_stage_tokens = [&](int stage_idx, int slot) {
-#pragma unroll
-    for (int s = 0; s < Config::kSlabs; ++s) {
-      const int i = begin + stage_idx * Config::kSlabs + s;
-      if (i < end) {
-        fetch_tokens<Config>(address + slot * Ring::kStageBytes, s, source.tokens(i), source.k(i), source.k_end, lane);
-      }
-    }
-  };
-
-  if constexpr (Source::kMayPrefetch) {
-#pragma unroll
-    for (int stage = 0; stage < Config::kStages - 1; ++stage) fetch_stage_weights(stage, stage);
-    commit_copies();
-    if constexpr (Config::kSignal == 1) launch_dependents();
-    wait_for_dependency();
-    if constexpr (Config::kSignal == 2) launch_dependents();
-    source.resolve();
-  }
-#pragma unroll
-  for (int stage = 0; stage < Config::kStages - 1; ++stage) {
-    if constexpr (!Source::kMayPrefetch) fetch_stage_weights(stage, stage);
-    fetch_stage_tokens(stage, stage);
-    commit_copies();
+  static __device__ __forceinline__ const uint8_t* own_scales(const uint8_t* slab, int tile, int lane) {
+    const int slab_in_stage = lane / kScalePieces;
+    return slab + slab_in_stage * Slab<Format>::kBytes + Format::kCodeBytes + tile * kScaleBytes +
+           lane % kScalePieces * 16;
   }
 
-  int slot = 0;
-  for (int stage = 0; stage < n_stages; ++stage) {
-    wait_copies<Config::kStages - 2>();
-    __syncwarp();
-    const int ahead = stage + Config::kStages - 1;
-    const int ahead_slot = slot == 0 ? Config::kStages - 1 : slot - 1;
-    fetch_stage_weights(ahead, ahead_slot);
-    fetch_stage_tokens(ahead, ahead_slot);
-    commit_copies();
-#pragma unroll
-    for (int s = 0; s < Config::kSlabs; ++s) {
-      const int i = begin + stage * Config::kSlabs + s;
-      if (i < end) {
-        multiply_landed<Config>(sums, ring + slot * Ring::kStageBytes, s, lane);
-        fold(i);
-      }
-    }
-    slot = slot == Config::kStages - 1 ? 0 : slot + 1;
-  }
-  if constexpr (Config::kSignal == 3) launch_dependents();
-  wait_copies<0>();
-}
-#line 57 "templates/moe_mma_a8/kernel.cu"
-#line 1 "templates/lib/warp_registers.cuh"
-// One warp multiplies its range of slabs with the codes in registers: the shortest way from memory to the tensor cores.
-//
-// kSlabs slabs are always on their way. When one has been multiplied, its registers are loaded with the slab kSlabs
-// further on, so there is no ring, no copy through shared memory and no waiting but for the very bytes that are needed.
-// Only tokens lie in shared memory, where all lanes can read them: the first by plain loads and stores, which take less
-// time than cp.async and stand on the critical path of a chain of launches, later ones by cp.async.
-//
-//   weights  |0|1|2|3|                     before the dependency is waited for
-//   tokens           ^ |0 1 2 3|  |4|5|    slot i % kSlabs is refilled when all lanes have read it
-//   multiply                    |0|1|2|3|4|
-//
-// Config gives what lib/warp_stream.cuh asks for; kStages is 1.
-
-// What a lane holds of one slab.
-template <class Config>
-struct FetchedSlab {
-  using Format = typename Config::Weights;
-  uint4 codes[Config::kRowTiles][Format::kChunks];
-  typename Format::Scales scales[Config::kRowTiles];
-};
-
-// Scales of rows g and g + 8, loaded here and not where they are first used.
-__device__ __forceinline__ void fetch_scales(Nvfp4::Scales& to, const uint8_t* tile_scales, int g) {
-  to.bytes = load_once(reinterpret_cast<const uint2*>(tile_scales + 8 * g));
-}
-__device__ __forceinline__ void fetch_scales(Mxfp4::Scales& to, const uint8_t* tile_scales, int g) {
-  to.bytes = load_once(reinterpret_cast<const uint32_t*>(tile_scales + 4 * g));
-}
-__device__ __forceinline__ void fetch_scales(Fp8::Scales& to, const uint8_t* tile_scales, int g) {
-  to.bytes = load_once(reinterpret_cast<const uint16_t*>(tile_scales + 2 * g));
-}
-__device__ __forceinline__ void fetch_scales(Bf16::Scales&, const uint8_t*, int) {}
-
-// Loads one slab; `tile` is the first of this warp's row tiles in it.
-template <class Config>
-__device__ __forceinline__ void fetch_slab(FetchedSlab<Config>& to, const uint8_t* slab, int tile, int lane) {
-  using Format = typename Config::Weights;
-  const uint8_t* codes = slab + tile * Slab<Format>::kTileCodeBytes + lane * 16;
-  const uint8_t* scales = slab + Format::kCodeBytes + tile * Slab<Format>::kTileScaleBytes;
-#pragma unroll
-  for (int t = 0; t < Config::kRowTiles; ++t) {
+  static __device__ __forceinline__ void fetch_codes(uint32_t stage, int s, const uint8_t* from, int lane) {
 #pragma unroll
     for (int chunk = 0; chunk < Format::kChunks; ++chunk) {
-      const uint8_t* from = codes + t * Slab<Format>::kTileCodeBytes + chunk * 512;
-      to.codes[t][chunk] = load_once(reinterpret_cast<const uint4*>(from));
-    }
-  }
-#pragma unroll
-  for (int t = 0; t < Config::kRowTiles; ++t) {
-    fetch_scales(to.scales[t], scales + t * Slab<Format>::kTileScaleBytes, lane / 4);
-  }
-}
-
-// Brings the tokens of the first kSlabs slabs to shared memory; zeros beyond k and for absent tokens.
-template <class Config, class Source>
-__device__ __forceinline__ void place_first_tokens(const Source& source, uint8_t* slots, int begin, int end, int lane) {
-  using Ring = WarpRing<Config>;
-  constexpr int kSlabPieces = Config::kTokens * (Config::Weights::kSlabK / 8);  // pieces of 16 bytes
-  constexpr int kPieces = Config::kSlabs * kSlabPieces;
-  constexpr int kRounds = ceil_divide(kPieces, 32);
-  uint4 pieces[kRounds];
-#pragma unroll
-  for (int round = 0; round < kRounds; ++round) {
-    const int piece = round * 32 + lane;
-    const int i = begin + piece / kSlabPieces;
-    const int token = piece % kSlabPieces / (Config::Weights::kSlabK / 8);
-    pieces[round] = make_uint4(0, 0, 0, 0);
-    if (i < end && (kPieces % 32 == 0 || piece < kPieces)) {
-      const int k = source.k(i) + piece % (Config::Weights::kSlabK / 8) * 8;
-      const auto tokens = source.tokens(i);
-      if (k < source.k_end && token < tokens.count) {
-        pieces[round] = *reinterpret_cast<const uint4*>(tokens.row(token) + k);
-      }
-    }
-  }
-#pragma unroll
-  for (int round = 0; round < kRounds; ++round) {
-    const int piece = round * 32 + lane;
-    const int token = piece % kSlabPieces / (Config::Weights::kSlabK / 8);
-    const int place = piece / kSlabPieces * Ring::kTokenBytes + token * Ring::kTokenStride;
-    if (kPieces % 32 == 0 || piece < kPieces) {
-      *reinterpret_cast<uint4*>(slots + place + piece % (Config::Weights::kSlabK / 8) * 16) = pieces[round];
-    }
-  }
-}
-
-// Streams slabs `begin` to `end` of `source` through registers; arguments are those of stream_through_ring.
-template <class Config, class Source, class Fold>
-__device__ __forceinline__ void stream_through_registers(WarpSums<Config>& sums, Source& source, int begin, int end,
-                                                         uint8_t* slots, int lane, Fold fold) {
-  using Ring = WarpRing<Config>;
-  const uint32_t address = smem_address(slots);
-  FetchedSlab<Config> slabs[Config::kSlabs];
-#pragma unroll
-  for (int s = 0; s < Config::kSlabs; ++s) {
-    if (begin + s < end) fetch_slab<Config>(slabs[s], source.slab(begin + s), source.tile, lane);
-  }
-  if constexpr (Source::kMayPrefetch) {
-    if constexpr (Config::kSignal == 1) launch_dependents();
-    wait_for_dependency();
-    if constexpr (Config::kSignal == 2) launch_dependents();
-    source.resolve();
-  }
-  place_first_tokens<Config>(source, slots, begin, end, lane);
-  __syncwarp();
-  for (int first = begin; first < end; first += Config::kSlabs) {
-#pragma unroll
-    for (int s = 0; s < Config::kSlabs; ++s) {
-      const int i = first + s;
-      if (i < end) {
-        if (first > begin) {
-          wait_copies<Config::kSlabs - 1>();  // one group a slab: that of this slab's tokens is the oldest
-          __syncwarp();
-        }
-        multiply_slab<Config>(
-            sums, address + s * Ring::kTokenBytes, lane,
-            [&](int tile, int chunk) { return slabs[s].codes[tile][chunk]; },
-            [&](int tile) { return slabs[s].scales[tile]; });
-        fold(i);
-        if (i + Config::kSlabs < end) {
-          fetch_slab<Config>(slabs[s], source.slab(i + Config::kSlabs), source.tile, lane);
-          __syncwarp();  // all lanes have read the slot
-          fetch_tokens<Config>(address, s, source.tokens(i + Config::kSlabs), source.k(i + Config::kSlabs),
-                               source.k_end, lane);
-        }
-        commit_copies();
-      }
-    }
-  }
-  if constexpr (Config::kSignal == 3) launch_dependents();
-  wait_copies<0>();
-}
-
-// Streams by the way that the tile has chosen.
-template <class Config, class Source, class Fold>
-__device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& source, int begin, int end,
-                                             uint8_t* memory, int lane, Fold fold) {
-  if constexpr (Config::kStages == 1) {
-    stream_through_registers<Config>(sums, source, begin, end, memory, lane, fold);
-  } else {
-    stream_through_ring<Config>(sums, source, begin, end, memory, lane, fold);
-  }
-}
-#line 58 "templates/moe_mma_a8/kernel.cu"
-#line 1 "templates/lib/last_arrival.cuh"
-// Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
-
-// Whether this block is the last of `n_blocks`. Called by every thread that wrote, after its writes; `sync` joins them.
-// The ticket is back at zero afterwards, so nothing needs to be cleared between launches.
-template <class Sync>
-__device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blocks, unsigned* shared_flag,
-                                                bool is_leader, Sync sync) {
-  __threadfence();
-  sync();
-  if (is_leader) {
-    const unsigned arrived = atomicAdd(ticket, 1u);
-    *shared_flag = arrived == n_blocks - 1;
-    if (arrived == n_blocks - 1) *ticket = 0;
-  }
-  sync();
-  const bool is_last = *shared_flag != 0;
-  if (is_last) __threadfence();
-  return is_last;
-}
-#line 59 "templates/moe_mma_a8/kernel.cu"
-#line 1 "templates/lib/block_sum.cuh"
-// Adds what the warps of a block have summed, in ascending order of k, and hands each result to `store`.
-//
-// With kSplitK blocks to a tile every block writes its part to `partials`, and the last one to arrive adds all parts,
-// its own included, in ascending order of k: the bits do not depend on who came last. Its ticket is reset for the next
-// launch, so nothing needs to be cleared between launches.
-//
-// With kCluster blocks to a tile nothing goes through memory: token t belongs to block t % kCluster, each block sends
-// its part of it there, and when all have met each block adds the parts of its tokens in ascending order of k.
-
-template <class Config>
-struct BlockSum {
-  static constexpr int kRows = Config::kRowTiles * kRowTile;
-  static constexpr int kThreads = Config::kWarps * 32;
-  static constexpr int kTokenTiles = ceil_divide(Config::kTokens, 8);
-  static constexpr int kStride = kRows + 4;  // 4 more: the 8 rows and 4 token pairs of a fragment meet no bank twice
-  static constexpr int kWarpFloats = kTokenTiles * 8 * kStride;
-  static constexpr int kBytes = Config::kWarps * kWarpFloats * 4;
-
-  float* parts;
-
-  // Puts the sums of one warp where all threads can read them. The caller synchronises before and after.
-  __device__ __forceinline__ void put(const WarpSums<Config>& sums, int warp, int lane) {
-    float* part = parts + warp * kWarpFloats + lane / 4;
-#pragma unroll
-    for (int tile = 0; tile < Config::kRowTiles; ++tile) {
-#pragma unroll
-      for (int t = 0; t < kTokenTiles; ++t) {
-        float* at = part + (t * 8 + lane % 4 * 2) * kStride + tile * kRowTile;
-        at[0] = sums[tile][t][0];
-        at[kStride] = sums[tile][t][1];
-        at[8] = sums[tile][t][2];
-        at[kStride + 8] = sums[tile][t][3];
-      }
+      copy_async_16(stage + s * kCodeBytes + chunk * 512 + lane * 16, from + chunk * 512);
     }
   }
 
-  // Sum over the warps, which stand in ascending order of k.
-  __device__ __forceinline__ float over_warps(int token, int row) const {
-    float sum = 0.0f;
-#pragma unroll
-    for (int warp = 0; warp < Config::kWarps; ++warp) sum += parts[warp * kWarpFloats + token * kStride + row];
-    return sum;
+  static __device__ __forceinline__ void fetch_scales(uint32_t stage, const uint8_t* from, int lane) {
+    copy_async_16(stage + kScaleOffset + lane * 16, from);
   }
 
-  // The same for four rows, `row` % 4 == 0.
-  __device__ __forceinline__ float4 four_over_warps(int token, int row) const {
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll
-    for (int warp = 0; warp < Config::kWarps; ++warp) {
-      const float4 more = *reinterpret_cast<const float4*>(parts + warp * kWarpFloats + token * kStride + row);
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
-    return sum;
+  static __device__ __forceinline__ uint4 codes(const uint8_t* stage, int s, int chunk, int lane) {
+    return *reinterpret_cast<const uint4*>(stage + s * kCodeBytes + chunk * 512 + lane * 16);
   }
 };
-
-// What a block of a cluster receives: [part][token / kCluster][row] floats.
-template <class Config>
-struct ClusterSum {
-  static constexpr int kTokens = ceil_divide(Config::kTokens, Config::kCluster);  // of a block
-  static constexpr int kRows = BlockSum<Config>::kRows;
-  static constexpr int kBytes = Config::kCluster == 1 ? 0 : Config::kCluster * kTokens * kRows * 4;
-};
-
-// Calls store.each<1>(sum_at, n_tokens, 0), where sum_at(token, row) is the whole sum; only the last of the tile's
-// blocks does. `partials` holds [kSplitK][kTokens][kRows] floats for this tile; `split` is this block's place along k.
-template <class Config, class Store>
-__device__ __forceinline__ void sum_block(const WarpSums<Config>& sums, uint8_t* shared, float* partials,
-                                          unsigned* ticket, int split, int n_tokens, Store store) {
-  using Sum = BlockSum<Config>;
-  constexpr int kOutputs = Config::kTokens * Sum::kRows;
-  __shared__ unsigned is_last;
-  Sum block{reinterpret_cast<float*>(shared)};
-  __syncthreads();  // every warp is done with its ring, which the sums now overwrite
-  block.put(sums, threadIdx.x / 32, threadIdx.x % 32);
-  __syncthreads();
-  if constexpr (Config::kSplitK > 1) {
-    for (int o = threadIdx.x; o < kOutputs; o += Sum::kThreads) {
-      partials[split * kOutputs + o] = block.over_warps(o / Sum::kRows, o % Sum::kRows);
-    }
-    const auto join = [] { __syncthreads(); };
-    if (!is_last_arrival(ticket, Config::kSplitK, &is_last, threadIdx.x == 0, join)) return;
-  }
-  const auto sum_at = [&](int token, int row) {
-    if constexpr (Config::kSplitK == 1) return block.over_warps(token, row);
-    float sum = 0.0f;
-#pragma unroll
-    for (int part = 0; part < Config::kSplitK; ++part) {
-      sum += __ldcg(partials + part * kOutputs + token * Sum::kRows + row);
-    }
-    return sum;
-  };
-  store.template each<1>(sum_at, n_tokens, 0);
-}
-
-// The same for the blocks of a cluster, each of which stores the tokens that are its own. Nothing else
-// uses the memory behind `received`. Every block has arrived at the cluster's barrier once, at its very beginning.
-template <class Config, class Store>
-__device__ __forceinline__ void sum_cluster(const WarpSums<Config>& sums, uint8_t* shared, float* received, int rank,
-                                            int n_tokens, Store store) {
-  using Sum = BlockSum<Config>;
-  using Received = ClusterSum<Config>;
-  constexpr int kQuads = Sum::kRows / 4;
-  Sum block{reinterpret_cast<float*>(shared)};
-  __syncthreads();  // every warp is done with its ring, which the sums now overwrite
-  block.put(sums, threadIdx.x / 32, threadIdx.x % 32);
-  __syncthreads();
-  cluster_wait();  // all blocks have begun
-  for (int o = threadIdx.x; o < Config::kTokens * kQuads; o += Sum::kThreads) {
-    const int token = o / kQuads;
-    const int row = o % kQuads * 4;
-    const int place = (rank * Received::kTokens + token / Config::kCluster) * Sum::kRows + row;
-    const uint32_t to = address_in_block(smem_address(received + place), token % Config::kCluster);
-    store_in_cluster(to, block.four_over_warps(token, row));
-  }
-  __syncwarp();
-  cluster_arrive();
-  cluster_wait();  // all parts have come; from here on no block touches another's memory
-  const auto sum_at = [&](int token, int row) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int part = 0; part < Config::kCluster; ++part) {
-      sum += received[(part * Received::kTokens + token / Config::kCluster) * Sum::kRows + row];
-    }
-    return sum;
-  };
-  store.template each<Config::kCluster>(sum_at, n_tokens, rank);
-}
-#line 60 "templates/moe_mma_a8/kernel.cu"
+#line 56 "templates/moe_staged/kernel.cu"
 
 struct Config {
-  using Weights = Nvfp4OfA8;                // format of W
+  using Weights = Nvfp4OfA8;                    // format of W
   static constexpr bool kIsDown = false;    // down, or gate-up
+  static constexpr bool kRounds = true;     // FP8 rows
   static constexpr bool kWalk = true;            // one token a block and no schedule, or a list of tiles
-  static constexpr int kRowTiles = 1;    // 16-row tiles of a block
+  static constexpr int kTiles = 6;           // 16-row tiles of a block
+  static constexpr int kRanges = 2;         // warps that share a row tile's k
   static constexpr int kTokens = 1;         // slots of a block
-  static constexpr int kWarps = 8;           // warps of a block: ranges of k
-  static constexpr int kSlabs = 1;           // slabs in a stage, or in registers
-  static constexpr int kStages = 6;         // stages in a warp's ring; 1: registers, no ring
-  static constexpr int kSplitK = 1;
-  static constexpr int kCluster = 1;
-  static constexpr int kSignal = 0;         // when the next grid is let go
-  static constexpr int kBlocksPerSm = 3;
-  static constexpr int kSmemBytes = 36864;
+  static constexpr int kSlabs = 4;           // slabs in a stage
+  static constexpr int kStages = 3;         // stages in a warp's ring
+  static constexpr int kSignal = 0;         // when the next grid is let go: 0 at once, 3 at the end
+  static constexpr int kBoundThreads = 1024;  // for ptxas: registers for as many, room for others
+  static constexpr int kWarps = kTiles * kRanges;
+  static constexpr int kMostRows = kWalk && kIsDown ? 32 : kTokens;  // staged: slots of a token, or slots
 };
-static_assert(larger(Config::kWarps * WarpRing<Config>::kBytes, BlockSum<Config>::kBytes) == Config::kSmemBytes,
-              "host and device disagree on shared memory");
 static_assert(!Config::kWalk || Config::kTokens == 1, "a walk is for one token");
-static_assert(Config::kTokens <= Config::kWarps * 32, "a thread for the scale of each row");
+static_assert(Config::kTokens <= 8, "one fragment of tokens");
 
-constexpr int kRows = Config::kRowTiles * kRowTile;
-constexpr int kMaxSlots = 32;  // top_k of a walk
-constexpr float kAlphaFactor = Config::Weights::kAlphaFactor;
+// Down of a walk goes from one expert to the next.
+constexpr bool kCrosses = Config::kWalk && Config::kIsDown;
+constexpr int kSlabBytes = Slab<Config::Weights>::kBytes;
 
-// A run of slabs: of one expert, or of the experts of a token's slots one after the other.
-struct Experts {
-  static constexpr bool kMayPrefetch = Config::kIsDown;
-  const uint8_t* weights;   // expert 0, the block's 64 rows, slab 0
-  const bf16* rows_from;    // row 0 of X or H
-  const float* row_scales;  // of these rows
-  const int* row_idx;       // [kTokens], or [slots] of a walk: rows of X or H
-  const int* expert_idx;    // [1], or [slots] of a walk
-  int64_t ld;
-  int64_t expert_bytes;
-  int tile;
-  int count;
-  int n_scales;             // rows of this block: its tokens, or the slots of a walk
-  int n_slabs;              // of one expert
-  int k_end;
-  float row_scale;          // of one of the rows: see resolve
+// What alpha is multiplied by: with FP8 rows it is that of operands in E4M3.
+template <class Format>
+__device__ constexpr float alpha_factor() {
+  if constexpr (Config::kRounds) return Format::kAlphaFactor;
+  return 1.0f;
+}
 
-  struct Tokens {
-    const bf16* from;
-    const int* row_idx;
-    int64_t ld;
-    int count;
-    __device__ __forceinline__ const bf16* row(int token) const { return from + row_idx[token] * ld; }
-  };
+// What a block is to do, in shared memory.
+struct Work {
+  int expert_idx[Config::kMostRows];  // of each slot of a walk; of a list only the first
+  int row_idx[Config::kMostRows];     // row of X or H
+  int out_idx[Config::kTokens];       // row of H or parts
+  float factor[Config::kMostRows];    // routing weight times alpha, for down
+  bool is_counted[Config::kMostRows]; // whether this block counts what is not finite in the row
+  int n_tokens;
+  int n_slots;
+};
 
-  __device__ __forceinline__ int slot(int i) const { return Config::kWalk && Config::kIsDown ? i / n_slabs : 0; }
-  __device__ __forceinline__ const uint8_t* slab(int i) const {
-    const int s = slot(i);
-    return weights + expert_idx[s] * expert_bytes + int64_t{i - s * n_slabs} * Slab<Config::Weights>::kBytes;
+// Who else may be asked.
+struct Routing {
+  const int* experts;
+  const float* weights;
+  const float* alpha;
+  int top_k;
+  int expert_offset;
+  int n_local;
+
+  // Number of the slot's expert on this rank, or something negative.
+  __device__ __forceinline__ int local_expert(int slot) const {
+    const int expert = __ldcg(experts + slot) - expert_offset;
+    return expert < n_local ? expert : -1;
   }
-  __device__ __forceinline__ Tokens tokens(int i) const { return {rows_from, row_idx + slot(i), ld, count}; }
-  __device__ __forceinline__ int k(int i) const { return (i - slot(i) * n_slabs) * Config::Weights::kSlabK; }
 
-  // Behind the wait: brings a scale to each thread, the i-th row's to thread i, or to lane i of every warp of a walk.
-  // Nobody needs it before a slot is multiplied.
-  __device__ __forceinline__ void resolve() {
-    const int i = Config::kWalk ? threadIdx.x % 32 : threadIdx.x;
-    row_scale = i < n_scales ? __ldcg(row_scales + row_idx[i]) : 0.0f;
+  // Routing weight times what the sums of this expert are multiplied by.
+  __device__ __forceinline__ float down_factor(int slot, int expert) const {
+    return __ldcg(weights + slot) * (alpha[expert] * alpha_factor<Config::Weights>());
+  }
+
+  // A token that several experts take is counted with the first of them.
+  __device__ __forceinline__ bool is_first_of_token(int slot) const {
+    for (int other = slot - slot % top_k; other < slot; ++other) {
+      if (local_expert(other) >= 0) return false;
+    }
+    return true;
   }
 };
+
+// Fills in `work` from the tile of the list; thread i takes slot i.
+__device__ __forceinline__ void work_from_list(Work& work, int4 tile, const int* slot_of, const Routing& routing) {
+  if (threadIdx.x == 0) {
+    work.expert_idx[0] = tile.x;
+    work.n_tokens = tile.z;
+    work.n_slots = 1;
+  }
+  const int i = threadIdx.x;
+  if (i >= smaller(tile.z, Config::kTokens)) return;
+  const int position = tile.y + i;
+  const int slot = __ldcg(slot_of + position);
+  work.row_idx[i] = Config::kIsDown ? position : slot / routing.top_k;
+  work.out_idx[i] = Config::kIsDown ? slot : position;
+  if constexpr (Config::kIsDown) work.factor[i] = routing.down_factor(slot, tile.x);
+  if constexpr (Config::kRounds) {
+    work.is_counted[i] = blockIdx.x == 0 && (Config::kIsDown || routing.is_first_of_token(slot));
+  }
+}
+
+// Fills in `work` for one slot (gate-up) or all local slots of one token (down), a lane of the first warp each: one
+// after the other, six slots would cost six times the latency of two loads. Foreign ones are left out, the order stays.
+__device__ __forceinline__ void work_from_slots(Work& work, int n_tokens, const Routing& routing) {
+  if (threadIdx.x >= 32) return;
+  const int first = Config::kIsDown ? blockIdx.y * routing.top_k : blockIdx.y;
+  const int slot = first + threadIdx.x;
+  const bool is_own = threadIdx.x < (Config::kIsDown ? routing.top_k : 1) && slot < n_tokens * routing.top_k;
+  const int expert = is_own ? routing.local_expert(slot) : -1;
+  const unsigned local = __ballot_sync(~0u, expert >= 0);
+  if (expert >= 0) {
+    const int i = __popc(local & ((1u << threadIdx.x) - 1));
+    work.expert_idx[i] = expert;
+    work.row_idx[i] = Config::kIsDown ? slot : slot / routing.top_k;
+    if constexpr (Config::kIsDown) work.factor[i] = routing.down_factor(slot, expert);
+    if constexpr (!Config::kIsDown) work.out_idx[0] = slot;
+    if constexpr (Config::kRounds) {
+      work.is_counted[i] = blockIdx.x == 0 && (Config::kIsDown || routing.is_first_of_token(slot));
+    }
+  }
+  if (threadIdx.x == 0) {
+    work.n_slots = __popc(local);
+    // A token without a local slot still gets its row of zeros.
+    work.n_tokens = Config::kIsDown ? first < n_tokens * routing.top_k : __popc(local);
+  }
+}
+
+// What a warp multiplies: groups of kSlabs slabs, the last of an expert maybe fewer, of its row tile in one expert, or
+// in the experts of a token's slots in turn.
+struct Range {
+  int begin;  // groups
+  int end;
+  int slot;   // of the first group
+  int slab;   // of its expert
+
+  __device__ __forceinline__ Range(int n_slots, int n_slabs, int range) {
+    const int of_slot = ceil_divide(n_slabs, Config::kSlabs);
+    begin = n_slots * of_slot * range / Config::kRanges;
+    end = n_slots * of_slot * (range + 1) / Config::kRanges;
+    slot = kCrosses && begin < end ? begin / of_slot : 0;
+    slab = (begin - slot * of_slot) * Config::kSlabs;
+  }
+};
+
+// Where the group stands that is fetched next.
+struct Way {
+  const uint8_t* codes;   // what this lane copies of slab 0 of expert 0
+  const uint8_t* scales;
+  const int* expert_idx;  // of each slot
+  int64_t expert_bytes;
+  int n_slabs;            // of an expert
+  int slot;
+  int slab;
+  int64_t at;             // bytes from slab 0 of expert 0
+
+  __device__ __forceinline__ void start(int first_slot, int first_slab) {
+    slot = first_slot;
+    slab = first_slab;
+    at = expert_idx[slot] * expert_bytes + int64_t{slab} * kSlabBytes;
+  }
+
+  // Goes on to the next group, which must be there.
+  __device__ __forceinline__ void next() {
+    slab += Config::kSlabs;
+    at += Config::kSlabs * kSlabBytes;
+    if (kCrosses && slab >= n_slabs) start(slot + 1, 0);
+  }
+
+  __device__ __forceinline__ bool has(int s) const { return slab + s < n_slabs; }
+
+  // Starts the copies of group `group` to a stage of this warp's ring, if there is one, and goes on to the next.
+  __device__ __forceinline__ void fetch_next(int group, int end, uint32_t stage, int lane) {
+    if (group < end) {
+      fetch(stage, lane);
+      if (group + 1 < end) next();
+    }
+    commit_copies();
+  }
+
+  // Starts the copies of the group.
+  __device__ __forceinline__ void fetch(uint32_t stage, int lane) const {
+    using Ring = TileRing<Config>;
+#pragma unroll
+    for (int s = 0; s < Config::kSlabs; ++s) {
+      if (has(s)) Ring::fetch_codes(stage, s, codes + at + s * kSlabBytes, lane);
+    }
+    if (lane < Ring::kScaleLanes && has(lane / Ring::kScalePieces)) Ring::fetch_scales(stage, scales + at, lane);
+  }
+};
+
+// The way along row tile `row_tile` of experts of n rows.
+__device__ __forceinline__ Way way_along(const uint8_t* weights, const int* expert_idx, int row_tile, int n,
+                                         int n_slabs, int lane) {
+  using Ring = TileRing<Config>;
+  constexpr int kTilesOfBlock = kRowBlock / kRowTile;
+  const int64_t block_bytes = int64_t{n_slabs} * kSlabBytes;
+  const uint8_t* first_slab = weights + row_tile / kTilesOfBlock * block_bytes;
+  Way way;
+  way.codes = Ring::own_codes(first_slab, row_tile % kTilesOfBlock, lane);
+  way.scales = Ring::own_scales(first_slab, row_tile % kTilesOfBlock, lane);
+  way.expert_idx = expert_idx;
+  way.expert_bytes = ceil_divide(n, kRowBlock) * block_bytes;
+  way.n_slabs = n_slabs;
+  return way;
+}
+
+// Multiplies one slab of a stage with up to eight tokens; `rows` is what this lane reads of theirs.
+__device__ __forceinline__ void multiply_slab(float (&sums)[4], uint32_t rows, const uint8_t* stage, int s, int lane) {
+  using Format = Config::Weights;
+  using Ring = TileRing<Config>;
+  const auto scales = Format::load_scales(stage + Ring::kScaleOffset + s * Ring::kScaleBytes, lane / 4);
+  uint4 words;
+#pragma unroll
+  for (int step = 0; step < Format::kSlabK / 16; ++step) {
+    uint32_t b[4];  // of this step of 16 k and the next
+    if (step % 2 == 0) load_matrix_x4(b, rows + step * 32);
+    if (step % Format::kSteps == 0) words = Ring::codes(stage, s, step / Format::kSteps, lane);
+    uint32_t a[4];
+    Format::decode(a, words, scales, step % Format::kSteps);
+    multiply_add(sums, a, b[step % 2 * 2], b[step % 2 * 2 + 1]);
+  }
+}
+
+// Starts the copies of the first groups of a range, as many as the ring holds but one.
+__device__ __forceinline__ void fill_ring(Way& way, const Range& range, uint32_t ring, int lane) {
+  if (range.begin < range.end) way.start(range.slot, range.slab);
+#pragma unroll
+  for (int stage = 0; stage < Config::kStages - 1; ++stage) {
+    way.fetch_next(range.begin + stage, range.end, ring + stage * TileRing<Config>::kStageBytes, lane);
+  }
+}
+
+// Multiplies the groups of a range, the first of which are on their way.
+__device__ __forceinline__ void multiply_range(float (&sums)[4], Way& way, const Range& range, const uint8_t* ring,
+                                               const StagedRows<Config>& staged, const Work& work,
+                                               const RowScales<Config>& scales, int lane) {
+  using Ring = TileRing<Config>;
+  constexpr uint32_t kSlabRowBytes = Config::Weights::kSlabK * 2;
+  int slot = range.slot, slab = range.slab, place = 0;
+  uint32_t rows = staged.own_address(slot, slab, lane);
+  float slot_sums[4] = {};
+#pragma unroll 1
+  for (int group = range.begin; group < range.end; ++group) {
+    wait_copies<Config::kStages - 2>();
+    __syncwarp();
+    const int free_place = place == 0 ? Config::kStages - 1 : place - 1;  // all lanes have read what was there
+    way.fetch_next(group + Config::kStages - 1, range.end, smem_address(ring) + free_place * Ring::kStageBytes, lane);
+    const uint8_t* stage = ring + place * Ring::kStageBytes;
+    if (slab + Config::kSlabs <= way.n_slabs) {
+#pragma unroll
+      for (int s = 0; s < Config::kSlabs; ++s) multiply_slab(slot_sums, rows + s * kSlabRowBytes, stage, s, lane);
+    } else {
+#pragma unroll 1
+      for (int s = 0; slab + s < way.n_slabs; ++s) multiply_slab(slot_sums, rows + s * kSlabRowBytes, stage, s, lane);
+    }
+    place = place == Config::kStages - 1 ? 0 : place + 1;
+    slab += Config::kSlabs;
+    rows += Config::kSlabs * kSlabRowBytes;
+    if (!kCrosses || (slab < way.n_slabs && group + 1 < range.end)) continue;
+    // A slot's sum is scaled when its last slab is done, or where this warp's range ends: both parts of a slot that two
+    // warps share have the same factor, so it does not matter where the ranges cut.
+    const float factor = work.factor[slot] * scales.of(slot);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      sums[j] = __fmaf_rn(slot_sums[j], factor, sums[j]);
+      slot_sums[j] = 0.0f;
+    }
+    slab = 0;
+    rows = staged.own_address(++slot, 0, lane);
+  }
+  wait_copies<0>();
+  if constexpr (!kCrosses) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sums[j] = slot_sums[j];
+  }
+}
+
+// Adds what the ranges of k have summed, in ascending order, for the warps of the first; the others get nothing.
+__device__ __forceinline__ void sum_ranges(float (&sums)[4], uint8_t* shared, int tile, int range, int lane) {
+  if constexpr (Config::kRanges == 1) return;
+  float4* parts = reinterpret_cast<float4*>(shared) + tile * 32 + lane;
+  __syncthreads();  // every warp is done with the rows, which the sums now overwrite
+  if (range > 0) parts[(range - 1) * Config::kTiles * 32] = make_float4(sums[0], sums[1], sums[2], sums[3]);
+  __syncthreads();
+  if (range > 0) return;
+#pragma unroll
+  for (int part = 0; part < Config::kRanges - 1; ++part) {
+    const float4 more = parts[part * Config::kTiles * 32];
+    sums[0] += more.x;
+    sums[1] += more.y;
+    sums[2] += more.z;
+    sums[3] += more.w;
+  }
+}
 
 // Where the results of a block go.
 struct Results {
   bf16* h;                  // gate-up: H, row 0
   float* parts;             // down from a list: parts, row 0
   bf16* d;                  // down of a walk: D, this token
-  const int* out_idx;       // [kTokens] rows of H or parts
-  const float* factor;      // [kTokens] the row's scale; for down from a list also its routing weight and alpha
   int64_t ld;
-  int first_row;
   int n;
   float alpha_gate;
   float alpha_up;
   float limit;
 
-  // Stores every token; `kStep` and the first are for blocks that share a tile.
-  template <int kStep, class SumAt>
-  __device__ __forceinline__ void each(SumAt sum_at, int n_tokens, int) const {
-    static_assert(kStep == 1, "a block of experts has its tile to itself");
-    constexpr int kColumns = Config::kIsDown ? kRows : kRows / 2;
-    for (int o = threadIdx.x; o < Config::kTokens * kColumns; o += Config::kWarps * 32) {
-      const int token = o / kColumns;
-      const int column = o % kColumns;
-      if (token >= n_tokens) return;
-      if constexpr (Config::kIsDown) {
-        const int row = first_row + column;
-        if (row >= n) continue;
-        if constexpr (Config::kWalk) {
-          store_value(d + row, sum_at(0, column));
-        } else {
-          parts[out_idx[token] * ld + row] = sum_at(token, column) * factor[token];
-        }
+  // Stores what this lane has of the tile that begins at `first_row`: rows g and g + 8 of tokens 2c and 2c + 1.
+  __device__ __forceinline__ void store(const float (&sums)[4], const Work& work, const RowScales<Config>& scales,
+                                        int first_row, int lane) const {
+    const int g = lane / 4;
+    if (first_row + g >= n) return;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int token = lane % 4 * 2 + j;
+      if (token >= smaller(work.n_tokens, Config::kTokens)) return;
+      if constexpr (!Config::kIsDown) {
+        // Gate and up rows alternate by eights, so a tile holds both halves of each of its columns.
+        const float gate = sums[j] * scales.of(token) * alpha_gate;
+        const float up = sums[2 + j] * scales.of(token) * alpha_up;
+        store_value(h + work.out_idx[token] * ld + first_row / 2 + g, swiglu(gate, up, limit));
+      } else if constexpr (Config::kWalk) {
+        store_value(d + first_row + g, sums[j]);
+        if (first_row + g + 8 < n) store_value(d + first_row + g + 8, sums[2 + j]);
       } else {
-        // Gate and up rows alternate by eights, so a block holds both halves of each of its columns.
-        const int row = column / 8 * 16 + column % 8;
-        if (first_row + row >= n) continue;
-        const float gate = sum_at(token, row) * factor[token] * alpha_gate;
-        const float up = sum_at(token, row + 8) * factor[token] * alpha_up;
-        store_value(h + out_idx[token] * ld + first_row / 2 + column, swiglu(gate, up, limit));
+        const float factor = work.factor[token] * scales.of(token);
+        float* to = parts + work.out_idx[token] * ld + first_row + g;
+        to[0] = sums[j] * factor;
+        if (first_row + g + 8 < n) to[8] = sums[2 + j] * factor;
       }
     }
   }
 };
 
-// What a block is to do, in shared memory.
-struct Work {
-  int expert_idx[kMaxSlots];
-  int row_idx[larger(Config::kTokens, kMaxSlots)];
-  int out_idx[Config::kTokens];
-  float factor[larger(Config::kTokens, kMaxSlots)];
-  int n_tokens;
-  int n_slots;
-};
-
-// Fills in `work` from the tile list; thread i takes slot i.
-__device__ __forceinline__ void work_from_list(Work& work, const int4* tiles, const int* tile_count, const int* slot_of,
-                                               const float* routing, const float* alpha, int top_k) {
-  // The list has room for the whole grid: both loads are on their way at once.
-  const int4 listed = __ldcg(tiles + blockIdx.y);
-  const int4 tile = blockIdx.y < __ldcg(tile_count) ? listed : make_int4(0, 0, 0, 0);
-  if (threadIdx.x == 0) {
-    work.expert_idx[0] = tile.x;
-    work.n_tokens = tile.z;
-    work.n_slots = 1;
-  }
-  for (int i = threadIdx.x; i < Config::kTokens; i += Config::kWarps * 32) {
-    const int position = tile.y + i;
-    const int slot = i < tile.z ? __ldcg(slot_of + position) : 0;
-    // Beyond the count any row will do: its column of the product is not stored.
-    work.row_idx[i] = i >= tile.z ? 0 : Config::kIsDown ? position : slot / top_k;
-    work.out_idx[i] = Config::kIsDown ? slot : position;
-    work.factor[i] = Config::kIsDown && i < tile.z ? __ldcg(routing + slot) * (alpha[tile.x] * kAlphaFactor) : 1.0f;
-  }
-}
-
-// Fills in `work` for one slot (gate-up) or all local slots of one token (down), a lane of the first warp each: one
-// after the other, six slots would cost six times the latency of two loads. Foreign ones are left out, the order stays.
-__device__ __forceinline__ void work_from_slots(Work& work, const int* experts, const float* routing,
-                                                const float* alpha, int n_tokens, int top_k, int expert_offset,
-                                                int n_local) {
-  if (threadIdx.x >= 32) return;
-  const int first = Config::kIsDown ? blockIdx.y * top_k : blockIdx.y;
-  const int slot = first + threadIdx.x;
-  const bool is_own = threadIdx.x < (Config::kIsDown ? top_k : 1) && slot < n_tokens * top_k;
-  const int expert = is_own ? __ldcg(experts + slot) - expert_offset : -1;
-  const bool is_local = expert >= 0 && expert < n_local;
-  const unsigned local = __ballot_sync(~0u, is_local);
-  if (is_local) {
-    const int i = __popc(local & ((1u << threadIdx.x) - 1));
-    work.expert_idx[i] = expert;
-    work.row_idx[i] = Config::kIsDown ? slot : slot / top_k;
-    work.factor[i] = Config::kIsDown ? __ldcg(routing + slot) * (alpha[expert] * kAlphaFactor) : 1.0f;
-    if constexpr (!Config::kIsDown) work.out_idx[0] = slot;
-  }
-  if (threadIdx.x == 0) {
-    work.n_slots = __popc(local);
-    // A token without a local slot still gets its row of zeros.
-    work.n_tokens = Config::kIsDown ? first < n_tokens * top_k : __popc(local);
-  }
-}
-
-// The experts that the rows of this block are multiplied with, one after the other.
-__device__ __forceinline__ Experts experts_of_block(const Work& work, const uint8_t* weights, const bf16* from,
-                                                    const float* row_scales, int64_t ld_from, int n, int k) {
-  const int first_row = blockIdx.x * kRows;
-  Experts source;
-  source.n_slabs = ceil_divide(k, Config::Weights::kSlabK);
-  const int64_t block_bytes = int64_t{source.n_slabs} * Slab<Config::Weights>::kBytes;
-  source.expert_bytes = ceil_divide(n, kRowBlock) * block_bytes;
-  source.weights = weights + first_row / kRowBlock * block_bytes;
-  source.rows_from = from;
-  source.row_scales = row_scales;
-  source.row_idx = work.row_idx;
-  source.expert_idx = work.expert_idx;
-  source.ld = ld_from;
-  source.tile = first_row % kRowBlock / kRowTile;
-  source.count = work.n_tokens;
-  source.n_scales = Config::kWalk ? work.n_slots : work.n_tokens;
-  source.k_end = k;
-  // Gate-up has waited already; down does when its weights are on their way.
-  if constexpr (!Config::kIsDown) source.resolve();
-  return source;
-}
-
-extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlocksPerSm)
-    moe_mma_a8(const uint8_t* __restrict__ weights, const bf16* from, const float* row_scales, bf16* h, float* parts,
+extern "C" __global__ void __launch_bounds__(Config::kBoundThreads)
+    moe_staged(const uint8_t* __restrict__ weights, const bf16* from, unsigned* counters, bf16* h, float* parts,
                bf16* d, const int4* tiles, const int* tile_count, const int* slot_of, const int* experts,
                const float* routing, const float* alpha, const int* m_on_device, int64_t ld_from, int64_t ld_out, int m,
-               int n, int k, int top_k, int expert_offset, int n_local, float limit) {
+               int n, int k, int top_k, int expert_offset, int n_local, int rows_bytes, float limit) {
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ Work work;
+  __shared__ RowScales<Config> scales;
   if constexpr (!Config::kIsDown) wait_for_dependency();
   if constexpr (Config::kSignal == 0) launch_dependents();
+  scales.clear();
+  const Routing known{experts, routing, alpha, top_k, expert_offset, n_local};
+  int4 listed = make_int4(0, 0, 0, 0);
   if constexpr (Config::kWalk) {
-    work_from_slots(work, experts, routing, alpha, actual_tokens(m_on_device, m), top_k, expert_offset, n_local);
+    work_from_slots(work, actual_tokens(m_on_device, m), known);
+    __syncthreads();
   } else {
-    work_from_list(work, tiles, tile_count, slot_of, routing, alpha, top_k);
+    // The list has room for the whole grid: both loads are on their way at once.
+    listed = __ldcg(tiles + blockIdx.y);
+    if (blockIdx.y >= __ldcg(tile_count)) listed.z = 0;
   }
-  __syncthreads();
   // Beyond the list, and for a slot of a foreign expert.
-  if (work.n_tokens == 0) {
+  if ((Config::kWalk ? work.n_tokens : listed.z) == 0) {
     wait_for_dependency();
     return;
   }
 
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  // Down's alpha is in the factors. Loaded now, so that nobody waits for it at the end.
-  const float* gate_up = alpha + 2 * work.expert_idx[0];
-  const float alpha_gate = Config::kIsDown ? 1.0f : gate_up[0];
-  const float alpha_up = Config::kIsDown ? 1.0f : gate_up[1];
-  Experts source = experts_of_block(work, weights, from, row_scales, ld_from, n, k);
-  WarpSums<Config> sums = {};
-  const int all_slabs = source.n_slabs * work.n_slots;
-  const int begin = int64_t{all_slabs} * warp / Config::kWarps;
-  const int end = int64_t{all_slabs} * (warp + 1) / Config::kWarps;
-  uint8_t* ring = shared + warp * WarpRing<Config>::kBytes;
-  if constexpr (Config::kWalk && Config::kIsDown) {
-    // A slot's sum is scaled when its last slab is done, or where this warp's range ends: both parts of a slot that two
-    // warps share have the same factor, so it does not matter where the ranges cut.
-    WarpSums<Config> slot_sums = {};
-    stream_slabs<Config>(slot_sums, source, begin, end, ring, lane, [&](int i) {
-      if (i + 1 < end && (i + 1) % source.n_slabs != 0) return;
-      const int slot = i / source.n_slabs;
-      const float factor = work.factor[slot] * __shfl_sync(~0u, source.row_scale, slot);
-#pragma unroll
-      for (int tile = 0; tile < Config::kRowTiles; ++tile) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          sums[tile][0][j] = __fmaf_rn(slot_sums[tile][0][j], factor, sums[tile][0][j]);
-          slot_sums[tile][0][j] = 0.0f;
-        }
-      }
-    });
-  } else {
-    stream_slabs<Config>(sums, source, begin, end, ring, lane, [](int) {});
-    // The thread's own factor so far; the sum's barriers stand between here and those who read it.
-    if (int(threadIdx.x) < work.n_tokens) work.factor[threadIdx.x] *= source.row_scale;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int tile = warp % Config::kTiles, range = warp / Config::kTiles;
+  const int row_tile = blockIdx.x * Config::kTiles + tile;
+  const int n_slabs = ceil_divide(k, Config::Weights::kSlabK);
+  const int list_expert = listed.x;
+  Way way = way_along(weights, Config::kWalk ? work.expert_idx : &list_expert, row_tile, n, n_slabs, lane);
+  const int n_slots = row_tile * kRowTile < n ? kCrosses ? work.n_slots : 1 : 0;  // the last block may lack rows
+  const Range own(n_slots, n_slabs, range);
+  uint8_t* ring = shared + rows_bytes + warp * TileRing<Config>::kBytes;
+  fill_ring(way, own, smem_address(ring), lane);
+  if constexpr (!Config::kWalk) {
+    work_from_list(work, listed, slot_of, known);
+    __syncthreads();
   }
-  const int first_row = blockIdx.x * kRows;
-  const Results results{h, parts, d + blockIdx.y * ld_out, work.out_idx, work.factor, ld_out, first_row,
-                        n, alpha_gate * kAlphaFactor, alpha_up * kAlphaFactor, limit};
-  sum_block<Config>(sums, shared, nullptr, nullptr, 0, work.n_tokens, results);
+  // Down's alpha is in the factors. Loaded now, so that nobody waits for it at the end.
+  const float* gate_up = alpha + 2 * (Config::kIsDown ? 0 : way.expert_idx[0]);
+  const float alpha_gate = Config::kIsDown ? 1.0f : gate_up[0] * alpha_factor<Config::Weights>();
+  const float alpha_up = Config::kIsDown ? 1.0f : gate_up[1] * alpha_factor<Config::Weights>();
+  if constexpr (Config::kIsDown) wait_for_dependency();
+
+  const int n_rows = kCrosses ? work.n_slots : smaller(work.n_tokens, Config::kTokens);
+  const StagedRows<Config> rows{reinterpret_cast<bf16*>(shared), n_slabs * Config::Weights::kSlabK, k};
+  rows.stage(from, ld_from, work.row_idx, n_rows);
+  if constexpr (Config::kRounds) rows.round(work.row_idx, work.is_counted, n_rows, scales, counters);
+  __syncthreads();
+  float sums[4] = {};
+  multiply_range(sums, way, own, ring, rows, work, scales, lane);
+  if constexpr (Config::kSignal == 3) launch_dependents();
+  sum_ranges(sums, shared, tile, range, lane);
+  if (range > 0) return;
+  const Results results{h, parts, d + blockIdx.y * ld_out, ld_out, n, alpha_gate, alpha_up, limit};
+  results.store(sums, work, scales, row_tile * kRowTile, lane);
 }

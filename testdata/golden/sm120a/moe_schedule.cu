@@ -14,8 +14,11 @@
 //
 //   count      each warp walks its own run of all slots, 32 at a time: it adds to every expert's total, and counts
 //              those of its block's experts, lanes with one expert together (match.any)
-//   scan       per own expert over the warps, then over all experts: positions and tiles
+//   scan       per own expert over the warps, and over all experts, one a thread: positions and tiles
+//   tiles      one a thread, which looks for its expert among the first tiles of all
 //   place      each warp walks its run again and writes the slots of its own experts to their positions
+//
+// Gate-up waits for all of it, and with few tokens that is latency alone: so no warp takes one expert after the other.
 //
 // Every block reads all slots and makes all totals, so no block waits for another, and one launch does.
 //
@@ -50,7 +53,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 32 "templates/moe_schedule/kernel.cu"
+#line 35 "templates/moe_schedule/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -62,7 +65,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 33 "templates/moe_schedule/kernel.cu"
+#line 36 "templates/moe_schedule/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -71,10 +74,10 @@ __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcon
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 34 "templates/moe_schedule/kernel.cu"
+#line 37 "templates/moe_schedule/kernel.cu"
 
 struct Config {
-  static constexpr int kWarps = 4;
+  static constexpr int kWarps = 8;
   static constexpr int kAhead = 4;  // loads of a warp on their way
 };
 
@@ -90,50 +93,79 @@ struct Cut {
   }
 };
 
-// Exclusive sums over the experts of counts, up tiles and down tiles, by one warp; the totals stand at the end.
-__device__ __forceinline__ void scan_experts(const int* counts, int* begin, int* up_first, int* down_first, int n_local,
-                                             Cut up_cut, Cut down_cut, int lane) {
-  int carry_rows = 0, carry_up = 0, carry_down = 0;
-  for (int base = 0; base < n_local; base += 32) {
-    const int expert = base + lane;
+// Exclusive sums over the experts, with the totals at the end.
+struct Places {
+  int* begin;       // [n_local + 1] positions
+  int* up_first;    // [n_local + 1] tiles
+  int* down_first;  // [n_local + 1]
+};
+
+// Positions and tiles of one expert, or sums of them.
+struct Extent {
+  int rows;
+  int up;
+  int down;
+
+  __device__ __forceinline__ Extent plus(const Extent& more) const {
+    return {rows + more.rows, up + more.up, down + more.down};
+  }
+};
+
+// Makes the exclusive sums, an expert a thread; all threads of the block take part.
+__device__ __forceinline__ void scan_experts(const int* counts, const Places& places, int n_local, Cut up_cut,
+                                             Cut down_cut) {
+  __shared__ Extent warp_sums[Config::kWarps];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  Extent carry = {0, 0, 0};
+  for (int base = 0; base < n_local; base += Config::kWarps * 32) {
+    const int expert = base + threadIdx.x;
     const int count = expert < n_local ? counts[expert] : 0;
-    int rows = count, up = up_cut.tiles(count), down = down_cut.tiles(count);
-    const int own_up = up, own_down = down;
+    const Extent own = {count, up_cut.tiles(count), down_cut.tiles(count)};
+    Extent sum = own;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
-      const int more_rows = __shfl_up_sync(~0u, rows, step);
-      const int more_up = __shfl_up_sync(~0u, up, step);
-      const int more_down = __shfl_up_sync(~0u, down, step);
-      if (lane >= step) {
-        rows += more_rows;
-        up += more_up;
-        down += more_down;
-      }
+      const Extent more = {__shfl_up_sync(~0u, sum.rows, step), __shfl_up_sync(~0u, sum.up, step),
+                           __shfl_up_sync(~0u, sum.down, step)};
+      if (lane >= step) sum = sum.plus(more);
     }
+    if (lane == 31) warp_sums[warp] = sum;
+    __syncthreads();
+    const Extent theirs = lane < Config::kWarps ? warp_sums[lane] : Extent{0, 0, 0};
+    const Extent before = lane < warp ? theirs : Extent{0, 0, 0};
+    const Extent prefix = {__reduce_add_sync(~0u, before.rows), __reduce_add_sync(~0u, before.up),
+                           __reduce_add_sync(~0u, before.down)};
+    const Extent at = carry.plus(prefix).plus(sum);
     if (expert < n_local) {
-      begin[expert] = carry_rows + rows - count;
-      up_first[expert] = carry_up + up - own_up;
-      down_first[expert] = carry_down + down - own_down;
+      places.begin[expert] = at.rows - own.rows;
+      places.up_first[expert] = at.up - own.up;
+      places.down_first[expert] = at.down - own.down;
     }
-    carry_rows += __shfl_sync(~0u, rows, 31);
-    carry_up += __shfl_sync(~0u, up, 31);
-    carry_down += __shfl_sync(~0u, down, 31);
+    carry = carry.plus({__reduce_add_sync(~0u, theirs.rows), __reduce_add_sync(~0u, theirs.up),
+                        __reduce_add_sync(~0u, theirs.down)});
+    __syncthreads();  // the sums have been read
   }
-  if (lane == 0) {
-    begin[n_local] = carry_rows;
-    up_first[n_local] = carry_up;
-    down_first[n_local] = carry_down;
+  if (threadIdx.x == 0) {
+    places.begin[n_local] = carry.rows;
+    places.up_first[n_local] = carry.up;
+    places.down_first[n_local] = carry.down;
   }
 }
 
-// Writes the tiles of one expert, one a lane.
-__device__ __forceinline__ void write_tiles(int4* tiles, int first_tile, int expert, int begin, int count, Cut cut,
-                                            int lane) {
-  const int n_tiles = cut.tiles(count);
-  for (int tile = lane; tile < n_tiles; tile += 32) {
-    const int at = cut.begin(tile, n_tiles, count);
-    const int end = smaller(cut.begin(tile + 1, n_tiles, count), count);
-    tiles[first_tile + tile] = make_int4(expert, begin + at, end - at, 0);
+// Writes the tiles of the experts from `expert` to `end_expert`, one a thread.
+__device__ __forceinline__ void write_tiles(int4* tiles, const int* first, const int* begin, const int* counts, Cut cut,
+                                            int expert, int end_expert) {
+  const int end = first[end_expert];
+  for (int tile = first[expert] + threadIdx.x; tile < end; tile += Config::kWarps * 32) {
+    // The last expert whose first tile is no later: those without a slot begin where the next one does.
+    int low = expert, high = end_expert;
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (first[middle] <= tile ? low : high) = middle;
+    }
+    const int n_tiles = first[low + 1] - first[low], place = tile - first[low], count = counts[low];
+    const int at = cut.begin(place, n_tiles, count);
+    const int next = smaller(cut.begin(place + 1, n_tiles, count), count);
+    tiles[tile] = make_int4(low, begin[low] + at, next - at, 0);
   }
 }
 
@@ -191,10 +223,9 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, 1)
   const int first_own = int64_t{n_local} * blockIdx.x / gridDim.x;
   const int n_own = int64_t{n_local} * (blockIdx.x + 1) / gridDim.x - first_own;
   int* totals = reinterpret_cast<int*>(shared);          // [n_local]
-  int* begin = totals + n_local;                         // [n_local + 1], and so on
-  int* up_first = begin + n_local + 1;
-  int* down_first = up_first + n_local + 1;
-  int* counts = down_first + n_local + 1;                // [kWarps][n_own]
+  int* begin = totals + n_local;
+  const Places places{begin, begin + n_local + 1, begin + 2 * (n_local + 1)};
+  int* counts = begin + 3 * (n_local + 1);               // [kWarps][n_own]
   constexpr int kThreads = Config::kWarps * 32;
   for (int i = threadIdx.x; i < n_local; i += kThreads) totals[i] = 0;
   for (int i = threadIdx.x; i < Config::kWarps * n_own; i += kThreads) counts[i] = 0;
@@ -217,16 +248,14 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, 1)
       sum += count;
     }
   }
-  if (warp == 0) scan_experts(totals, begin, up_first, down_first, n_local, up_cut, down_cut, lane);
+  scan_experts(totals, places, n_local, up_cut, down_cut);
   __syncthreads();
   if (blockIdx.x == 0) {
     for (int expert = threadIdx.x; expert <= n_local; expert += kThreads) begin_out[expert] = begin[expert];
-    if (threadIdx.x < 2) tile_counts[threadIdx.x] = threadIdx.x == 0 ? up_first[n_local] : down_first[n_local];
+    if (threadIdx.x < 2) tile_counts[threadIdx.x] = (threadIdx.x == 0 ? places.up_first : places.down_first)[n_local];
   }
-  for (int expert = first_own + warp; expert < first_own + n_own; expert += Config::kWarps) {
-    write_tiles(up_tiles, up_first[expert], expert, begin[expert], totals[expert], up_cut, lane);
-    write_tiles(down_tiles, down_first[expert], expert, begin[expert], totals[expert], down_cut, lane);
-  }
+  write_tiles(up_tiles, places.up_first, begin, totals, up_cut, first_own, first_own + n_own);
+  write_tiles(down_tiles, places.down_first, begin, totals, down_cut, first_own, first_own + n_own);
   run.walk([](int) {}, [&](int slot, int expert, int rank) {
     slot_of[begin[expert] + own[expert - first_own] + rank] = slot;
   });

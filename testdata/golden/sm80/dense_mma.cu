@@ -582,13 +582,12 @@ __device__ __forceinline__ void multiply_landed(WarpSums<Config>& sums, const ui
       });
 }
 
-// Streams slabs `begin` to `end` of `source` through the ring. Source gives slab(i) and tokens(i), k(i), k_end(), the
-// first row tile, and ended(i): whether what follows slab i belongs to another sum (then `fold` is called).
-// Template arguments: kSignal tells where the next grid is let go (0 at entry, by the caller; 1 before the wait for the
+// Streams slabs `begin` to `end` of `source` through the ring. Source gives slab(i), tokens(i), k(i), k_end and the
+// first row tile. kSignal tells where the next grid is let go (0 at entry, by the caller; 1 before the wait for the
 // dependency, 2 after it, 3 when all has been multiplied).
-template <class Config, class Source, class Fold>
+template <class Config, class Source>
 __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Source& source, int begin, int end,
-                                                    uint8_t* ring, int lane, Fold fold) {
+                                                    uint8_t* ring, int lane) {
   using Ring = WarpRing<Config>;
   const uint32_t address = smem_address(ring);
   const int n_stages = ceil_divide(end - begin, Config::kSlabs);
@@ -639,7 +638,6 @@ __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Sour
       const int i = begin + stage * Config::kSlabs + s;
       if (i < end) {
         multiply_landed<Config>(sums, ring + slot * Ring::kStageBytes, s, lane);
-        fold(i);
       }
     }
     slot = slot == Config::kStages - 1 ? 0 : slot + 1;
@@ -736,9 +734,9 @@ __device__ __forceinline__ void place_first_tokens(const Source& source, uint8_t
 }
 
 // Streams slabs `begin` to `end` of `source` through registers; arguments are those of stream_through_ring.
-template <class Config, class Source, class Fold>
+template <class Config, class Source>
 __device__ __forceinline__ void stream_through_registers(WarpSums<Config>& sums, Source& source, int begin, int end,
-                                                         uint8_t* slots, int lane, Fold fold) {
+                                                         uint8_t* slots, int lane) {
   using Ring = WarpRing<Config>;
   const uint32_t address = smem_address(slots);
   FetchedSlab<Config> slabs[Config::kSlabs];
@@ -767,7 +765,6 @@ __device__ __forceinline__ void stream_through_registers(WarpSums<Config>& sums,
             sums, address + s * Ring::kTokenBytes, lane,
             [&](int tile, int chunk) { return slabs[s].codes[tile][chunk]; },
             [&](int tile) { return slabs[s].scales[tile]; });
-        fold(i);
         if (i + Config::kSlabs < end) {
           fetch_slab<Config>(slabs[s], source.slab(i + Config::kSlabs), source.tile, lane);
           __syncwarp();  // all lanes have read the slot
@@ -783,13 +780,13 @@ __device__ __forceinline__ void stream_through_registers(WarpSums<Config>& sums,
 }
 
 // Streams by the way that the tile has chosen.
-template <class Config, class Source, class Fold>
+template <class Config, class Source>
 __device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& source, int begin, int end,
-                                             uint8_t* memory, int lane, Fold fold) {
+                                             uint8_t* memory, int lane) {
   if constexpr (Config::kStages == 1) {
-    stream_through_registers<Config>(sums, source, begin, end, memory, lane, fold);
+    stream_through_registers<Config>(sums, source, begin, end, memory, lane);
   } else {
-    stream_through_ring<Config>(sums, source, begin, end, memory, lane, fold);
+    stream_through_ring<Config>(sums, source, begin, end, memory, lane);
   }
 }
 #line 49 "templates/dense_mma/kernel.cu"
@@ -1061,7 +1058,7 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlock
   const int range = part * Config::kWarps + warp;
   const int begin = int64_t{n_slabs} * range / kRanges;
   const int end = int64_t{n_slabs} * (range + 1) / kRanges;
-  stream_slabs<Config>(sums, source, begin, end, shared + warp * WarpRing<Config>::kBytes, lane, [](int) {});
+  stream_slabs<Config>(sums, source, begin, end, shared + warp * WarpRing<Config>::kBytes, lane);
 
   const int columns = Config::kSwiGlu ? n / 2 : n;
   const Results results{d + first_token * ldd + int64_t{group} * columns, ldd, first_row, n, segments, limit};
