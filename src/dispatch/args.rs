@@ -93,7 +93,7 @@ pub struct LaunchArgs {
     /// Row scales of a conversion, `[tokens]` f32: written by it, read by a GEMM with FP8 tokens.
     pub row_scales: DevicePointer,
     /// Three uint32 counters of a conversion; six of experts with FP8 tokens: of the tokens, then of the hidden rows,
-    /// in the order of the experts.
+    /// in the order of the experts. A token that no expert of this rank takes may be counted or not.
     pub counters: DevicePointer,
     /// Residual streams that a mix reads: `[tokens, 4, hidden]`, on 16 bytes. Its `activations` are what the sublayer
     /// gave, `[tokens, hidden]` BF16, its `weights` f32 as a checkpoint has them, and its `output` is the parts of its

@@ -104,6 +104,9 @@ impl Cut {
 /// Slots from which another block is worth its reading of all of them.
 const SLOTS_OF_BLOCK: u32 = 512;
 
+/// Shared memory that every chip gives a block, bytes.
+const ROOM_ANYWHERE: u64 = 48 << 10;
+
 /// What the schedule has in shared memory besides: the sums of each warp.
 const STATIC_BYTES: u64 = 12 * 32;
 
@@ -154,9 +157,12 @@ impl Schedule {
         Err(format!("the schedule of {experts} experts needs {need} B of shared memory, {} has {have} B", arch.name))
     }
 
+    /// Warps of a block: threads for the slots and for the experts, which are scanned one a thread, as far as there is
+    /// room for the counters of each warp.
     fn warps(block: &MoeBlock) -> u32 {
-        // Threads for the experts too: they are scanned one a thread.
-        slots(block).max(block.local_experts).div_ceil(32).next_power_of_two().clamp(4, 32)
+        let wanted = slots(block).max(block.local_experts).div_ceil(32).next_power_of_two().clamp(4, 32);
+        let halves = std::iter::successors(Some(wanted), |&warps| (warps > 4).then_some(warps / 2));
+        halves.clone().find(|&warps| Self::smem_of(block, warps) <= ROOM_ANYWHERE).or(halves.last()).unwrap_or(4)
     }
 
     /// Blocks that share the experts. Each reads all slots, so a few slots are read by one.
@@ -164,10 +170,15 @@ impl Schedule {
         (slots(block) / SLOTS_OF_BLOCK).clamp(1, block.local_experts.div_ceil(2))
     }
 
-    /// Totals of the experts, the ends of both tile lists and of the slots, counters of each warp and own expert.
     fn smem_bytes(block: &MoeBlock) -> u64 {
+        Self::smem_of(block, Self::warps(block))
+    }
+
+    /// Totals of the experts, where their positions and their tiles of both lists begin, counters of each warp and own
+    /// expert.
+    fn smem_of(block: &MoeBlock, warps: u32) -> u64 {
         let own = block.local_experts.div_ceil(Self::blocks(block));
-        let (warps, experts) = (u64::from(Self::warps(block)), u64::from(block.local_experts));
+        let (warps, experts) = (u64::from(warps), u64::from(block.local_experts));
         4 * (warps * u64::from(own) + 3 * (experts + 1) + experts)
     }
 

@@ -34,7 +34,7 @@ impl Family for MoeWalk {
         if block.top_k > MAX_WALK_SLOTS {
             return Err(format!("expected at most {MAX_WALK_SLOTS} slots a token, found {}", block.top_k));
         }
-        Ok(())
+        have_room(&walk_steps(&smallest(self, SMALLEST_WALK), block), arch)
     }
 
     fn axes(&self, _: &Problem, arch: &ArchSpec) -> Vec<Axis> {
@@ -54,11 +54,9 @@ impl Family for MoeWalk {
     }
 
     fn default_tile(&self, problem: &Problem, gpu: &GpuSpec) -> Tile {
-        const NAMES: [&str; 6] = ["up_tiles", "up_ranges", "down_tiles", "down_ranges", "slabs", "stages"];
-        let choices = [[6, 2, 2, 8, 4, 3], [4, 1, 2, 4, 2, 3], [4, 1, 1, 4, 1, 3]];
-        let tiles =
-            choices.map(|numbers| Tile::new(self.name(), NAMES.into_iter().zip(numbers).chain([("signal", 0)])));
-        first_that_fits(self, &tiles, problem, gpu)
+        let smallest = smallest(self, SMALLEST_WALK);
+        let of = |numbers: [u32; 6]| Tile::new(self.name(), WALK_NAMES.into_iter().zip(numbers).chain([("signal", 0)]));
+        first_that_fits(self, &[of([6, 2, 2, 8, 4, 3]), of([4, 1, 2, 4, 2, 3]), smallest], problem, gpu)
     }
 
     fn plan(&self, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Plan {
@@ -84,7 +82,9 @@ impl Family for MoeStaged {
     }
 
     fn serves(&self, problem: &Problem, arch: &ArchSpec) -> Result<(), String> {
-        Schedule::fits(served_block(problem, arch, MAX_STAGED_TOKENS)?, arch)
+        let block = served_block(problem, arch, MAX_STAGED_TOKENS)?;
+        have_room(&list_steps(&smallest(self, SMALLEST_LIST), block), arch)?;
+        Schedule::fits(block, arch)
     }
 
     fn axes(&self, _: &Problem, arch: &ArchSpec) -> Vec<Axis> {
@@ -106,13 +106,13 @@ impl Family for MoeStaged {
 
     fn default_tile(&self, problem: &Problem, gpu: &GpuSpec) -> Tile {
         let wanted = (2 * rows_per_expert(problem)).next_power_of_two().clamp(4, 8);
-        let fixed = [("up_ranges", 1), ("down_ranges", 1), ("signal", 0)];
-        let numbers = |(tiles, slabs, stages, tokens)| {
-            let tiles = [("up_tiles", tiles), ("down_tiles", tiles)];
-            let chosen = [("slabs", slabs), ("stages", stages), ("tokens", tokens)];
-            Tile::new(self.name(), fixed.into_iter().chain(tiles).chain(chosen))
+        let smallest = smallest(self, SMALLEST_LIST);
+        let of = |tiles, slabs, stages, tokens| {
+            let chosen = [("up_tiles", tiles), ("down_tiles", tiles), ("slabs", slabs), ("stages", stages)];
+            chosen.into_iter().fold(smallest.with("tokens", tokens), |tile, (name, value)| tile.with(name, value))
         };
-        first_that_fits(self, &[(8, 4, 3, wanted), (8, 2, 4, 2), (4, 1, 3, 2)].map(numbers), problem, gpu)
+        let choices = [of(8, 4, 3, wanted), of(8, 2, 4, 2), smallest.clone()];
+        first_that_fits(self, &choices, problem, gpu)
     }
 
     fn plan(&self, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Plan {
@@ -330,6 +330,22 @@ fn numerics(problem: &Problem, tile: &Tile, way: &str) -> String {
     format!("moe.{way}.{rows}k16/ranges={up}.{down}x{slabs}")
 }
 
+/// The tile of a family that needs least.
+fn smallest(family: &dyn Family, numbers: &[(&'static str, u32)]) -> Tile {
+    Tile::new(family.name(), numbers.iter().copied())
+}
+
+/// Whether a chip has shared memory for the rows and rings of both steps.
+fn have_room(steps: &[Step; 2], arch: &ArchSpec) -> Result<(), String> {
+    steps.iter().try_for_each(|step| {
+        let (need, have) = (step.smem_bytes() + STATIC_BYTES, arch.smem_per_block);
+        if need <= have {
+            return Ok(());
+        }
+        Err(format!("rows and rings need {need} B of shared memory, {} has {have} B", arch.name))
+    })
+}
+
 fn walk_steps(tile: &Tile, block: &MoeBlock) -> [Step; 2] {
     let [up, down] = steps(tile, block, 1);
     [up, Step { crossed: Some(block.top_k), ..down }]
@@ -358,6 +374,29 @@ fn steps(tile: &Tile, block: &MoeBlock, tokens: u32) -> [Step; 2] {
         step(true, ["down_tiles", "down_ranges"], block.hidden, block.intermediate),
     ]
 }
+
+const WALK_NAMES: [&str; 6] = ["up_tiles", "up_ranges", "down_tiles", "down_ranges", "slabs", "stages"];
+
+const SMALLEST_WALK: &[(&str, u32)] = &[
+    ("up_tiles", 4),
+    ("up_ranges", 1),
+    ("down_tiles", 1),
+    ("down_ranges", 4),
+    ("slabs", 1),
+    ("stages", 3),
+    ("signal", 0),
+];
+
+const SMALLEST_LIST: &[(&str, u32)] = &[
+    ("up_tiles", 4),
+    ("up_ranges", 1),
+    ("down_tiles", 4),
+    ("down_ranges", 1),
+    ("tokens", 2),
+    ("slabs", 1),
+    ("stages", 3),
+    ("signal", 0),
+];
 
 /// Rows of a warp.
 const ROW_TILE: u32 = 16;
@@ -400,14 +439,14 @@ const WARP_ISSUES: f64 = 250.0;
 
 const WALK_RULES: [Rule; 3] = [
     Rule { name: "threads", check: |tile, problem, _| each(&walk_steps(tile, block_of(problem)), fits_threads) },
-    Rule { name: "smem", check: |tile, problem, gpu| fits_smem(&walk_steps(tile, block_of(problem)), gpu) },
-    Rule { name: "k-ranges", check: |tile, problem, _| each(&walk_steps(tile, block_of(problem)), have_slabs) },
+    Rule { name: "smem", check: |tile, problem, gpu| have_room(&walk_steps(tile, block_of(problem)), gpu.arch) },
+    Rule { name: "k-ranges", check: |tile, problem, _| each(&walk_steps(tile, block_of(problem)), have_stages) },
 ];
 
 const LIST_RULES: [Rule; 3] = [
     Rule { name: "threads", check: |tile, problem, _| each(&list_steps(tile, block_of(problem)), fits_threads) },
-    Rule { name: "smem", check: |tile, problem, gpu| fits_smem(&list_steps(tile, block_of(problem)), gpu) },
-    Rule { name: "k-ranges", check: |tile, problem, _| each(&list_steps(tile, block_of(problem)), have_slabs) },
+    Rule { name: "smem", check: |tile, problem, gpu| have_room(&list_steps(tile, block_of(problem)), gpu.arch) },
+    Rule { name: "k-ranges", check: |tile, problem, _| each(&list_steps(tile, block_of(problem)), have_stages) },
 ];
 
 fn each(steps: &[Step; 2], check: impl Fn(&Step) -> Result<(), String>) -> Result<(), String> {
@@ -422,22 +461,47 @@ fn fits_threads(step: &Step) -> Result<(), String> {
     Err(format!("{tiles} row tiles of {ranges} warps are {} threads, more than {MAX_THREADS}", step.threads()))
 }
 
-fn fits_smem(steps: &[Step; 2], gpu: &GpuSpec) -> Result<(), String> {
-    each(steps, |step| {
-        let (need, have) = (step.smem_bytes() + STATIC_BYTES, gpu.arch.smem_per_block);
-        if need <= have {
-            return Ok(());
-        }
-        Err(format!("rows and rings need {need} B of shared memory, {} has {have} B", gpu.name))
-    })
-}
-
-/// Warps without a slab are of no use, but the fewest ranges must do for any k.
-fn have_slabs(step: &Step) -> Result<(), String> {
-    let (slabs, fewest) =
-        (step.slabs_of_expert() * step.crossed.unwrap_or(1), if step.crossed.is_some() { 4 } else { 1 });
-    if step.ranges <= slabs.max(fewest) {
+/// Warps without a stage are of no use, but the fewest ranges must do for any k.
+fn have_stages(step: &Step) -> Result<(), String> {
+    let stages = step.slabs_of_expert().div_ceil(step.slabs) * step.crossed.unwrap_or(1);
+    let fewest = if step.crossed.is_some() { 4 } else { 1 };
+    if step.ranges <= stages.max(fewest) {
         return Ok(());
     }
-    Err(format!("k has {slabs} slabs, fewer than {} ranges", step.ranges))
+    Err(format!("k has {stages} stages of {} slabs, fewer than {} ranges", step.slabs, step.ranges))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels;
+
+    #[test]
+    fn what_has_no_room_is_refused_before_it_has_a_tile() {
+        let long =
+            ["moe nvfp4 64 top8 4096x14336 m1", "moe nvfp4 64 top32 4096x4096 m1", "moe fp8 16 top4 6144x10752 m1"];
+        let longer =
+            ["moe nvfp4 8 top2 6144x32768 m16", "moe nvfp4 16 top2 8192x24576 m1", "moe bf16 8 top2 65536x512 m4"];
+        let mut refused = 0;
+        for problem in long.into_iter().chain(longer).map(|text| text.parse::<Problem>().unwrap()) {
+            for gpu in GpuSpec::all() {
+                for family in kernels::serving(&problem, gpu.arch) {
+                    let tile = family.default_tile(&problem, gpu);
+                    assert!(kernels::plan(&problem, &tile, gpu).is_ok(), "{problem} on {}: {tile}", gpu.name);
+                }
+                let why = MoeWalk.serves(&problem, gpu.arch).err();
+                refused += usize::from(why.is_some_and(|why| why.contains("B of shared memory")));
+            }
+        }
+        assert!(refused > 0, "these are meant to be too long for some chip");
+    }
+
+    #[test]
+    fn many_experts_cost_the_schedule_warps_and_not_its_room() {
+        for text in ["moe nvfp4 768 top4 4096x2048 m128", "moe nvfp4 2048 top4 4096x2048 m128"] {
+            let problem: Problem = text.parse().unwrap();
+            let gpu = GpuSpec::named("h100").unwrap();
+            assert!(MoeStaged.serves(&problem, gpu.arch).is_ok(), "{text}");
+        }
+    }
 }

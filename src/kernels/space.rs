@@ -146,9 +146,9 @@ mod tests {
         assert!(plan(&problem, &tile, gpu).is_ok());
         let refused = plan(&problem, &tile.with("row_tiles", 3), gpu).unwrap_err();
         assert_eq!(refused.to_string(), "axes: dense_mma never has row_tiles = 3");
-        let many: Problem = "moe nvfp4 4096 top6 64x64 m64".parse().unwrap();
+        let many: Problem = "moe nvfp4 8192 top6 64x64 m64".parse().unwrap();
         let refusals = crate::kernels::refusals(&many, gpu.arch).join("; ");
-        assert!(refusals.contains("the schedule of 4096 experts needs"), "{refusals}");
+        assert!(refusals.contains("the schedule of 8192 experts needs"), "{refusals}");
         // One that won fewer tokens may serve more.
         let more = problem.with_m(8);
         assert!(plan(&more, &tile.with("tokens", 1), gpu).is_ok());

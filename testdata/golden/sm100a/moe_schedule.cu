@@ -22,7 +22,7 @@
 //
 // Every block reads all slots and makes all totals, so no block waits for another, and one launch does.
 //
-//   shared memory   counts [kWarps][own experts], then per expert: total, begin, first up tile, first down tile
+//   shared memory   per expert: total, begin, first up tile, first down tile; then counts [kWarps][own experts]
 //
 // An expert's slots are cut into as few tiles as hold them, of nearly equal counts, each but the last a multiple of
 // `step`: a count of 200 with most = 128 and step = 16 gives 96 and 104, not 128 and 72, so that no tile is narrow.

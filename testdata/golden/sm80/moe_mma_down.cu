@@ -1032,7 +1032,7 @@ struct Work {
   float factor[Config::kTokens];
 };
 
-// Fills in `work` for a tile of the list; thread i takes slot i.
+// Fills in `work` for a tile of the list; thread i takes slot i, and every slot so many threads on.
 __device__ __forceinline__ void find_rows(Work& work, int4 tile, const int* slot_of, const float* routing,
                                           const float* alpha, int top_k) {
   for (int i = threadIdx.x; i < Config::kTokens; i += Config::kWarps * 32) {
@@ -1055,7 +1055,7 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32, Config::kBlock
   if constexpr (Config::kSignal == 0) launch_dependents();
   // The list has room for the whole grid: both loads are on their way at once.
   const int4 tile = __ldcg(tiles + blockIdx.y);
-  if (blockIdx.y >= __ldcg(tile_count) || tile.z == 0) {
+  if (blockIdx.y >= __ldcg(tile_count)) {
     wait_for_dependency();
     return;
   }
