@@ -82,8 +82,8 @@ fn kernels_of(arch: &'static ArchSpec) -> BTreeMap<PathBuf, String> {
     rendered
 }
 
-/// Name of a kernel's file: its template, or for one with two steps its family, whether it rounds its rows where it may,
-/// and the step.
+/// Name of a kernel's file: its template, or for one with two steps its family, whether it rounds its rows where it
+/// may, and the step.
 fn stem(family: &dyn Family, request: &Request) -> String {
     let is = |name: &str| {
         let value = request.values.get("problem").and_then(|problem| problem.get(name))?;

@@ -74,7 +74,8 @@ pub fn read_peers(paths: &[PathBuf]) -> Result<Option<Peers>, CliError> {
     let hint = "benches/peers/h100.json shows the form of such a file";
     let mut all: Option<Peers> = None;
     for path in paths {
-        let peers = Peers::read(path).map_err(|error| CliError::usage(error.to_string(), hint))?;
+        let peers = Peers::from_text(&read(path, hint)?)
+            .map_err(|error| CliError::usage(format!("{}: {error}", path.display()), hint))?;
         match &mut all {
             Some(all) => all.add(peers),
             None => all = Some(peers),

@@ -2,7 +2,6 @@
 //! the same run.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -56,26 +55,10 @@ pub struct PeerRow {
     pub us: Option<f64>,
 }
 
-/// Why a file of peers cannot be used.
+/// What is wrong with the text of a file of peers.
 #[derive(Debug, thiserror::Error)]
-pub enum PeerError {
-    /// It cannot be read.
-    #[error("{}: {source}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// It is something else.
-    #[error("{}: expected `meta.gpu` and `rows` with peer, weights, kind, n, k, us, found {found}", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What serde says.
-        found: String,
-    },
-}
+#[error("expected `meta.gpu` and `rows` with peer, weights, kind, n, k, us, found {0}")]
+pub struct PeerError(String);
 
 /// Both forms of a file: ours has `meta`, a script's has `device`.
 #[derive(Deserialize)]
@@ -93,16 +76,14 @@ struct Meta {
 }
 
 impl Peers {
-    /// Reads the file at `path`. Rows that compute something else than we do (one GEMM of a block) are left out; those
+    /// What the text of a file has. Rows that compute something else than we do (one GEMM of a block) are left out; those
     /// with 8-bit activations are shown and are no rivals of ours with 16. A script's own file, which has `device` in
     /// place of `meta`, is one of the same run: whoever names it says so.
     ///
     /// # Errors
     /// [`PeerError`].
-    pub fn read(path: &Path) -> Result<Self, PeerError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| PeerError::File { path: path.to_path_buf(), source })?;
-        Self::parse(&text).map_err(|found| PeerError::Format { path: path.to_path_buf(), found })
+    pub fn from_text(text: &str) -> Result<Self, PeerError> {
+        Self::parse(text).map_err(PeerError)
     }
 
     /// The rows of `text`, or the sentence why it has none.
@@ -233,10 +214,14 @@ const CUBLAS_BF16: &str = "cublas-bf16";
 mod tests {
     use super::*;
 
+    fn committed() -> Peers {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/h100.json");
+        Peers::from_text(&std::fs::read_to_string(path).unwrap()).unwrap()
+    }
+
     #[test]
     fn the_committed_rows_become_problems() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/h100.json");
-        let peers = Peers::read(&path).unwrap();
+        let peers = committed();
         assert!(peers.gpu.contains("H100"));
         let times = |text: &str| peers.problems[&text.parse::<Problem>().unwrap()].clone();
         let names = |text: &str| times(text).into_iter().map(|time| time.peer).collect::<Vec<_>>();
@@ -282,8 +267,7 @@ mod tests {
 
     #[test]
     fn a_time_of_the_same_run_takes_the_place_of_another() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/h100.json");
-        let (apart, same) = (Peers::read(&path).unwrap(), Peers::parse(SCRIPT).unwrap());
+        let (apart, same) = (committed(), Peers::parse(SCRIPT).unwrap());
         for (first, second) in [(&apart, &same), (&same, &apart)] {
             let mut all = first.clone();
             all.add(second.clone());
@@ -296,12 +280,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_a_sentence() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("peers.json");
-        assert!(matches!(Peers::read(&path), Err(PeerError::File { .. })));
         for nonsense in ["{}", r#"{"rows": []}"#] {
-            std::fs::write(&path, nonsense).unwrap();
-            let error = Peers::read(&path).unwrap_err().to_string();
+            let error = Peers::from_text(nonsense).unwrap_err().to_string();
             assert!(error.contains("expected `meta.gpu` and `rows`") && error.contains("missing field"), "{error}");
         }
     }
