@@ -76,9 +76,9 @@ struct Meta {
 }
 
 impl Peers {
-    /// What the text of a file has. Rows that compute something else than we do (one GEMM of a block) are left out; those
-    /// with 8-bit activations are shown and are no rivals of ours with 16. A script's own file, which has `device` in
-    /// place of `meta`, is one of the same run: whoever names it says so.
+    /// What the text of a file has. Rows that compute something else than we do (one GEMM of a block) are left out, and
+    /// those with 8-bit activations are shown and are no rivals of ours with 16. A script's own file, which has
+    /// `device` in place of `meta`, is one of the same run: whoever names it says so.
     ///
     /// # Errors
     /// [`PeerError`].
