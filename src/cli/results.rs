@@ -74,7 +74,7 @@ pub fn read_peers(paths: &[PathBuf]) -> Result<Option<Peers>, CliError> {
     let hint = "benches/peers/h100.json shows the form of such a file";
     let mut all: Option<Peers> = None;
     for path in paths {
-        let peers = Peers::from_text(&read(path, hint)?)
+        let peers = Peers::parse(&read(path, hint)?)
             .map_err(|error| CliError::usage(format!("{}: {error}", path.display()), hint))?;
         match &mut all {
             Some(all) => all.add(peers),

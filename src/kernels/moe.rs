@@ -161,8 +161,11 @@ impl Schedule {
     /// room for the counters of each warp.
     fn warps(block: &MoeBlock) -> u32 {
         let wanted = slots(block).max(block.local_experts).div_ceil(32).next_power_of_two().clamp(4, 32);
-        let halves = std::iter::successors(Some(wanted), |&warps| (warps > 4).then_some(warps / 2));
-        halves.clone().find(|&warps| Self::smem_of(block, warps) <= ROOM_ANYWHERE).or(halves.last()).unwrap_or(4)
+        let mut warps = wanted;
+        while warps > 4 && Self::smem_of(block, warps) > ROOM_ANYWHERE {
+            warps /= 2;
+        }
+        warps
     }
 
     /// Blocks that share the experts. Each reads all slots, so a few slots are read by one.
@@ -272,5 +275,25 @@ impl Schedule {
                 ..Work::default()
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::GpuSpec;
+
+    #[test]
+    fn many_experts_cost_the_schedule_warps_and_not_its_room() {
+        let arch = GpuSpec::named("h100").unwrap().arch;
+        let warps = ["moe nvfp4 256 top4 4096x2048 m128", "moe nvfp4 768 top4 4096x2048 m128"].map(|text| {
+            let problem: Problem = text.parse().unwrap();
+            let block = block_of(&problem);
+            assert!(Schedule::smem_bytes(block) <= ROOM_ANYWHERE && Schedule::fits(block, arch).is_ok(), "{text}");
+            Schedule::warps(block)
+        });
+        assert_eq!(warps, [16, 8]);
+        let most: Problem = "moe nvfp4 2048 top4 4096x2048 m128".parse().unwrap();
+        assert!(Schedule::fits(block_of(&most), arch).is_ok());
     }
 }

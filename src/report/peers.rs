@@ -82,17 +82,14 @@ impl Peers {
     ///
     /// # Errors
     /// [`PeerError`].
-    pub fn from_text(text: &str) -> Result<Self, PeerError> {
-        Self::parse(text).map_err(PeerError)
-    }
-
-    /// The rows of `text`, or the sentence why it has none.
-    fn parse(text: &str) -> Result<Self, String> {
-        let file: File = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    pub fn parse(text: &str) -> Result<Self, PeerError> {
+        let file: File = serde_json::from_str(text).map_err(|error| PeerError(error.to_string()))?;
         let (gpu, is_same_run) = match (file.meta, file.device) {
             (Some(meta), _) => (meta.gpu, false),
             (None, Some(device)) => (device, true),
-            (None, None) => return Err("a file with neither `meta` nor `device` (missing field `meta`)".to_string()),
+            (None, None) => {
+                return Err(PeerError("a file with neither `meta` nor `device` (missing field `meta`)".to_string()));
+            }
         };
         let mut peers = Self { gpu, problems: BTreeMap::new() };
         for row in file.rows {
@@ -216,7 +213,7 @@ mod tests {
 
     fn committed() -> Peers {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/h100.json");
-        Peers::from_text(&std::fs::read_to_string(path).unwrap()).unwrap()
+        Peers::parse(&std::fs::read_to_string(path).unwrap()).unwrap()
     }
 
     #[test]
@@ -281,7 +278,7 @@ mod tests {
     #[test]
     fn nonsense_is_refused_with_a_sentence() {
         for nonsense in ["{}", r#"{"rows": []}"#] {
-            let error = Peers::from_text(nonsense).unwrap_err().to_string();
+            let error = Peers::parse(nonsense).unwrap_err().to_string();
             assert!(error.contains("expected `meta.gpu` and `rows`") && error.contains("missing field"), "{error}");
         }
     }

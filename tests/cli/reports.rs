@@ -37,11 +37,14 @@ fn a_table_tells_peers_with_8_bit_activations_apart() {
         let table = report(&machine, words);
         table.lines().find(|line| line.starts_with(&format!("| {problem} |"))).unwrap().to_string()
     };
-    let beside = "| triton_kernels-mxfp4 49.89, humming-mxfp4-a8 18.95 (a8) | 0.30 |";
+    let ratio = |weights, size, peer_us: f64| format!("{:.2}", own_us(weights, size, "unchained_us") / peer_us);
+    let mxfp4 = ratio("mxfp4", 8192, 49.891);
+    let beside = format!("| triton_kernels-mxfp4 49.89, humming-mxfp4-a8 18.95 (a8) | {mxfp4} |");
     for words in [&[][..], &["--peers", PEERS]] {
-        assert!(row(words, "mxfp4 8192x8192 m1").contains(beside), "{words:?}");
+        assert!(row(words, "mxfp4 8192x8192 m1").contains(&beside), "{words:?}");
     }
-    assert!(row(&["--peers", PEERS], "fp8 4096x4096 m1").contains("| cublas-fp8 9.46 (a8) | 0."));
+    let beside = format!("| cublas-fp8 9.46 (a8) | {} |", ratio("fp8", 4096, 9.465));
+    assert!(row(&["--peers", PEERS], "fp8 4096x4096 m1").contains(&beside));
 }
 
 #[test]
@@ -51,7 +54,11 @@ fn files_that_cannot_be_read_or_written_have_a_hint() {
     let results = Path::new(env!("CARGO_MANIFEST_DIR")).join(RESULTS);
     let results = results.to_str().unwrap();
     machine.run(&["report", results, "--readme", "none.md"]).refuses(1, "found nothing", "README");
-    machine.run(&["report", results, "--peers", "none.json"]).refuses(1, "expected a file at `none.json`", PEERS);
+    machine.run(&["report", results, "--peers", "none.json"]).refuses(
+        1,
+        "expected a file at `none.json`, found nothing",
+        PEERS,
+    );
     for words in [["--readme", "none.md"], ["--runner", "none.json"]] {
         let regimes: &[&str] = if words[0] == "--runner" { &["--regimes"] } else { &[] };
         let said = machine.run(&[&["report", results, "--json"], regimes, &words].concat());
@@ -59,6 +66,7 @@ fn files_that_cannot_be_read_or_written_have_a_hint() {
     }
     fs::write(machine.path("other.json"), "{}").unwrap();
     machine.run(&["report", "other.json"]).refuses(2, "expected a report of `autotune bench`", "benches/results/");
+    machine.run(&["report", results, "--peers", "other.json"]).refuses(2, "other.json: expected `meta.gpu`", PEERS);
 }
 
 #[test]
@@ -78,7 +86,8 @@ fn goals_are_held_against_peers_of_the_same_run() {
     assert!(standings.as_array().unwrap().iter().any(|goal| goal["found"][0]["is_reached"] == true), "{said}");
     let not_slower = "| dense 4-bit, 1 to 16 tokens | no problem slower than the best peer |";
     let line = goals.lines().find(|line| line.starts_with(not_slower)).unwrap();
-    assert!(line.contains("nvfp4 8192x8192 m1: 0.0") && line.ends_with("| no |"), "{line}");
+    let worst = format!("nvfp4 8192x8192 m1: {:.2}x", 1.0 / own_us("nvfp4", 8192, "chained_us"));
+    assert!(line.contains(&worst) && line.ends_with("| no |"), "{line}");
 }
 
 #[test]
@@ -113,4 +122,17 @@ fn a_suite_is_listed_without_a_gpu() {
     machine.run(&["bench", "--suite", "ampere", "--list"]).refuses(2, "expected the name of a suite (hopper)", hint);
     machine.run(&["bench", "--suite", "hopper", "--only", "none", "--list"]).refuses(2, "found `none`", hint);
     machine.run(&["bench", "--suite", "hopper", "--chain", "attention"]).refuses(2, "", "--help");
+}
+
+/// What the committed results have of the plain square product of one token.
+fn own_us(weights: &str, size: u64, which: &str) -> f64 {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(RESULTS);
+    let results: serde_json::Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let is_it = |row: &&serde_json::Value| {
+        let dense = &row["problem"]["dense"];
+        let numbers = ["n", "k", "m", "groups"].map(|name| dense[name].as_u64());
+        let words = ["weights", "activations", "epilogue"].map(|name| dense[name].as_str());
+        numbers == [size, size, 1, 1].map(Some) && words == [weights, "a16", "plain"].map(Some)
+    };
+    results["rows"].as_array().unwrap().iter().find(is_it).unwrap()[which].as_f64().unwrap()
 }

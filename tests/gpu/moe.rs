@@ -59,7 +59,7 @@ const ROUTINGS: [Routing; 3] = [Routing::Uniform, Routing::Zipf(1.0), Routing::O
 
 const TILES_SAMPLED: usize = 10;
 
-const SAMPLED: [&str; 24] = [
+const SAMPLED: [&str; 26] = [
     "moe nvfp4 8/8 top2 128x64 m1",
     "moe nvfp4 8/8 top6 256x128 m3",
     "moe nvfp4 16/16 top6 512x256 m17",
@@ -76,6 +76,9 @@ const SAMPLED: [&str; 24] = [
     "moe bf16 8/8 top2 136x72 m5",
     "moe bf16 16/16 top6 512x256 m90",
     "moe nvfp4 256/256 top6 512x256 m40",
+    // More experts than the schedule has threads, and as many slots a token as a walk takes.
+    "moe nvfp4 768/768 top4 128x64 m128",
+    "moe nvfp4 32/32 top32 128x64 m2",
     "moe mxfp4 8/8 top2 128x64 a8 m1",
     "moe mxfp4 16/16 top6 544x288 a8 m37",
     "moe mxfp4 4/16 top4 512x256 a8 m300",
