@@ -295,14 +295,38 @@ fn vary_sizes(tools: &Toolbox, tokens: &Buffer, block: &MoeBlock) -> Result<(), 
     Ok(tokens.upload(&values)?)
 }
 
-/// Room for any plan: hidden rows, parts, slots and tiles; tokens and hidden rows in FP8, or as BF16 rounded to it.
+/// Room for any plan: hidden rows, parts, slots and tiles; tokens and hidden rows in FP8.
 fn most_workspace_bytes(block: &MoeBlock) -> usize {
     let slots = block.m as usize * block.top_k as usize;
     let [hidden, inner] = [block.hidden, block.intermediate].map(|size| size as usize);
-    let rounded = match block.activations {
+    let fp8 = match block.activations {
         Activations::A16 => 0,
-        Activations::A8 => 2 * (block.m as usize * hidden + slots * inner),
+        Activations::A8 => block.m as usize * hidden + slots * inner,
     };
-    let rows = slots * (2 * inner + 4 * hidden) + rounded;
+    let rows = slots * (2 * inner + 4 * hidden) + fp8;
     rows + slots * 64 + block.local_experts as usize * 64 + (1 << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::GpuSpec;
+    use crate::kernels;
+    use crate::problem::Problem;
+
+    #[test]
+    fn every_plan_has_room() {
+        let gpu = GpuSpec::named("h100").unwrap();
+        let texts = ["moe nvfp4 8/8 top2 128x64 a8", "moe mxfp4 4/16 top4 512x256 a8", "moe nvfp4 768 top4 128x64"];
+        for problem in texts.into_iter().flat_map(|text| [1, 64, 8192].map(|m| format!("{text} m{m}"))) {
+            let problem: Problem = problem.parse().unwrap();
+            let Problem::MoeBlock(block) = &problem else { unreachable!("these are blocks of experts") };
+            for family in kernels::serving(&problem, gpu.arch) {
+                for tile in kernels::space(family, &problem, gpu).tiles {
+                    let need = kernels::plan(&problem, &tile, gpu).unwrap().workspace_bytes;
+                    assert!(need <= most_workspace_bytes(block) as u64, "{problem}: {tile}");
+                }
+            }
+        }
+    }
 }
