@@ -1,6 +1,9 @@
 //! Streams, events and CUDA graphs: launches that are recorded once and replayed.
 
-use cudarc::driver::sys::{CUevent, CUgraph, CUgraphExec, CUstream, CUstreamCaptureMode};
+use cudarc::driver::sys::{
+    CUevent, CUgraph, CUgraphExec, CUgraphNode, CUstream, CUstreamCaptureMode, CUstreamCaptureStatus,
+    CUstreamUpdateCaptureDependencies_flags,
+};
 
 use super::driver::driver;
 use super::{DeviceError, Gpu};
@@ -67,6 +70,66 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let _ = driver!(cuStreamDestroy_v2(self.raw));
+    }
+}
+
+/// A place in a capture: the launches that the next one waits for. With it launches that were captured one behind the
+/// other stand beside each other in the graph.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CapturePoint {
+    nodes: Vec<CUgraphNode>,
+}
+
+impl CapturePoint {
+    /// Where the capture of `stream` stands.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the stream is not being captured.
+    pub fn of(stream: &Stream) -> Result<Self, DeviceError> {
+        let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        let (mut id, mut graph) = (0, std::ptr::null_mut());
+        let (mut nodes, mut edges, mut count) = (std::ptr::null(), std::ptr::null(), 0);
+        driver!(cuStreamGetCaptureInfo_v3(
+            stream.raw,
+            &mut status,
+            &mut id,
+            &mut graph,
+            &mut nodes,
+            &mut edges,
+            &mut count
+        ))?;
+        if count == 0 || nodes.is_null() {
+            return Ok(Self::default());
+        }
+        // SAFETY: the driver says that there are `count` handles, which stay until the stream's next call.
+        Ok(Self { nodes: unsafe { std::slice::from_raw_parts(nodes, count) }.to_vec() })
+    }
+
+    /// The next launch of `stream` waits for this place alone.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the stream is not being captured.
+    pub fn resume(&self, stream: &Stream) -> Result<(), DeviceError> {
+        self.update(stream, CUstreamUpdateCaptureDependencies_flags::CU_STREAM_SET_CAPTURE_DEPENDENCIES)
+    }
+
+    /// The next launch of `stream` waits for this place too.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the stream is not being captured.
+    pub fn join(&self, stream: &Stream) -> Result<(), DeviceError> {
+        self.update(stream, CUstreamUpdateCaptureDependencies_flags::CU_STREAM_ADD_CAPTURE_DEPENDENCIES)
+    }
+
+    fn update(&self, stream: &Stream, how: CUstreamUpdateCaptureDependencies_flags) -> Result<(), DeviceError> {
+        let mut nodes = self.nodes.clone();
+        driver!(cuStreamUpdateCaptureDependencies_v2(
+            stream.raw,
+            nodes.as_mut_ptr(),
+            std::ptr::null(),
+            nodes.len(),
+            how as u32
+        ))
     }
 }
 

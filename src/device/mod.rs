@@ -12,7 +12,7 @@ mod tensor_map;
 
 pub use clocks::{ClockSample, Clocks};
 pub use driver::DeviceError;
-pub use graph::{Event, Graph, Stream};
+pub use graph::{CapturePoint, Event, Graph, Stream};
 pub use kernel::{Geometry, Kernel, Value};
 pub use memory::{Buffer, DevicePointer, Plain, read};
 pub use tensor_map::{TensorMap, TensorShape};

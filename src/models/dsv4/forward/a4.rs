@@ -6,8 +6,6 @@
 //! expert each: a file may give every expert a scale of its own, and the input of down has to be rounded between the
 //! two launches. That is for reproducing numbers, not for speed.
 
-use std::collections::HashMap;
-
 use super::super::Config;
 use super::super::reference::{Activation, RouterWeight, ScaleSource};
 use super::device_weights::{DeviceLayer, Projection};
@@ -522,40 +520,6 @@ fn scales_of(id: OpId, found: &[Option<f32>], fixed: Option<TensorScale>) -> Res
 pub(super) fn hidden_offset(bound: &Bound) -> u64 {
     let offset = |param: &Param| if let Param::Workspace(offset) = param { Some(*offset) } else { None };
     bound.plan().launches[0].params.iter().find_map(offset).unwrap_or(0)
-}
-
-/// Addresses of workspaces by problem.
-#[derive(Default)]
-pub(super) struct Workspaces {
-    buffers: Vec<Buffer>,
-    of: HashMap<Problem, DevicePointer>,
-}
-
-impl Workspaces {
-    /// Memory for `problems` with the bytes that each needs. Dense plans keep tickets there and have their own; blocks
-    /// of experts write everything anew and share one.
-    pub fn new(gpu: &Gpu, problems: &[(Problem, u64)]) -> Result<Self, ForwardError> {
-        let mut all = Self::default();
-        let is_block = |problem: &Problem| matches!(problem, Problem::MoeBlock(_));
-        let blocks = problems.iter().filter(|(problem, _)| is_block(problem));
-        let shared = Buffer::zeros(gpu, blocks.map(|(_, bytes)| *bytes).max().unwrap_or(0) as usize)?;
-        for (problem, bytes) in problems {
-            if is_block(problem) {
-                all.of.insert(problem.clone(), shared.pointer());
-            } else if *bytes > 0 {
-                let buffer = Buffer::zeros(gpu, *bytes as usize)?;
-                all.of.insert(problem.clone(), buffer.pointer());
-                all.buffers.push(buffer);
-            }
-        }
-        all.buffers.push(shared);
-        Ok(all)
-    }
-
-    /// The workspace of `problem`; null where it needs none.
-    pub fn of(&self, problem: &Problem) -> DevicePointer {
-        self.of.get(problem).copied().unwrap_or(0)
-    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! From weights to a model that is ready: planned, compiled, allocated, uploaded, in this order.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::a4::{ScaleTable, SharedScale, Slots, Workspaces, hidden_offset};
+use super::a4::{ScaleTable, SharedScale, Slots, hidden_offset};
+use super::branch::{Workspaces, on_both_branches};
 use super::buffers::{Allocator, Caches, StepBuffers, layer_bytes, pages};
 use super::device_weights::{DeviceWeights, Uploader};
 use super::ops::{Bucket, BucketPlan, BucketProblems, MixSplits, SLOT_CHUNK, Shapes};
@@ -104,19 +105,21 @@ impl<'a> Builder<'a> {
             true => prepare_invariant(gpu, problems.iter().cloned(), kernel_options)?,
             false => prepare(gpu, problems.iter().cloned(), kernel_options)?,
         };
+        let on_both = if self.options.has_slots() { BTreeSet::new() } else { on_both_branches(&of_buckets) };
         let plans = self.plans(of_buckets, &prepared);
         let mut loaded = Kernels::new(gpu);
         loaded.load(plans.iter().flat_map(BucketPlan::ops), jit, threads)?;
         let workspace_bytes = |problem: &Problem| prepared.lookup(problem).map_or(0, |loaded| loaded.workspace_bytes());
         let sized: Vec<(Problem, u64)> = problems.into_iter().map(|p| (p.clone(), workspace_bytes(&p))).collect();
-        let buffer_bytes = self.check_memory(&sized)?;
+        let buffer_bytes = self.check_memory(Workspaces::bytes(&sized, &on_both))?;
 
         let (mut packer, mut ledger) = (Packer::new(gpu, jit, threads)?, Ledger::default());
         let uploading = Instant::now();
         let weights = upload(gpu, &mut packer, &mut ledger)?;
         drop(packer);
         let uploading = uploading.elapsed();
-        let model = self.model(weights, prepared, &sized, kernel_options)?;
+        let workspaces = Workspaces::new(gpu, &sized, &on_both)?;
+        let model = self.model(weights, prepared, workspaces, kernel_options)?;
         let report = LoadReport {
             prepared: model.prepared.report().clone(),
             kernels: loaded.report(),
@@ -165,15 +168,12 @@ impl<'a> Builder<'a> {
     }
 
     /// Refuses a model that does not fit, and says how much of it would. Gives the bytes beside the weights.
-    fn check_memory(&self, problems: &[(Problem, u64)]) -> Result<u64, ForwardError> {
+    fn check_memory(&self, workspace_bytes: u64) -> Result<u64, ForwardError> {
         let mut count = Allocator::counting(self.gpu);
         StepBuffers::new(&mut count, self.config, &self.options, &self.shapes)?;
         Caches::new(&mut count, self.config, &self.options, &self.shapes)?;
-        let is_block = |problem: &Problem| matches!(problem, Problem::MoeBlock(_));
-        let dense: u64 = problems.iter().filter(|(p, _)| !is_block(p)).map(|(_, bytes)| bytes).sum();
-        let block = problems.iter().filter(|(p, _)| is_block(p)).map(|(_, bytes)| *bytes).max().unwrap_or(0);
         let slots: usize = if self.options.has_slots() { self.slot_bytes().iter().sum() } else { 0 };
-        let beside = count.bytes() + dense + block + slots as u64;
+        let beside = count.bytes() + workspace_bytes + slots as u64;
         let (free, _) = self.gpu.memory()?;
         let all = self.config.layers();
         // Staging, modules of kernels, and what the driver keeps for itself.
@@ -197,7 +197,7 @@ impl<'a> Builder<'a> {
         &self,
         weights: DeviceWeights,
         prepared: Prepared,
-        sized: &[(Problem, u64)],
+        workspaces: Workspaces,
         kernels: &PrepareOptions,
     ) -> Result<Model, ForwardError> {
         let (gpu, config, options) = (self.gpu, self.config, &self.options);
@@ -210,7 +210,7 @@ impl<'a> Builder<'a> {
             weights,
             buffers: StepBuffers::new(&mut allocator, config, options, &self.shapes)?,
             caches: Caches::new(&mut allocator, config, options, &self.shapes)?,
-            workspaces: Workspaces::new(gpu, sized)?,
+            workspaces,
             scales: options.activation_scale().map(scale_table).transpose()?,
             slots: if options.has_slots() { Some(self.slots(kernels)?) } else { None },
             prepared,

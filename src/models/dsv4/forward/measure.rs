@@ -2,7 +2,8 @@
 //!
 //! A whole step is timed as the graph that serves. An op's time is that of a graph with only this op, of all layers one
 //! behind the other: so each layer's weights come from device memory, as they do in a step, and a launch costs what it
-//! costs in a chain. What a step takes beyond the sum of its ops is gaps (below zero where ops overlap).
+//! costs in a chain. What a step takes beyond the sum of its ops is gaps (below zero where ops overlap, as those on the
+//! branches of a decode step do).
 
 use std::collections::BTreeMap;
 

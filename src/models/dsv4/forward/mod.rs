@@ -5,6 +5,7 @@
 //! allocated, compiled or waited for in it but the sampled token.
 
 mod a4;
+mod branch;
 mod buffers;
 mod device_weights;
 mod error;
@@ -29,7 +30,8 @@ pub use watch::DeviceWatch;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use a4::{ScaleTable, Slots, Workspaces};
+use a4::{ScaleTable, Slots};
+use branch::Workspaces;
 use buffers::{Caches, Part, StepBuffers};
 use device_weights::DeviceWeights;
 use ops::{Bucket, Kernel};
@@ -216,9 +218,9 @@ impl Forward {
             false => self.model.buffers.streams.upload(streams)?,
         }
         let bucket = self.bucket(rows.bucket(&self.model.options));
-        let (stream, imposed) = (self.stream.raw(), Some(imposed));
-        Pass { model: &self.model, bucket, tokens: rows.len(), stream, observer, layer: None, imposed }
-            .run_layer(layer)?;
+        let mut pass = Pass::new(&self.model, (bucket, rows.len()), self.stream.raw(), observer);
+        pass.imposed = Some(imposed);
+        pass.run_layer(layer)?;
         let count = streams.len();
         Ok(match is_bf16 {
             true => self.model.buffers.streams.download::<u16>(count)?.into_iter().map(bf16::decode).collect(),
@@ -236,8 +238,7 @@ impl Forward {
         }
         rows.upload(&self.model.buffers)?;
         let bucket = self.bucket(rows.bucket(&self.model.options));
-        let stream = self.stream.raw();
-        Pass { model: &self.model, bucket, tokens: rows.len(), stream, observer, layer: None, imposed: None }.run()
+        Pass::new(&self.model, (bucket, rows.len()), self.stream.raw(), observer).run()
     }
 
     /// Logits of these rows of the step, into the logits buffer.
@@ -246,9 +247,7 @@ impl Forward {
         Rows::choose_head_rows(&self.model.buffers, rows)?;
         let count = rows.len() as u32;
         let bucket = self.bucket(bucket_of(count).unwrap_or(count));
-        let stream = self.stream.raw();
-        Pass { model: &self.model, bucket, tokens: count, stream, observer, layer: None, imposed: None }
-            .head_of_chosen()
+        Pass::new(&self.model, (bucket, count), self.stream.raw(), observer).head_of_chosen()
     }
 
     fn bucket(&self, m: u32) -> &Bucket {
@@ -302,19 +301,8 @@ impl Forward {
             let rows: Vec<i32> = part.iter().map(|(_, row)| *row).collect();
             self.head(&rows, &mut Unobserved)?;
             let bucket = self.bucket(bucket_of(rows.len() as u32).unwrap_or(1));
-            let stream = self.stream.raw();
-            let count = rows.len() as u32;
-            let mut observer = Unobserved;
-            let mut pass = Pass {
-                model: &self.model,
-                bucket,
-                tokens: count,
-                stream,
-                observer: &mut observer,
-                layer: None,
-                imposed: None,
-            };
-            pass.sample_chosen()?;
+            let step = (bucket, rows.len() as u32);
+            Pass::new(&self.model, step, self.stream.raw(), &mut Unobserved).sample_chosen()?;
             let sampled: Vec<i32> = self.model.buffers.sampled.download(rows.len())?;
             let taken = part.iter().zip(sampled).map(|((slot, _), token)| self.take_sampled(*slot, token));
             // All are taken before the first mistake is told: the others go on from what is theirs.
@@ -360,8 +348,7 @@ impl Forward {
     /// Launches a whole decode step of `count` sequences: from token ids to the arrays of the next step.
     fn launch_decode(&mut self, count: u32, observer: &mut dyn Observer) -> Result<(), ForwardError> {
         let bucket = self.bucket(bucket_of(count).unwrap_or(count));
-        let stream = self.stream.raw();
-        Pass { model: &self.model, bucket, tokens: count, stream, observer, layer: None, imposed: None }.decode()
+        Pass::new(&self.model, (bucket, count), self.stream.raw(), observer).decode()
     }
 
     /// A graph of a decode step of bucket `m` with the ops that `observer` wants.
@@ -370,9 +357,10 @@ impl Forward {
     /// [`ForwardError`] if a launch cannot be captured.
     fn capture_decode(&self, m: u32, observer: &mut dyn Observer) -> Result<Graph, ForwardError> {
         let bucket = self.bucket(m);
-        let raw = self.stream.raw();
         self.stream.capture(|| {
-            Pass { model: &self.model, bucket, tokens: m, stream: raw, observer, layer: None, imposed: None }.decode()
+            let mut pass = Pass::new(&self.model, (bucket, m), self.stream.raw(), observer);
+            pass.branches_of = self.model.can_branch().then_some(&self.stream);
+            pass.decode()
         })
     }
 
@@ -383,10 +371,7 @@ impl Forward {
     /// [`ForwardError`] if a launch cannot be captured.
     fn capture_step(&self, m: u32, observer: &mut dyn Observer) -> Result<Graph, ForwardError> {
         let bucket = self.bucket(m);
-        let raw = self.stream.raw();
-        self.stream.capture(|| {
-            Pass { model: &self.model, bucket, tokens: m, stream: raw, observer, layer: None, imposed: None }.run()
-        })
+        self.stream.capture(|| Pass::new(&self.model, (bucket, m), self.stream.raw(), observer).run())
     }
 
     /// Runs one decode step on the device as a graph that was captured before, or op by op where experts run by slot.

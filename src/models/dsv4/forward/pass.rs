@@ -11,7 +11,7 @@ use super::buffers::{EntryColumns, LayerCache, Part};
 use super::device_weights::{DeviceChoice, DeviceCompressor, DeviceLayer, Hyper, Projection, compressor_op};
 use super::ops::{Bucket, Kernel};
 use super::{ForwardError, Model};
-use crate::device::{Buffer, DevicePointer, Value};
+use crate::device::{Buffer, DevicePointer, Stream, Value};
 use crate::dispatch::{LaunchArgs, Segments};
 use crate::engine::{Element, Observer, OpId, View};
 use crate::problem::{Output, Problem};
@@ -26,6 +26,10 @@ pub(super) struct Pass<'a> {
     pub observer: &'a mut dyn Observer,
     pub layer: Option<usize>,
     pub imposed: Option<&'a Imposed>,
+    /// The stream, where launches are captured and may stand beside each other.
+    pub branches_of: Option<&'a Stream>,
+    /// Whether what is launched now stands beside the others.
+    pub is_beside: bool,
 }
 
 /// Choices of a layer that are made for it, so that it can be compared with another implementation of the same layer.
@@ -72,6 +76,28 @@ impl Rows {
     }
 }
 
+impl<'a> Pass<'a> {
+    /// A step of up to `tokens` tokens, one launch behind the other.
+    pub fn new(
+        model: &'a Model,
+        (bucket, tokens): (&'a Bucket, u32),
+        stream: CUstream,
+        observer: &'a mut dyn Observer,
+    ) -> Self {
+        Self {
+            model,
+            bucket,
+            tokens,
+            stream,
+            observer,
+            layer: None,
+            imposed: None,
+            branches_of: None,
+            is_beside: false,
+        }
+    }
+}
+
 impl Pass<'_> {
     /// From token ids to the normalised vectors that the head reads, in `x`.
     pub fn run(&mut self) -> Result<(), ForwardError> {
@@ -112,23 +138,24 @@ impl Pass<'_> {
         let (layer, cache) = (&model.weights.layers[layer_idx], &model.caches.layers[layer_idx]);
         let config = &model.config;
         self.connect(start, "hc_attn", &layer.hc_attn, &layer.attn_norm)?;
-
+        let connected = self.place()?;
         let x = Rows::of(&buffers.x, config.hidden);
+        let entries = self.beside(connected, |pass| pass.entries(layer, cache))?;
         let qkv = Rows::of(&buffers.qkv, config.q_rank + config.head_dim);
         self.split_linear(["attn.fused_wqa_wkv", "attn.wq_a", "attn.wkv"], &layer.wqa_wkv, x, qkv)?;
         self.qkv_norm(layer)?;
         let (qr, q) = (Rows::of(&buffers.qr, config.q_rank), Rows::of(&buffers.q, config.heads * config.head_dim));
+        if let Some(indexer) = &layer.indexer {
+            let index_q = Rows::of(&buffers.index_q, config.index_heads * config.index_head_dim);
+            self.linear("attn.indexer.wq_b", &indexer.wq_b, qr, index_q)?;
+        }
+        let asked = self.place()?;
+        let picks = self.beside(asked, |pass| {
+            pass.join(&entries)?;
+            if layer.indexer.is_some() { pass.pick(layer, cache) } else { Ok(()) }
+        })?;
         self.linear("attn.wq_b", &layer.wq_b, qr, q)?;
-        if let Some(inputs) = &layer.compressor_inputs {
-            let columns = EntryColumns::of(config, layer.kind).all();
-            self.linear(compressor_op(layer.kind), inputs, x, Rows::of(&buffers.compressed, columns))?;
-        }
-        if let Some(compressor) = &layer.compressor {
-            self.compress(layer.kind, compressor, cache)?;
-        }
-        if layer.indexer.is_some() {
-            self.index(layer, cache)?;
-        }
+        self.join(&picks)?;
         self.attend(layer, cache)?;
 
         let (o, z) = (Rows::of(&buffers.o, q.stride), Rows::of(&buffers.z, config.o_groups * config.o_rank));
@@ -145,6 +172,7 @@ impl Pass<'_> {
         self.connect(FEED_FORWARD, "hc_ffn", &layer.hc_ffn, &layer.ffn_norm)?;
         let x = Rows::of(&buffers.x, config.hidden);
         self.linear("ffn.gate", &layer.gate, x, Rows::of(&buffers.gate_logits, config.experts))?;
+        let scored = self.place()?;
         self.route(layer)?;
         if let Some(imposed) = self.imposed {
             // The launches write first.
@@ -152,10 +180,13 @@ impl Pass<'_> {
             self.model.buffers.experts.upload(&imposed.experts)?;
             self.model.buffers.routing.upload(&imposed.routing)?;
         }
-        let inner = Rows::of(&buffers.shared_h, config.shared_experts * config.intermediate);
-        self.linear("ffn.shared.gate_up", &layer.shared_gate_up, x, inner)?;
-        self.linear("ffn.shared.down", &layer.shared_down, inner, Rows::of(&buffers.shared_y, config.hidden))?;
-        self.experts(layer, x)
+        let shared = self.beside(scored, |pass| {
+            let inner = Rows::of(&buffers.shared_h, config.shared_experts * config.intermediate);
+            pass.linear("ffn.shared.gate_up", &layer.shared_gate_up, x, inner)?;
+            pass.linear("ffn.shared.down", &layer.shared_down, inner, Rows::of(&buffers.shared_y, config.hidden))
+        })?;
+        self.experts(layer, x)?;
+        self.join(&shared)
     }
 
     /// Closes the sublayer before and starts the next: streams, mixing values, and the normalised input in `x`.
@@ -224,19 +255,28 @@ impl Pass<'_> {
         self.op(kernel, name, &[view], |count, m| vec![q.into(), rope.into(), positions, count, m])
     }
 
-    /// Entries of attention's own compressor.
-    fn compress(
-        &mut self,
-        kind: LayerKind,
-        compressor: &DeviceCompressor,
-        cache: &LayerCache,
-    ) -> Result<(), ForwardError> {
-        let close = match kind {
-            LayerKind::Hca => (Kernel::CompressHca, "attn.compressor.hca"),
-            _ => (Kernel::CompressCsa, "attn.compressor.csa"),
-        };
-        let compressed = self.model.buffers.compressed.pointer();
-        self.close_entries(close, kind, compressor, (compressed, &cache.state, &cache.pool))
+    /// Entries that close in this step, of attention's compressor and of the indexer's, to their pages.
+    fn entries(&mut self, layer: &DeviceLayer, cache: &LayerCache) -> Result<(), ForwardError> {
+        let (buffers, config, kind) = (&self.model.buffers, &self.model.config, layer.kind);
+        let columns = EntryColumns::of(config, kind);
+        let compressed = buffers.compressed.pointer();
+        if let Some(inputs) = &layer.compressor_inputs {
+            let (x, d) = (Rows::of(&buffers.x, config.hidden), Rows::of(&buffers.compressed, columns.all()));
+            self.linear(compressor_op(kind), inputs, x, d)?;
+        }
+        if let Some(compressor) = &layer.compressor {
+            let close = match kind {
+                LayerKind::Hca => (Kernel::CompressHca, "attn.compressor.hca"),
+                _ => (Kernel::CompressCsa, "attn.compressor.csa"),
+            };
+            self.close_entries(close, kind, compressor, (compressed, &cache.state, &cache.pool))?;
+        }
+        if let Some(indexer) = &layer.indexer {
+            let keys = compressed + 4 * u64::from(columns.own);
+            let close = (Kernel::CompressIndex, "attn.indexer.compressor");
+            self.close_entries(close, kind, &indexer.compressor, (keys, &cache.index_state, &cache.index_pool))?;
+        }
+        Ok(())
     }
 
     fn close_entries(
@@ -260,20 +300,15 @@ impl Pass<'_> {
         })
     }
 
-    /// The entries that each token of a CSA layer looks at.
-    fn index(&mut self, layer: &DeviceLayer, cache: &LayerCache) -> Result<(), ForwardError> {
+    /// The entries that each token of a CSA layer looks at, by the indexer's queries.
+    fn pick(&mut self, layer: &DeviceLayer, cache: &LayerCache) -> Result<(), ForwardError> {
         let (model, buffers) = (self.model, &self.model.buffers);
-        let Some(indexer) = &layer.indexer else { return Ok(()) };
         let config = &model.config;
-        let columns = EntryColumns::of(config, layer.kind);
-        let keys = buffers.compressed.pointer() + 4 * u64::from(columns.own);
-        let weights = keys + 4 * u64::from(columns.index);
-        let close = (Kernel::CompressIndex, "attn.indexer.compressor");
-        self.close_entries(close, layer.kind, &indexer.compressor, (keys, &cache.index_state, &cache.index_pool))?;
-        let q = Rows::of(&buffers.index_q, config.index_heads * config.index_head_dim);
-        self.linear("attn.indexer.wq_b", &indexer.wq_b, Rows::of(&buffers.qr, config.q_rank), q)?;
-        self.rotate(Kernel::RotateIndex, "attn.indexer.rotate", layer.kind, (&buffers.index_q, q.stride))?;
+        let q_columns = config.index_heads * config.index_head_dim;
+        self.rotate(Kernel::RotateIndex, "attn.indexer.rotate", layer.kind, (&buffers.index_q, q_columns))?;
 
+        let columns = EntryColumns::of(config, layer.kind);
+        let weights = buffers.compressed.pointer() + 4 * u64::from(columns.own + columns.index);
         let capacity = Value::Int(super::ops::index_capacity(model.options.context) as i32);
         let max_pages = Value::Int(model.max_pages(layer.kind) as i32);
         let [positions, sequences, ..] = self.step_arrays();
@@ -455,7 +490,7 @@ impl Pass<'_> {
         }
         let prepared = self.model.prepared.lookup(problem);
         let loaded = prepared.ok_or_else(|| ForwardError::Unprepared { problem: problem.to_string() })?;
-        let args = LaunchArgs { workspace: self.model.workspaces.of(problem), ..args };
+        let args = LaunchArgs { workspace: self.workspace(name, problem), ..args };
         let weights = [args.weights, args.down_weights];
         match problem {
             Problem::MoeBlock(_) => self.observer.launches(id, problem, &weights),
