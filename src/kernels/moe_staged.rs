@@ -181,9 +181,14 @@ impl Step {
         self.layout.slab_bytes() as u32 / 4
     }
 
+    /// A warp's ring, bytes.
+    fn ring_bytes(&self) -> u32 {
+        self.stages * self.slabs * self.slab_bytes()
+    }
+
     /// Dynamic shared memory of a block, bytes.
     fn smem_bytes(&self) -> u32 {
-        self.rows_bytes() + self.tiles * self.ranges * self.stages * self.slabs * self.slab_bytes()
+        self.rows_bytes() + self.tiles * self.ranges * self.ring_bytes()
     }
 
     /// Threads of a block that ptxas is told, so that a thread gets no more registers than it needs:
@@ -213,7 +218,12 @@ impl Step {
             ("is_down", self.is_down.into()),
             ("rounds", (block.activations == Activations::A8).into()),
         ]);
-        let launch = BTreeMap::from([("bound_threads", self.bound_threads(gpu).into())]);
+        let launch = BTreeMap::from([
+            ("bound_threads", self.bound_threads(gpu).into()),
+            ("most_slots", MAX_WALK_SLOTS.into()),
+            ("ring_bytes", self.ring_bytes().into()),
+            ("static_bytes", STATIC_BYTES.into()),
+        ]);
         let values: Values = BTreeMap::from([("problem", problem), ("tile", tile), ("launch", launch)]);
         Launch {
             kernel: Request { template: "moe_staged", values, wgmma_tokens: None },
@@ -406,7 +416,7 @@ const MAX_WALK_TOKENS: u32 = 64;
 /// Beyond, an expert of 256 with six slots a token has more rows than one block of eight, and each block reads weights.
 const MAX_STAGED_TOKENS: u32 = 256;
 
-/// `kMostRows` of a walk in the template.
+/// Slots of a token in a walk: each is found by a lane of one warp.
 const MAX_WALK_SLOTS: u32 = 32;
 
 /// Registers of a thread: what ptxas needs for any format and depth of the ring.

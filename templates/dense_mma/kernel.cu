@@ -18,8 +18,11 @@ $#-
 //   block                                                                                  | sum over warps | D
 //
 //   shared memory   kWarps rings, or tokens where codes go to registers (lib/warp_stream.cuh, lib/warp_registers.cuh);
-//                   then the sums of the warps (lib/block_sum.cuh); behind both what a cluster's blocks send each other
-//   barriers        none between warps until the sum; __syncwarp and cp.async groups inside a warp
+//                   then the sums of the warps (lib/block_sum.cuh); behind both what a cluster's blocks send to each
+//                   other; static, with kSplitK: whether the block was the last of its tile to arrive
+//   barriers        none between warps until the sum: rings are done with, sums are there; inside a warp __syncwarp and
+//                   cp.async groups. kSplitK: parts are written, the ticket is drawn. kCluster: all blocks have begun,
+//                   all parts have come
 //
 // The more blocks share k, the more rows a block can have and the fewer of them fetch the same tokens. Their parts meet
 // in memory (kSplitK) or, faster but only where a cluster finds room at once, in each other's shared memory (kCluster).
@@ -27,8 +30,8 @@ $#-
 // Tuned: row_tiles, tokens, warps, slabs, stages, split, cluster, signal (src/kernels/dense_mma.rs). Limits: k in whole
 // scale groups, A on 16 bytes, lda % 8 == 0; rows beyond n are computed on zeros and not stored.
 // Exactness: operands are exact in BF16; differs from quant's reference only by the order of the f32 sum.
-// After: the layout and the prefetch before the dependency follow sketches/decode_gemv.cu; last-arriver sums follow
-// stream-K as in Marlin and CUTLASS.
+// After: the layout and the prefetch before the dependency follow a sketch that is not kept (docs/hopper.md);
+// last-arriver sums follow stream-K as in Marlin and CUTLASS.
 #include "lib/words.cuh"
 #include "arch/async_copy.cuh"
 #include "arch/bf16.cuh"

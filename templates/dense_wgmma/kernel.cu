@@ -11,9 +11,9 @@ $#-
 //   A        [m, groups * k]     BF16, row-major, 16-byte rows      producer (tensor map [k, m, group], 128 B swizzle)
 //   D        [m, groups * n]     BF16 or f32, row-major             written by the consumers
 //
-//   block = kConsumers warpgroups of 64 rows + a producer warp   ring of kStages stages (lib/warpgroup_multiply.cuh)
-//   ----------------------------------------------------------   --------------------------------------------------
-//   last warp    producer    wait stage_free[s]   copy tokens and weights      -> stage_full[s]
+//   block = kConsumers warpgroups of 64 rows + producer warps   ring of kStages stages (lib/warpgroup_multiply.cuh)
+//   ---------------------------------------------------------   --------------------------------------------------
+//   one thread   producer    wait stage_free[s]   copy tokens and weights      -> stage_full[s]
 //   warpgroups   consumers   wait stage_full[s]   decode, kBlockK / 16 wgmma   -> stage_free[s]
 //
 //   producer  |W W W|wait for the grid ahead|A A A|W+A|W+A|      weights of the first kStages stages come early
@@ -22,7 +22,13 @@ $#-
 //   barrier      arrivals              announces
 //   stage_full   1 + bytes             weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers        each consumer warp's wgmma have read the stage
-//   cluster      all threads, twice    (kCluster > 1) nobody needs its ring any more; all parts have come
+//   0            all threads           (__syncthreads) the barriers above are ready
+//   1            128 * kConsumers      (named) kSplitK: parts are written, the ticket is drawn; BF16 out: the ring has
+//                                      been read, results may take its place
+//   2 to 5       128                   (named) BF16 out: a consumer's results stand where the ring was
+//   cluster      consumers, twice      (kCluster > 1) nobody needs its ring any more; all parts have come
+//
+// There is one producer warp, or a warpgroup of them where their registers go to the consumers (kMovesRegisters).
 //
 // kParts blocks may share a tile's k. Their sums meet in memory, where the last to arrive adds them (kSplitK), or in
 // shared memory (kCluster): there each block gets all parts of its own share of the tokens, adds and stores them, which

@@ -13,11 +13,11 @@ $#-
 //   scale    [m]                 f32                                    consumers, after the sum
 //   D        [m, groups * n]     BF16 or f32, row-major                 written by the consumers
 //
-//   block = kConsumers warpgroups of 64 rows + a producer warp   ring of kStages stages (lib/warpgroup_multiply_a8.cuh)
-//   ----------------------------------------------------------   ----------------------------------------------------
-//   last warp    producer    wait stage_free[s]   copy tokens and weights      -> stage_full[s] of every block
+//   block = kConsumers warpgroups of 64 rows + producer warps   ring of kStages stages (lib/warpgroup_multiply_a8.cuh)
+//   ---------------------------------------------------------   -----------------------------------------------------
+//   one thread   producer    wait stage_free[s]   copy tokens and weights      -> stage_full[s]; tokens: every block's
 //   warpgroups   consumers   wait stage_full[s]   decode, kBlockK / 32 wgmma   -> stage_free[s] of every block
-//   then a table of NVFP4's scales (2 KiB), which the consumers make before anything has come
+//   behind the barriers a table of NVFP4's scales (2 KiB), which the consumers make before anything has come
 //
 //   producer  |W W W|wait for the grid ahead|A A A|W+A|W+A|      weights of the first kStages stages come early
 //   consumer  |table|                         |dec|mma ...|      decode runs under the wgmma before it
@@ -25,7 +25,13 @@ $#-
 //   barrier      arrivals                         announces
 //   stage_full   1 + bytes                        weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers * kCluster        each consumer warp's wgmma have read the stage
-//   cluster      all threads, first and last      barriers are ready; nobody writes to a block that is gone
+//   0            all threads                      (__syncthreads, kCluster = 1) the barriers above are ready
+//   cluster      all threads, first and last      the same in every block; nobody writes to a block that is gone
+//   1            128 * kConsumers                 (named) the table is made; kSplitK: parts are written, the ticket is
+//                                                 drawn; BF16 out: the ring has been read, results may take its place
+//   2 to 3       128                              (named) BF16 out: a consumer's results stand where the ring was
+//
+// There is one producer warp, or a warpgroup of them where their registers go to the consumers (kMovesRegisters).
 //
 // A cluster is kCluster blocks of neighbouring rows and the same tokens: each brings its part of the tokens to all of
 // them, which divides what the L2 must give. Rows beyond n come as a copy of the last ones and are not stored.

@@ -6,6 +6,8 @@
 //
 // With kCluster blocks to a tile nothing goes through memory: token t belongs to block t % kCluster, each block sends
 // its part of it there, and when all have met each block adds the parts of its tokens in ascending order of k.
+//
+// Config gives: kRowTiles, kTokens, kWarps, kSplitK, kCluster.
 
 template <class Config>
 struct BlockSum {

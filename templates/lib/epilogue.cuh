@@ -1,4 +1,4 @@
-// From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
+// From f32 sums to stored results: the alpha of a row's segment, and one rounding to BF16 or none.
 
 // Row ranges of a weight with their own alpha (query and key-value parts of a fused projection): rows up to end[0] have
 // alpha[0], and so on. The last end covers all rows. Gate and up rows alternate: gate has alpha[0], up alpha[1].

@@ -9,11 +9,12 @@
 // k = 2c, 2c + 1 and a[2], a[3] k = 2c + 8, 2c + 9 of a step of 16 k. Definition: src/quant/pack.rs.
 //
 // The integer pipe has half the rate of the multipliers and bounds the decode, so masks are saved where possible, and
-// the halves of a scale word are picked by the multiplication itself (docs/hopper.md counts the instructions).
+// the halves of a scale word are picked by the multiplication itself (docs/packed_layout.md counts the instructions).
 //
-// Each format gives: kCodeBits of a weight, kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane
-// and slab; kSteps of 16 k in a chunk; Scales, what a lane needs for its two rows; and decode, the only code that knows
-// the format (its `step` is a constant once the loop around it is unrolled).
+// Each format gives: kCodeBits of a weight; kScaleIsE4m3, whether a checkpoint's block scales are E4M3; kSlabK,
+// kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane, row tile and slab; kSteps of 16 k in a chunk;
+// Scales, what a lane needs for its two rows, with load_scales; and decode, the only code that knows the format (its
+// `step` is a constant once the loop around it is unrolled).
 // Exactness: e2m1 * e4m3 needs 6 significant bits and e4m3 * 2^x four, BF16 has 8, and pack keeps every product normal.
 
 constexpr int kRowBlock = 64;  // rows that share a slab

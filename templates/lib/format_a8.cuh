@@ -10,7 +10,8 @@
 // the scale, and prmt picks four of them at once.
 //
 // Each format gives, besides what lib/format.cuh says: kStepsOfChunk of 32 k in 16 bytes of a lane; kHasTable, whether
-// blocks keep a table of all scales in shared memory; kScalesSums, whether scales belong to sums of 128 k; and decode.
+// blocks keep a table of all scales in shared memory; kScalesSums, whether scales belong to sums of 128 k, as which
+// `factors` then gives them; and decode.
 // Exactness: MXFP4 and FP8 are exact. NVFP4 rounds magnitude * scale / 6 to E4M3: 1.5, 3 and 6 come out exactly, and
 // 1.4 percent of the L2 of random weights are lost. Under E4M3's normal range (scales below 0.1875) it loses more.
 

@@ -1,4 +1,4 @@
-// A ring of stages in shared memory between one producer and the consumers, with two mbarriers a stage.
+// A ring of stages in shared memory between producers and consumers, with two mbarriers a stage.
 
 template <int kStages>
 struct Ring {

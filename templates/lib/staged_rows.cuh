@@ -2,7 +2,8 @@
 //
 //   [row][k in whole slabs + 8] BF16; the 8 more let ldmatrix meet no bank twice; zeros beyond k
 //
-// A warp takes 32 pieces of 16 bytes of one row at a time, always the same ones, so its passes need no barrier between.
+// A warp takes 32 pieces of 16 bytes of one row at a time, always the same ones: what it rounds it has staged itself.
+// The only barrier in between is for the rows' largest magnitudes, which the warps find together.
 //
 // Config gives: Weights (the format), kWarps, kMostRows, kTokens, kWalk (one row at a time) and kRounds.
 
@@ -101,7 +102,8 @@ struct StagedRows {
     atomicMax(counters + 2, ~(static_cast<uint32_t>(row) * k + at.k + first_bad));
   }
 
-  // Puts E4M3 values under each row's scale in the place of what this thread has staged. The caller synchronises.
+  // Puts E4M3 values under each row's scale in the place of what this thread has staged. All threads of the block take
+  // part, and the caller synchronises afterwards.
   __device__ __forceinline__ void round(const int* row_idx, const bool* is_counted, int n_rows,
                                         RowScales<Config>& scales, unsigned* counters) const {
     const int n_shares = n_rows * shares_of_row();

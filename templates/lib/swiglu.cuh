@@ -1,5 +1,5 @@
-// The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
-// has the same operations in the same order and gives the same bits on the CPU.
+// The activation of gated layers, with defined bits: from FMA and IEEE operations, and a division that rounds as IEEE's
+// does. src/quant/math.rs gives the same bits on the CPU.
 
 // x * sigmoid(x) as x / (1 + 2^(-x log2 e)) without a branch: a few of them run side by side. Below -86.5 it is what it
 // is there, -2e-36; an infinite x gives NaN. The division rounds as IEEE's does: the divisor is between 1 and 2^125, so

@@ -5,11 +5,11 @@
 // Only tokens lie in shared memory, where all lanes can read them: the first by plain loads and stores, which take less
 // time than cp.async and stand on the critical path of a chain of launches, later ones by cp.async.
 //
-//   weights  |0|1|2|3|                     before the dependency is waited for
+//   weights  |0|1|2|3|                     with kMayPrefetch before the dependency is waited for
 //   tokens           ^ |0 1 2 3|  |4|5|    slot i % kSlabs is refilled when all lanes have read it
 //   multiply                    |0|1|2|3|4|
 //
-// Config gives what lib/warp_stream.cuh asks for; kStages is 1.
+// Config and the source give what lib/warp_stream.cuh asks for; kStages is 1.
 
 // What a lane holds of one slab.
 template <class Config>

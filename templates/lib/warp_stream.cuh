@@ -6,13 +6,21 @@
 //
 //   stage   codes [kSlabs][kRowTiles][chunk][lane][16 B] | scales [kSlabs][kRowTiles][..] | tokens [kSlabs][kTokens][k]
 //
-//   weights  |0|1|2|3|4|5|      fetched kStages - 1 ahead, before the dependency is waited for
+//   weights  |0|1|2|3|4|5|      fetched kStages - 1 ahead; with kMayPrefetch before the dependency is waited for
 //   tokens     ^ |0|1|2|3|4|    fetched after it
-//   multiply       |0|1|2|3|    one commit group a stage: wait for the oldest, refill its predecessor, multiply
+//   multiply       |0|1|2|3|    one commit group a stage, and one of the weights that came before the dependency: wait
+//                               for the oldest stage, refill its predecessor, multiply
 //
 // With kStages = 1 there is no ring: lib/warp_registers.cuh holds the codes in registers, and this memory only tokens.
 //
-// Config gives: Weights (the format), kRowTiles, kTokens, kSlabs (slabs in a stage), kStages.
+// Config gives: Weights (the format), kRowTiles, kTokens, kSlabs (slabs in a stage), kStages, kSignal.
+//
+// A source, which the kernel writes, gives:
+//   slab(i), tile    slab i of a block of 64 rows, and this warp's first row tile in it
+//   tokens(i)        those that slab i is multiplied with: count, and row(token), where k = 0 stands
+//   k(i), k_end      the first k of slab i, and where k ends
+//   kMayPrefetch     whether weights may be fetched before the dependency is waited for; if not, the caller has waited
+//   resolve()        with kMayPrefetch, called behind that wait: reads what the grid ahead may have written
 
 template <class Config>
 struct WarpRing {
@@ -123,9 +131,8 @@ __device__ __forceinline__ void multiply_landed(WarpSums<Config>& sums, const ui
       });
 }
 
-// Streams slabs `begin` to `end` of `source` through the ring. Source gives slab(i), tokens(i), k(i), k_end and the
-// first row tile. kSignal tells where the next grid is let go (0 at entry, by the caller; 1 before the wait for the
-// dependency, 2 after it, 3 when all has been multiplied).
+// Streams slabs `begin` to `end` of `source` through the ring. kSignal tells where the next grid is let go: 0 at entry,
+// by the caller; with kMayPrefetch 1 before the wait for the dependency, 2 after it; 3 when all has been multiplied.
 template <class Config, class Source>
 __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Source& source, int begin, int end,
                                                     uint8_t* ring, int lane) {

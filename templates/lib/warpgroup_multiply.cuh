@@ -4,7 +4,7 @@
 // bytes, and are the B operand. While the tensor cores work on one block of 64 k the warps decode the next into a
 // second set of registers.
 //
-//   stage    weights [consumer][kSlabs slabs of 64 rows] | tokens [kBlockK / 64][kTokens][128 B]
+//   stage    tokens [kBlockK / 64][kTokens][128 B] | weights [consumer][kSlabs slabs of 64 rows]
 //
 //   codes    |f1|   |f2|   |f3|           fetched from shared memory before the wgmma that they follow
 //   decode   |k0|   |k1|   |k2|   |k3|    two register sets, even and odd blocks of 64 k

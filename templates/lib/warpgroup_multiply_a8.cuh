@@ -4,7 +4,7 @@
 // swizzled by 128 bytes, and are the B operand. While the tensor cores work on one block of 128 k the warps decode the
 // next into a second set of registers.
 //
-//   stage    weights [consumer][kSlabs slabs of 64 rows] | tokens [kBlockK / 128][kTokens][128 B]
+//   stage    tokens [kBlockK / 128][kTokens][128 B] | weights [consumer][kSlabs slabs of 64 rows]
 //
 //   decode   |k0|k1|  |k2|  |k3|              two register sets, even and odd blocks of 128 k
 //   wgmma       |=k0=|=k1=|=k2=|=k3=|         without promotion: a group is waited for when the next has been issued

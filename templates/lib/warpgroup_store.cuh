@@ -4,6 +4,8 @@
 // (the ring, when it is free by then, or a little room of their own) and leave it as 16-byte pieces of a token's row.
 // f32 results go straight out, eight lanes writing the 32 bytes of a sector, or with a little room for each warp as
 // 16-byte pieces too.
+//
+// Config gives: kTokens, kConsumers, kSwiGlu; kSplitK or kCluster where blocks share a tile.
 
 // Adds the parts of the kSplitK blocks that share a tile, one's own included, in ascending order of k. Returns whether
 // this block is the one that stores. `partials` holds [kSplitK][kTokens / 8][thread] float4 for this tile.

@@ -1,9 +1,10 @@
 // Packed weights into a stage of the ring: runs of slabs, one for each consumer's block of 64 rows, by bulk copies.
 //
 // A slab beyond k is replaced by the last one: its tokens are zeros, and zero times a finite number is zero, where what
-// lies in shared memory by chance might not be finite. So is a block of rows beyond n.
+// lies in shared memory by chance might not be finite. So is a block of rows beyond n, whose results nobody stores.
 //
-// Config gives: Weights (the format), kConsumers, kBlockK, and what Stage<Config> needs.
+// Config gives: Weights (the format), kConsumers, and what Stage<Config> needs, which stands in the header that
+// multiplies (lib/warpgroup_multiply.cuh or lib/warpgroup_multiply_a8.cuh).
 
 // One of several matrices [n, k] that lie one behind the other: of a group of heads, or of an expert.
 struct PackedMatrix {

@@ -16,11 +16,13 @@ $#-
 //   grid = (row blocks, tiles), up to kTokens slots of one expert to a block
 //   block = kWarps warps, all on the same kRowTiles x 16 rows; warp w takes the w-th range of slabs
 //
-//   gate-up  | wait for the grid ahead | fetch W, X | multiply, refilling the ring ... | sum over warps | out
-//   down     | fetch W | wait for the grid ahead | fetch H | multiply ...              | sum over warps | out
+//   gate-up  | wait for the grid ahead | fetch W, X | multiply, fetching ahead ... | sum over warps | out
+//   down     | fetch W | wait for the grid ahead | fetch H | multiply ...          | sum over warps | out
 //
-//   shared memory   kWarps rings (lib/warp_stream.cuh), then reused for the sums (lib/block_sum.cuh); row indices
-//   barriers        none between warps until the sum
+//   shared memory   kWarps rings, or tokens where codes go to registers (lib/warp_stream.cuh, lib/warp_registers.cuh);
+//                   then the sums of the warps (lib/block_sum.cuh); static: rows and factor of each slot (Work)
+//   barriers        rows and factors are there; then none between warps until the sum: rings are done with, sums are
+//                   there; inside a warp __syncwarp and cp.async groups
 //
 // Gate-up fetches nothing before the wait: which expert is needed is what the grid ahead has written. It lets down go
 // only behind its own wait, so when down starts, whatever was written before gate-up is there: slots, tiles, weights of

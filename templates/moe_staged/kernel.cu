@@ -24,9 +24,10 @@ $#-
 //   gate-up  | wait for the grid ahead | fetch W | stage X | multiply, refilling the ring ... | sum over ranges | out
 //   down     | fetch W | wait for the grid ahead | stage H | multiply ...                     | sum over ranges | out
 //
-//   shared memory   rows (lib/staged_rows.cuh), or the sums of all ranges but one; behind `rows_bytes` a ring a warp
-//                   (lib/tile_ring.cuh)
-//   barriers        what the block is to do; rows staged; with kRounds rows rounded; around the sum; none in between
+//   shared memory   rows (lib/staged_rows.cuh), then the sums of all ranges but one; behind `rows_bytes` a ring a warp
+//                   (lib/tile_ring.cuh); static: what the block is to do (Work), magnitudes of rows (RowScales)
+//   barriers        the block knows what to do; with kRounds magnitudes are there; rows are ready; with kRanges > 1
+//                   rows are done with, sums are there; inside a warp __syncwarp and cp.async groups
 //
 // Gate-up fetches nothing before the wait: which expert is needed is what the grid ahead has written. It lets down go
 // only behind its own wait, so when down starts, whatever was written before gate-up is there: slots, tiles, weights of
@@ -66,11 +67,17 @@ struct Config {
   static constexpr int kStages = ${ tile.stages }$;         // stages in a warp's ring
   static constexpr int kSignal = ${ tile.signal }$;         // when the next grid is let go: 0 at once, 3 at the end
   static constexpr int kBoundThreads = ${ launch.bound_threads }$;  // for ptxas: registers for as many, room for others
+  static constexpr int kMostSlots = ${ launch.most_slots }$;        // of a token, in a walk
+  static constexpr int kRingBytes = ${ launch.ring_bytes }$;        // of a warp's ring
+  static constexpr int kStaticBytes = ${ launch.static_bytes }$;    // the host's room for static shared memory
   static constexpr int kWarps = kTiles * kRanges;
-  static constexpr int kMostRows = kWalk && kIsDown ? 32 : kTokens;  // staged: slots of a token, or slots
+  static constexpr int kMostRows = kWalk && kIsDown ? kMostSlots : kTokens;  // staged: slots of a token, or slots
 };
 static_assert(!Config::kWalk || Config::kTokens == 1, "a walk is for one token");
+static_assert(Config::kMostSlots <= 32, "a slot of a walk is a lane's of one warp");
 static_assert(Config::kTokens <= 8, "one fragment of tokens");
+static_assert(TileRing<Config>::kBytes == Config::kRingBytes, "host and device disagree on shared memory");
+static_assert(TileRing<Config>::kStageBytes % 16 == 0, "copies are of 16 bytes");
 
 // Down of a walk goes from one expert to the next.
 constexpr bool kCrosses = Config::kWalk && Config::kIsDown;
@@ -93,6 +100,7 @@ struct Work {
   int n_tokens;
   int n_slots;
 };
+static_assert(sizeof(Work) + sizeof(RowScales<Config>) <= Config::kStaticBytes, "the host has left too little room");
 
 // Who else may be asked.
 struct Routing {
@@ -186,7 +194,7 @@ struct Range {
 };
 
 // Where the group stands that is fetched next.
-struct Way {
+struct NextGroup {
   const uint8_t* codes;   // what this lane copies of slab 0 of expert 0
   const uint8_t* scales;
   const int* expert_idx;  // of each slot
@@ -202,8 +210,8 @@ struct Way {
     at = expert_idx[slot] * expert_bytes + int64_t{slab} * kSlabBytes;
   }
 
-  // Goes on to the next group, which must be there.
-  __device__ __forceinline__ void next() {
+  // Goes on to the group behind it, which must be there.
+  __device__ __forceinline__ void advance() {
     slab += Config::kSlabs;
     at += Config::kSlabs * kSlabBytes;
     if (kCrosses && slab >= n_slabs) start(slot + 1, 0);
@@ -211,11 +219,11 @@ struct Way {
 
   __device__ __forceinline__ bool has(int s) const { return slab + s < n_slabs; }
 
-  // Starts the copies of group `group` to a stage of this warp's ring, if there is one, and goes on to the next.
-  __device__ __forceinline__ void fetch_next(int group, int end, uint32_t stage, int lane) {
+  // Starts the copies of the group, number `group`, to a stage of this warp's ring, if it is there, and goes on.
+  __device__ __forceinline__ void fetch_and_advance(int group, int end, uint32_t stage, int lane) {
     if (group < end) {
       fetch(stage, lane);
-      if (group + 1 < end) next();
+      if (group + 1 < end) advance();
     }
     commit_copies();
   }
@@ -231,20 +239,20 @@ struct Way {
   }
 };
 
-// The way along row tile `row_tile` of experts of n rows.
-__device__ __forceinline__ Way way_along(const uint8_t* weights, const int* expert_idx, int row_tile, int n,
-                                         int n_slabs, int lane) {
+// Groups of row tile `row_tile` of experts of n rows; `start` gives the first.
+__device__ __forceinline__ NextGroup groups_of(const uint8_t* weights, const int* expert_idx, int row_tile, int n,
+                                               int n_slabs, int lane) {
   using Ring = TileRing<Config>;
   constexpr int kTilesOfBlock = kRowBlock / kRowTile;
   const int64_t block_bytes = int64_t{n_slabs} * kSlabBytes;
   const uint8_t* first_slab = weights + row_tile / kTilesOfBlock * block_bytes;
-  Way way;
-  way.codes = Ring::own_codes(first_slab, row_tile % kTilesOfBlock, lane);
-  way.scales = Ring::own_scales(first_slab, row_tile % kTilesOfBlock, lane);
-  way.expert_idx = expert_idx;
-  way.expert_bytes = ceil_divide(n, kRowBlock) * block_bytes;
-  way.n_slabs = n_slabs;
-  return way;
+  NextGroup next;
+  next.codes = Ring::own_codes(first_slab, row_tile % kTilesOfBlock, lane);
+  next.scales = Ring::own_scales(first_slab, row_tile % kTilesOfBlock, lane);
+  next.expert_idx = expert_idx;
+  next.expert_bytes = ceil_divide(n, kRowBlock) * block_bytes;
+  next.n_slabs = n_slabs;
+  return next;
 }
 
 // Multiplies one slab of a stage with up to eight tokens; `rows` is what this lane reads of theirs.
@@ -265,17 +273,17 @@ __device__ __forceinline__ void multiply_slab(float (&sums)[4], uint32_t rows, c
 }
 
 // Starts the copies of the first groups of a range, as many as the ring holds but one.
-__device__ __forceinline__ void fill_ring(Way& way, const Range& range, uint32_t ring, int lane) {
-  if (range.begin < range.end) way.start(range.slot, range.slab);
+__device__ __forceinline__ void fill_ring(NextGroup& next, const Range& range, uint32_t ring, int lane) {
+  if (range.begin < range.end) next.start(range.slot, range.slab);
 #pragma unroll
   for (int stage = 0; stage < Config::kStages - 1; ++stage) {
-    way.fetch_next(range.begin + stage, range.end, ring + stage * TileRing<Config>::kStageBytes, lane);
+    next.fetch_and_advance(range.begin + stage, range.end, ring + stage * TileRing<Config>::kStageBytes, lane);
   }
 }
 
 // Multiplies the groups of a range, the first of which are on their way.
-__device__ __forceinline__ void multiply_range(float (&sums)[4], Way& way, const Range& range, const uint8_t* ring,
-                                               const StagedRows<Config>& staged, const Work& work,
+__device__ __forceinline__ void multiply_range(float (&sums)[4], NextGroup& next, const Range& range,
+                                               const uint8_t* ring, const StagedRows<Config>& staged, const Work& work,
                                                const RowScales<Config>& scales, int lane) {
   using Ring = TileRing<Config>;
   constexpr uint32_t kSlabRowBytes = Config::Weights::kSlabK * 2;
@@ -287,19 +295,20 @@ __device__ __forceinline__ void multiply_range(float (&sums)[4], Way& way, const
     wait_copies<Config::kStages - 2>();
     __syncwarp();
     const int free_place = place == 0 ? Config::kStages - 1 : place - 1;  // all lanes have read what was there
-    way.fetch_next(group + Config::kStages - 1, range.end, smem_address(ring) + free_place * Ring::kStageBytes, lane);
+    const uint32_t free_stage = smem_address(ring) + free_place * Ring::kStageBytes;
+    next.fetch_and_advance(group + Config::kStages - 1, range.end, free_stage, lane);
     const uint8_t* stage = ring + place * Ring::kStageBytes;
-    if (slab + Config::kSlabs <= way.n_slabs) {
+    if (slab + Config::kSlabs <= next.n_slabs) {
 #pragma unroll
       for (int s = 0; s < Config::kSlabs; ++s) multiply_slab(slot_sums, rows + s * kSlabRowBytes, stage, s, lane);
     } else {
 #pragma unroll 1
-      for (int s = 0; slab + s < way.n_slabs; ++s) multiply_slab(slot_sums, rows + s * kSlabRowBytes, stage, s, lane);
+      for (int s = 0; slab + s < next.n_slabs; ++s) multiply_slab(slot_sums, rows + s * kSlabRowBytes, stage, s, lane);
     }
     place = place == Config::kStages - 1 ? 0 : place + 1;
     slab += Config::kSlabs;
     rows += Config::kSlabs * kSlabRowBytes;
-    if (!kCrosses || (slab < way.n_slabs && group + 1 < range.end)) continue;
+    if (!kCrosses || (slab < next.n_slabs && group + 1 < range.end)) continue;
     // A slot's sum is scaled when its last slab is done, or where this warp's range ends: both parts of a slot that two
     // warps share have the same factor, so it does not matter where the ranges cut.
     const float factor = work.factor[slot] * scales.of(slot);
@@ -406,17 +415,17 @@ extern "C" __global__ void __launch_bounds__(Config::kBoundThreads)
   const int row_tile = blockIdx.x * Config::kTiles + tile;
   const int n_slabs = ceil_divide(k, Config::Weights::kSlabK);
   const int list_expert = listed.x;
-  Way way = way_along(weights, Config::kWalk ? work.expert_idx : &list_expert, row_tile, n, n_slabs, lane);
+  NextGroup next = groups_of(weights, Config::kWalk ? work.expert_idx : &list_expert, row_tile, n, n_slabs, lane);
   const int n_slots = row_tile * kRowTile < n ? kCrosses ? work.n_slots : 1 : 0;  // the last block may lack rows
   const Range own(n_slots, n_slabs, range);
   uint8_t* ring = shared + rows_bytes + warp * TileRing<Config>::kBytes;
-  fill_ring(way, own, smem_address(ring), lane);
+  fill_ring(next, own, smem_address(ring), lane);
   if constexpr (!Config::kWalk) {
     work_from_list(work, listed, slot_of, known);
     __syncthreads();
   }
   // Down's alpha is in the factors. Loaded now, so that nobody waits for it at the end.
-  const float* gate_up = alpha + 2 * (Config::kIsDown ? 0 : way.expert_idx[0]);
+  const float* gate_up = alpha + 2 * (Config::kIsDown ? 0 : next.expert_idx[0]);
   const float alpha_gate = Config::kIsDown ? 1.0f : gate_up[0] * alpha_factor<Config::Weights>();
   const float alpha_up = Config::kIsDown ? 1.0f : gate_up[1] * alpha_factor<Config::Weights>();
   if constexpr (Config::kIsDown) wait_for_dependency();
@@ -427,7 +436,7 @@ extern "C" __global__ void __launch_bounds__(Config::kBoundThreads)
   if constexpr (Config::kRounds) rows.round(work.row_idx, work.is_counted, n_rows, scales, counters);
   __syncthreads();
   float sums[4] = {};
-  multiply_range(sums, way, own, ring, rows, work, scales, lane);
+  multiply_range(sums, next, own, ring, rows, work, scales, lane);
   if constexpr (Config::kSignal == 3) launch_dependents();
   sum_ranges(sums, shared, tile, range, lane);
   if (range > 0) return;

@@ -25,7 +25,9 @@ $#-
 //   barrier      arrivals                                    announces
 //   stage_full   bytes + 1 + kProducers, down 1 a warp       weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers                              each consumer warp's wgmma have read the stage
-//   1 to 4       128                                         (named) a consumer's warps meet around its staging room
+//   0            all threads                                 (__syncthreads) the barriers above are ready
+//   1 to 4       128                                         (named) gate-up: a consumer's warps meet around its room
+//                                                            for results
 //
 // An expert's slots are cut into tiles of nearly equal counts (moe_schedule). A tile of `count` slots is multiplied as
 // the next multiple of kStep columns (lib/warpgroup_multiply.cuh). Stages have room for the widest.

@@ -29,6 +29,7 @@ $#-
 //   barrier      arrivals                                    announces
 //   stage_full   bytes + 1 + kProducers, down 1 a warp       weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers                              each consumer warp's wgmma have read the stage
+//   0            all threads                                 (__syncthreads) the barriers above and the table are ready
 //   1 to 3       128                                         (named) a consumer's warps meet around its staging room
 //
 // A tile of `count` slots is multiplied as the next multiple of kStep columns. What stands in the columns beyond is

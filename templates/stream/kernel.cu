@@ -12,7 +12,6 @@ $#-
 //   block = 256 threads, kInFlight loads of 16 bytes on their way in each; grid-stride; no shared memory, no barriers
 //
 // The reads stand before the wait for the grid ahead, as a kernel's reads of weights may.
-// After: sketches/stream_ceiling.cu.
 #include "lib/words.cuh"
 #include "arch/dependent.cuh"
 #include "arch/load.cuh"

@@ -16,8 +16,11 @@
 //   block                                                                                  | sum over warps | D
 //
 //   shared memory   kWarps rings, or tokens where codes go to registers (lib/warp_stream.cuh, lib/warp_registers.cuh);
-//                   then the sums of the warps (lib/block_sum.cuh); behind both what a cluster's blocks send each other
-//   barriers        none between warps until the sum; __syncwarp and cp.async groups inside a warp
+//                   then the sums of the warps (lib/block_sum.cuh); behind both what a cluster's blocks send to each
+//                   other; static, with kSplitK: whether the block was the last of its tile to arrive
+//   barriers        none between warps until the sum: rings are done with, sums are there; inside a warp __syncwarp and
+//                   cp.async groups. kSplitK: parts are written, the ticket is drawn. kCluster: all blocks have begun,
+//                   all parts have come
 //
 // The more blocks share k, the more rows a block can have and the fewer of them fetch the same tokens. Their parts meet
 // in memory (kSplitK) or, faster but only where a cluster finds room at once, in each other's shared memory (kCluster).
@@ -25,8 +28,8 @@
 // Tuned: row_tiles, tokens, warps, slabs, stages, split, cluster, signal (src/kernels/dense_mma.rs). Limits: k in whole
 // scale groups, A on 16 bytes, lda % 8 == 0; rows beyond n are computed on zeros and not stored.
 // Exactness: operands are exact in BF16; differs from quant's reference only by the order of the f32 sum.
-// After: the layout and the prefetch before the dependency follow sketches/decode_gemv.cu; last-arriver sums follow
-// stream-K as in Marlin and CUTLASS.
+// After: the layout and the prefetch before the dependency follow a sketch that is not kept (docs/hopper.md);
+// last-arriver sums follow stream-K as in Marlin and CUTLASS.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
 
@@ -51,7 +54,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 33 "templates/dense_mma/kernel.cu"
+#line 36 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -73,7 +76,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 34 "templates/dense_mma/kernel.cu"
+#line 37 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -97,7 +100,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 35 "templates/dense_mma/kernel.cu"
+#line 38 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -118,7 +121,7 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 36 "templates/dense_mma/kernel.cu"
+#line 39 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm80/clamp.cuh"
 // The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
 
@@ -135,7 +138,7 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
   return out;
 }
-#line 37 "templates/dense_mma/kernel.cu"
+#line 40 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/cluster.cuh"
 // Thread-block clusters: blocks that start together and reach each other's shared memory and barriers.
 
@@ -184,7 +187,7 @@ __device__ __forceinline__ void copy_box_to_blocks(uint32_t smem_to, const void*
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
       : "memory");
 }
-#line 38 "templates/dense_mma/kernel.cu"
+#line 41 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -196,7 +199,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 39 "templates/dense_mma/kernel.cu"
+#line 42 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm80/load.cuh"
 // Loads of what is read once.
 
@@ -225,7 +228,7 @@ __device__ __forceinline__ uint16_t load_once(const uint16_t* from) {
   asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(value) : "l"(from));
   return value;
 }
-#line 40 "templates/dense_mma/kernel.cu"
+#line 43 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm80/matrix.cuh"
 // Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
 
@@ -245,7 +248,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#line 41 "templates/dense_mma/kernel.cu"
+#line 44 "templates/dense_mma/kernel.cu"
 #line 1 "templates/arch/sm80/reciprocal.cuh"
 // The chip's estimate of a reciprocal.
 
@@ -255,7 +258,7 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
-#line 42 "templates/dense_mma/kernel.cu"
+#line 45 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -268,11 +271,12 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
 // k = 2c, 2c + 1 and a[2], a[3] k = 2c + 8, 2c + 9 of a step of 16 k. Definition: src/quant/pack.rs.
 //
 // The integer pipe has half the rate of the multipliers and bounds the decode, so masks are saved where possible, and
-// the halves of a scale word are picked by the multiplication itself (docs/hopper.md counts the instructions).
+// the halves of a scale word are picked by the multiplication itself (docs/packed_layout.md counts the instructions).
 //
-// Each format gives: kCodeBits of a weight, kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane
-// and slab; kSteps of 16 k in a chunk; Scales, what a lane needs for its two rows; and decode, the only code that knows
-// the format (its `step` is a constant once the loop around it is unrolled).
+// Each format gives: kCodeBits of a weight; kScaleIsE4m3, whether a checkpoint's block scales are E4M3; kSlabK,
+// kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane, row tile and slab; kSteps of 16 k in a chunk;
+// Scales, what a lane needs for its two rows, with load_scales; and decode, the only code that knows the format (its
+// `step` is a constant once the loop around it is unrolled).
 // Exactness: e2m1 * e4m3 needs 6 significant bits and e4m3 * 2^x four, BF16 has 8, and pack keeps every product normal.
 
 constexpr int kRowBlock = 64;  // rows that share a slab
@@ -421,7 +425,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 43 "templates/dense_mma/kernel.cu"
+#line 46 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/reciprocal.cuh"
 // A reciprocal for long chains of them.
 
@@ -432,10 +436,10 @@ __device__ __forceinline__ float reciprocal_in_range(float x) {
   const float estimate = reciprocal_estimate(x);
   return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
 }
-#line 44 "templates/dense_mma/kernel.cu"
+#line 47 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/swiglu.cuh"
-// The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
-// has the same operations in the same order and gives the same bits on the CPU.
+// The activation of gated layers, with defined bits: from FMA and IEEE operations, and a division that rounds as IEEE's
+// does. src/quant/math.rs gives the same bits on the CPU.
 
 // x * sigmoid(x) as x / (1 + 2^(-x log2 e)) without a branch: a few of them run side by side. Below -86.5 it is what it
 // is there, -2e-36; an infinite x gives NaN. The division rounds as IEEE's does: the divisor is between 1 and 2^125, so
@@ -468,7 +472,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 45 "templates/dense_mma/kernel.cu"
+#line 48 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -477,9 +481,9 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 46 "templates/dense_mma/kernel.cu"
+#line 49 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
-// From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
+// From f32 sums to stored results: the alpha of a row's segment, and one rounding to BF16 or none.
 
 // Row ranges of a weight with their own alpha (query and key-value parts of a fused projection): rows up to end[0] have
 // alpha[0], and so on. The last end covers all rows. Gate and up rows alternate: gate has alpha[0], up alpha[1].
@@ -497,7 +501,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 47 "templates/dense_mma/kernel.cu"
+#line 50 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/warp_stream.cuh"
 // One warp multiplies kRowTiles x 16 rows of packed weights with up to kTokens tokens over its own range of slabs.
 //
@@ -507,13 +511,21 @@ __device__ __forceinline__ void store_value(float* to, float value) { *to = valu
 //
 //   stage   codes [kSlabs][kRowTiles][chunk][lane][16 B] | scales [kSlabs][kRowTiles][..] | tokens [kSlabs][kTokens][k]
 //
-//   weights  |0|1|2|3|4|5|      fetched kStages - 1 ahead, before the dependency is waited for
+//   weights  |0|1|2|3|4|5|      fetched kStages - 1 ahead; with kMayPrefetch before the dependency is waited for
 //   tokens     ^ |0|1|2|3|4|    fetched after it
-//   multiply       |0|1|2|3|    one commit group a stage: wait for the oldest, refill its predecessor, multiply
+//   multiply       |0|1|2|3|    one commit group a stage, and one of the weights that came before the dependency: wait
+//                               for the oldest stage, refill its predecessor, multiply
 //
 // With kStages = 1 there is no ring: lib/warp_registers.cuh holds the codes in registers, and this memory only tokens.
 //
-// Config gives: Weights (the format), kRowTiles, kTokens, kSlabs (slabs in a stage), kStages.
+// Config gives: Weights (the format), kRowTiles, kTokens, kSlabs (slabs in a stage), kStages, kSignal.
+//
+// A source, which the kernel writes, gives:
+//   slab(i), tile    slab i of a block of 64 rows, and this warp's first row tile in it
+//   tokens(i)        those that slab i is multiplied with: count, and row(token), where k = 0 stands
+//   k(i), k_end      the first k of slab i, and where k ends
+//   kMayPrefetch     whether weights may be fetched before the dependency is waited for; if not, the caller has waited
+//   resolve()        with kMayPrefetch, called behind that wait: reads what the grid ahead may have written
 
 template <class Config>
 struct WarpRing {
@@ -624,9 +636,8 @@ __device__ __forceinline__ void multiply_landed(WarpSums<Config>& sums, const ui
       });
 }
 
-// Streams slabs `begin` to `end` of `source` through the ring. Source gives slab(i), tokens(i), k(i), k_end and the
-// first row tile. kSignal tells where the next grid is let go (0 at entry, by the caller; 1 before the wait for the
-// dependency, 2 after it, 3 when all has been multiplied).
+// Streams slabs `begin` to `end` of `source` through the ring. kSignal tells where the next grid is let go: 0 at entry,
+// by the caller; with kMayPrefetch 1 before the wait for the dependency, 2 after it; 3 when all has been multiplied.
 template <class Config, class Source>
 __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Source& source, int begin, int end,
                                                     uint8_t* ring, int lane) {
@@ -687,7 +698,7 @@ __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Sour
   if constexpr (Config::kSignal == 3) launch_dependents();
   wait_copies<0>();
 }
-#line 48 "templates/dense_mma/kernel.cu"
+#line 51 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/warp_registers.cuh"
 // One warp multiplies its range of slabs with the codes in registers: the shortest way from memory to the tensor cores.
 //
@@ -696,11 +707,11 @@ __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Sour
 // Only tokens lie in shared memory, where all lanes can read them: the first by plain loads and stores, which take less
 // time than cp.async and stand on the critical path of a chain of launches, later ones by cp.async.
 //
-//   weights  |0|1|2|3|                     before the dependency is waited for
+//   weights  |0|1|2|3|                     with kMayPrefetch before the dependency is waited for
 //   tokens           ^ |0 1 2 3|  |4|5|    slot i % kSlabs is refilled when all lanes have read it
 //   multiply                    |0|1|2|3|4|
 //
-// Config gives what lib/warp_stream.cuh asks for; kStages is 1.
+// Config and the source give what lib/warp_stream.cuh asks for; kStages is 1.
 
 // What a lane holds of one slab.
 template <class Config>
@@ -831,7 +842,7 @@ __device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& sou
     stream_through_ring<Config>(sums, source, begin, end, memory, lane);
   }
 }
-#line 49 "templates/dense_mma/kernel.cu"
+#line 52 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -852,7 +863,7 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 50 "templates/dense_mma/kernel.cu"
+#line 53 "templates/dense_mma/kernel.cu"
 #line 1 "templates/lib/block_sum.cuh"
 // Adds what the warps of a block have summed, in ascending order of k, and hands each result to `store`.
 //
@@ -862,6 +873,8 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
 //
 // With kCluster blocks to a tile nothing goes through memory: token t belongs to block t % kCluster, each block sends
 // its part of it there, and when all have met each block adds the parts of its tokens in ascending order of k.
+//
+// Config gives: kRowTiles, kTokens, kWarps, kSplitK, kCluster.
 
 template <class Config>
 struct BlockSum {
@@ -982,7 +995,7 @@ __device__ __forceinline__ void sum_cluster(const WarpSums<Config>& sums, uint8_
   };
   store.template each<Config::kCluster>(sum_at, n_tokens, rank);
 }
-#line 51 "templates/dense_mma/kernel.cu"
+#line 54 "templates/dense_mma/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4;                    // format of W

@@ -22,9 +22,10 @@
 //   gate-up  | wait for the grid ahead | fetch W | stage X | multiply, refilling the ring ... | sum over ranges | out
 //   down     | fetch W | wait for the grid ahead | stage H | multiply ...                     | sum over ranges | out
 //
-//   shared memory   rows (lib/staged_rows.cuh), or the sums of all ranges but one; behind `rows_bytes` a ring a warp
-//                   (lib/tile_ring.cuh)
-//   barriers        what the block is to do; rows staged; with kRounds rows rounded; around the sum; none in between
+//   shared memory   rows (lib/staged_rows.cuh), then the sums of all ranges but one; behind `rows_bytes` a ring a warp
+//                   (lib/tile_ring.cuh); static: what the block is to do (Work), magnitudes of rows (RowScales)
+//   barriers        the block knows what to do; with kRounds magnitudes are there; rows are ready; with kRanges > 1
+//                   rows are done with, sums are there; inside a warp __syncwarp and cp.async groups
 //
 // Gate-up fetches nothing before the wait: which expert is needed is what the grid ahead has written. It lets down go
 // only behind its own wait, so when down starts, whatever was written before gate-up is there: slots, tiles, weights of
@@ -57,7 +58,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 39 "templates/moe_staged/kernel.cu"
+#line 40 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -79,7 +80,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 40 "templates/moe_staged/kernel.cu"
+#line 41 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -103,7 +104,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 41 "templates/moe_staged/kernel.cu"
+#line 42 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -124,7 +125,7 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 42 "templates/moe_staged/kernel.cu"
+#line 43 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm80/clamp.cuh"
 // The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
 
@@ -141,7 +142,7 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
   return out;
 }
-#line 43 "templates/moe_staged/kernel.cu"
+#line 44 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -153,7 +154,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 44 "templates/moe_staged/kernel.cu"
+#line 45 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm90a/fp8.cuh"
 // FP8 conversion with one rounding.
 
@@ -163,7 +164,7 @@ __device__ __forceinline__ uint32_t e4m3_pair_from_floats(float low, float high)
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
   return pair;
 }
-#line 45 "templates/moe_staged/kernel.cu"
+#line 46 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm80/matrix.cuh"
 // Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
 
@@ -183,7 +184,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#line 46 "templates/moe_staged/kernel.cu"
+#line 47 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm80/reciprocal.cuh"
 // The chip's estimate of a reciprocal.
 
@@ -193,7 +194,7 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
-#line 47 "templates/moe_staged/kernel.cu"
+#line 48 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/elements.cuh"
 // Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
 
@@ -278,7 +279,7 @@ __device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
 __device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
   *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
 }
-#line 48 "templates/moe_staged/kernel.cu"
+#line 49 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -291,11 +292,12 @@ __device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
 // k = 2c, 2c + 1 and a[2], a[3] k = 2c + 8, 2c + 9 of a step of 16 k. Definition: src/quant/pack.rs.
 //
 // The integer pipe has half the rate of the multipliers and bounds the decode, so masks are saved where possible, and
-// the halves of a scale word are picked by the multiplication itself (docs/hopper.md counts the instructions).
+// the halves of a scale word are picked by the multiplication itself (docs/packed_layout.md counts the instructions).
 //
-// Each format gives: kCodeBits of a weight, kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane
-// and slab; kSteps of 16 k in a chunk; Scales, what a lane needs for its two rows; and decode, the only code that knows
-// the format (its `step` is a constant once the loop around it is unrolled).
+// Each format gives: kCodeBits of a weight; kScaleIsE4m3, whether a checkpoint's block scales are E4M3; kSlabK,
+// kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane, row tile and slab; kSteps of 16 k in a chunk;
+// Scales, what a lane needs for its two rows, with load_scales; and decode, the only code that knows the format (its
+// `step` is a constant once the loop around it is unrolled).
 // Exactness: e2m1 * e4m3 needs 6 significant bits and e4m3 * 2^x four, BF16 has 8, and pack keeps every product normal.
 
 constexpr int kRowBlock = 64;  // rows that share a slab
@@ -444,7 +446,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 49 "templates/moe_staged/kernel.cu"
+#line 50 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/format_a8_bf16.cuh"
 // Weights packed for FP8 activations to BF16: how a lane turns the bytes of a slab into the A fragments of mma.sync.
 //
@@ -511,7 +513,7 @@ struct Fp8OfA8 : Fp8 {
                 half_twice((scales.bytes >> 1) & 0x7F80u, 0));
   }
 };
-#line 50 "templates/moe_staged/kernel.cu"
+#line 51 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/reciprocal.cuh"
 // A reciprocal for long chains of them.
 
@@ -522,10 +524,10 @@ __device__ __forceinline__ float reciprocal_in_range(float x) {
   const float estimate = reciprocal_estimate(x);
   return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
 }
-#line 51 "templates/moe_staged/kernel.cu"
+#line 52 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/swiglu.cuh"
-// The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
-// has the same operations in the same order and gives the same bits on the CPU.
+// The activation of gated layers, with defined bits: from FMA and IEEE operations, and a division that rounds as IEEE's
+// does. src/quant/math.rs gives the same bits on the CPU.
 
 // x * sigmoid(x) as x / (1 + 2^(-x log2 e)) without a branch: a few of them run side by side. Below -86.5 it is what it
 // is there, -2e-36; an infinite x gives NaN. The division rounds as IEEE's does: the divisor is between 1 and 2^125, so
@@ -558,7 +560,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 52 "templates/moe_staged/kernel.cu"
+#line 53 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -567,9 +569,9 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 53 "templates/moe_staged/kernel.cu"
+#line 54 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
-// From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
+// From f32 sums to stored results: the alpha of a row's segment, and one rounding to BF16 or none.
 
 // Row ranges of a weight with their own alpha (query and key-value parts of a fused projection): rows up to end[0] have
 // alpha[0], and so on. The last end covers all rows. Gate and up rows alternate: gate has alpha[0], up alpha[1].
@@ -587,13 +589,14 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 54 "templates/moe_staged/kernel.cu"
+#line 55 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/staged_rows.cuh"
 // Rows of a block of threads in shared memory, whole, and what E4M3 makes of them where that is asked for.
 //
 //   [row][k in whole slabs + 8] BF16; the 8 more let ldmatrix meet no bank twice; zeros beyond k
 //
-// A warp takes 32 pieces of 16 bytes of one row at a time, always the same ones, so its passes need no barrier between.
+// A warp takes 32 pieces of 16 bytes of one row at a time, always the same ones: what it rounds it has staged itself.
+// The only barrier in between is for the rows' largest magnitudes, which the warps find together.
 //
 // Config gives: Weights (the format), kWarps, kMostRows, kTokens, kWalk (one row at a time) and kRounds.
 
@@ -692,7 +695,8 @@ struct StagedRows {
     atomicMax(counters + 2, ~(static_cast<uint32_t>(row) * k + at.k + first_bad));
   }
 
-  // Puts E4M3 values under each row's scale in the place of what this thread has staged. The caller synchronises.
+  // Puts E4M3 values under each row's scale in the place of what this thread has staged. All threads of the block take
+  // part, and the caller synchronises afterwards.
   __device__ __forceinline__ void round(const int* row_idx, const bool* is_counted, int n_rows,
                                         RowScales<Config>& scales, unsigned* counters) const {
     const int n_shares = n_rows * shares_of_row();
@@ -725,7 +729,7 @@ struct StagedRows {
     }
   }
 };
-#line 55 "templates/moe_staged/kernel.cu"
+#line 56 "templates/moe_staged/kernel.cu"
 #line 1 "templates/lib/tile_ring.cuh"
 // A warp's ring in shared memory for the slabs of one row tile: deep without registers, without barriers between warps.
 //
@@ -773,7 +777,7 @@ struct TileRing {
     return *reinterpret_cast<const uint4*>(stage + s * kCodeBytes + chunk * 512 + lane * 16);
   }
 };
-#line 56 "templates/moe_staged/kernel.cu"
+#line 57 "templates/moe_staged/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4;                    // format of W
@@ -787,11 +791,17 @@ struct Config {
   static constexpr int kStages = 3;         // stages in a warp's ring
   static constexpr int kSignal = 0;         // when the next grid is let go: 0 at once, 3 at the end
   static constexpr int kBoundThreads = 1024;  // for ptxas: registers for as many, room for others
+  static constexpr int kMostSlots = 32;        // of a token, in a walk
+  static constexpr int kRingBytes = 6912;        // of a warp's ring
+  static constexpr int kStaticBytes = 1024;    // the host's room for static shared memory
   static constexpr int kWarps = kTiles * kRanges;
-  static constexpr int kMostRows = kWalk && kIsDown ? 32 : kTokens;  // staged: slots of a token, or slots
+  static constexpr int kMostRows = kWalk && kIsDown ? kMostSlots : kTokens;  // staged: slots of a token, or slots
 };
 static_assert(!Config::kWalk || Config::kTokens == 1, "a walk is for one token");
+static_assert(Config::kMostSlots <= 32, "a slot of a walk is a lane's of one warp");
 static_assert(Config::kTokens <= 8, "one fragment of tokens");
+static_assert(TileRing<Config>::kBytes == Config::kRingBytes, "host and device disagree on shared memory");
+static_assert(TileRing<Config>::kStageBytes % 16 == 0, "copies are of 16 bytes");
 
 // Down of a walk goes from one expert to the next.
 constexpr bool kCrosses = Config::kWalk && Config::kIsDown;
@@ -814,6 +824,7 @@ struct Work {
   int n_tokens;
   int n_slots;
 };
+static_assert(sizeof(Work) + sizeof(RowScales<Config>) <= Config::kStaticBytes, "the host has left too little room");
 
 // Who else may be asked.
 struct Routing {
@@ -907,7 +918,7 @@ struct Range {
 };
 
 // Where the group stands that is fetched next.
-struct Way {
+struct NextGroup {
   const uint8_t* codes;   // what this lane copies of slab 0 of expert 0
   const uint8_t* scales;
   const int* expert_idx;  // of each slot
@@ -923,8 +934,8 @@ struct Way {
     at = expert_idx[slot] * expert_bytes + int64_t{slab} * kSlabBytes;
   }
 
-  // Goes on to the next group, which must be there.
-  __device__ __forceinline__ void next() {
+  // Goes on to the group behind it, which must be there.
+  __device__ __forceinline__ void advance() {
     slab += Config::kSlabs;
     at += Config::kSlabs * kSlabBytes;
     if (kCrosses && slab >= n_slabs) start(slot + 1, 0);
@@ -932,11 +943,11 @@ struct Way {
 
   __device__ __forceinline__ bool has(int s) const { return slab + s < n_slabs; }
 
-  // Starts the copies of group `group` to a stage of this warp's ring, if there is one, and goes on to the next.
-  __device__ __forceinline__ void fetch_next(int group, int end, uint32_t stage, int lane) {
+  // Starts the copies of the group, number `group`, to a stage of this warp's ring, if it is there, and goes on.
+  __device__ __forceinline__ void fetch_and_advance(int group, int end, uint32_t stage, int lane) {
     if (group < end) {
       fetch(stage, lane);
-      if (group + 1 < end) next();
+      if (group + 1 < end) advance();
     }
     commit_copies();
   }
@@ -952,20 +963,20 @@ struct Way {
   }
 };
 
-// The way along row tile `row_tile` of experts of n rows.
-__device__ __forceinline__ Way way_along(const uint8_t* weights, const int* expert_idx, int row_tile, int n,
-                                         int n_slabs, int lane) {
+// Groups of row tile `row_tile` of experts of n rows; `start` gives the first.
+__device__ __forceinline__ NextGroup groups_of(const uint8_t* weights, const int* expert_idx, int row_tile, int n,
+                                               int n_slabs, int lane) {
   using Ring = TileRing<Config>;
   constexpr int kTilesOfBlock = kRowBlock / kRowTile;
   const int64_t block_bytes = int64_t{n_slabs} * kSlabBytes;
   const uint8_t* first_slab = weights + row_tile / kTilesOfBlock * block_bytes;
-  Way way;
-  way.codes = Ring::own_codes(first_slab, row_tile % kTilesOfBlock, lane);
-  way.scales = Ring::own_scales(first_slab, row_tile % kTilesOfBlock, lane);
-  way.expert_idx = expert_idx;
-  way.expert_bytes = ceil_divide(n, kRowBlock) * block_bytes;
-  way.n_slabs = n_slabs;
-  return way;
+  NextGroup next;
+  next.codes = Ring::own_codes(first_slab, row_tile % kTilesOfBlock, lane);
+  next.scales = Ring::own_scales(first_slab, row_tile % kTilesOfBlock, lane);
+  next.expert_idx = expert_idx;
+  next.expert_bytes = ceil_divide(n, kRowBlock) * block_bytes;
+  next.n_slabs = n_slabs;
+  return next;
 }
 
 // Multiplies one slab of a stage with up to eight tokens; `rows` is what this lane reads of theirs.
@@ -986,17 +997,17 @@ __device__ __forceinline__ void multiply_slab(float (&sums)[4], uint32_t rows, c
 }
 
 // Starts the copies of the first groups of a range, as many as the ring holds but one.
-__device__ __forceinline__ void fill_ring(Way& way, const Range& range, uint32_t ring, int lane) {
-  if (range.begin < range.end) way.start(range.slot, range.slab);
+__device__ __forceinline__ void fill_ring(NextGroup& next, const Range& range, uint32_t ring, int lane) {
+  if (range.begin < range.end) next.start(range.slot, range.slab);
 #pragma unroll
   for (int stage = 0; stage < Config::kStages - 1; ++stage) {
-    way.fetch_next(range.begin + stage, range.end, ring + stage * TileRing<Config>::kStageBytes, lane);
+    next.fetch_and_advance(range.begin + stage, range.end, ring + stage * TileRing<Config>::kStageBytes, lane);
   }
 }
 
 // Multiplies the groups of a range, the first of which are on their way.
-__device__ __forceinline__ void multiply_range(float (&sums)[4], Way& way, const Range& range, const uint8_t* ring,
-                                               const StagedRows<Config>& staged, const Work& work,
+__device__ __forceinline__ void multiply_range(float (&sums)[4], NextGroup& next, const Range& range,
+                                               const uint8_t* ring, const StagedRows<Config>& staged, const Work& work,
                                                const RowScales<Config>& scales, int lane) {
   using Ring = TileRing<Config>;
   constexpr uint32_t kSlabRowBytes = Config::Weights::kSlabK * 2;
@@ -1008,19 +1019,20 @@ __device__ __forceinline__ void multiply_range(float (&sums)[4], Way& way, const
     wait_copies<Config::kStages - 2>();
     __syncwarp();
     const int free_place = place == 0 ? Config::kStages - 1 : place - 1;  // all lanes have read what was there
-    way.fetch_next(group + Config::kStages - 1, range.end, smem_address(ring) + free_place * Ring::kStageBytes, lane);
+    const uint32_t free_stage = smem_address(ring) + free_place * Ring::kStageBytes;
+    next.fetch_and_advance(group + Config::kStages - 1, range.end, free_stage, lane);
     const uint8_t* stage = ring + place * Ring::kStageBytes;
-    if (slab + Config::kSlabs <= way.n_slabs) {
+    if (slab + Config::kSlabs <= next.n_slabs) {
 #pragma unroll
       for (int s = 0; s < Config::kSlabs; ++s) multiply_slab(slot_sums, rows + s * kSlabRowBytes, stage, s, lane);
     } else {
 #pragma unroll 1
-      for (int s = 0; slab + s < way.n_slabs; ++s) multiply_slab(slot_sums, rows + s * kSlabRowBytes, stage, s, lane);
+      for (int s = 0; slab + s < next.n_slabs; ++s) multiply_slab(slot_sums, rows + s * kSlabRowBytes, stage, s, lane);
     }
     place = place == Config::kStages - 1 ? 0 : place + 1;
     slab += Config::kSlabs;
     rows += Config::kSlabs * kSlabRowBytes;
-    if (!kCrosses || (slab < way.n_slabs && group + 1 < range.end)) continue;
+    if (!kCrosses || (slab < next.n_slabs && group + 1 < range.end)) continue;
     // A slot's sum is scaled when its last slab is done, or where this warp's range ends: both parts of a slot that two
     // warps share have the same factor, so it does not matter where the ranges cut.
     const float factor = work.factor[slot] * scales.of(slot);
@@ -1127,17 +1139,17 @@ extern "C" __global__ void __launch_bounds__(Config::kBoundThreads)
   const int row_tile = blockIdx.x * Config::kTiles + tile;
   const int n_slabs = ceil_divide(k, Config::Weights::kSlabK);
   const int list_expert = listed.x;
-  Way way = way_along(weights, Config::kWalk ? work.expert_idx : &list_expert, row_tile, n, n_slabs, lane);
+  NextGroup next = groups_of(weights, Config::kWalk ? work.expert_idx : &list_expert, row_tile, n, n_slabs, lane);
   const int n_slots = row_tile * kRowTile < n ? kCrosses ? work.n_slots : 1 : 0;  // the last block may lack rows
   const Range own(n_slots, n_slabs, range);
   uint8_t* ring = shared + rows_bytes + warp * TileRing<Config>::kBytes;
-  fill_ring(way, own, smem_address(ring), lane);
+  fill_ring(next, own, smem_address(ring), lane);
   if constexpr (!Config::kWalk) {
     work_from_list(work, listed, slot_of, known);
     __syncthreads();
   }
   // Down's alpha is in the factors. Loaded now, so that nobody waits for it at the end.
-  const float* gate_up = alpha + 2 * (Config::kIsDown ? 0 : way.expert_idx[0]);
+  const float* gate_up = alpha + 2 * (Config::kIsDown ? 0 : next.expert_idx[0]);
   const float alpha_gate = Config::kIsDown ? 1.0f : gate_up[0] * alpha_factor<Config::Weights>();
   const float alpha_up = Config::kIsDown ? 1.0f : gate_up[1] * alpha_factor<Config::Weights>();
   if constexpr (Config::kIsDown) wait_for_dependency();
@@ -1148,7 +1160,7 @@ extern "C" __global__ void __launch_bounds__(Config::kBoundThreads)
   if constexpr (Config::kRounds) rows.round(work.row_idx, work.is_counted, n_rows, scales, counters);
   __syncthreads();
   float sums[4] = {};
-  multiply_range(sums, way, own, ring, rows, work, scales, lane);
+  multiply_range(sums, next, own, ring, rows, work, scales, lane);
   if constexpr (Config::kSignal == 3) launch_dependents();
   sum_ranges(sums, shared, tile, range, lane);
   if (range > 0) return;

@@ -8,7 +8,7 @@
 //   streams_in   [m, 4, hidden]        Element, row-major      read
 //   y0, y1       [m, hidden]           BF16; y1 may be null    read with kHasPost
 //   mix_prev     [m, 20]               f32, post[4] C[4][4]    read with kHasPost
-//   fn           [kRows, 4 * hidden]   f32, row-major          read, before the launch ahead has ended
+//   fn           [kRows, 4 * hidden]   f32, row-major          read, at first before the launch ahead has ended
 //   streams_out  [m, 4, hidden]        as streams_in, or it    written with kHasPost
 //   partials     [splits, m, kRows + 1] f32                    written: a part of each sum for each slice of columns
 //
@@ -27,8 +27,8 @@
 //     Three or four blocks share an SM: while some sum, the others' streams are on their way.
 //
 // A thread reads and writes the same columns of the same tokens, so the streams may be mixed in place.
-// Exactness: FMA in f32, columns ascending in a lane. Then a butterfly over lanes, or the warps in ascending order: the
-// same bits in every run, whatever else the step holds.
+// Exactness: FMA in f32, in a lane chunks ascending, in a chunk streams, in a stream columns. Then a butterfly over
+// lanes, or the warps in ascending order: the same bits in every run, whatever else the step holds.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
 

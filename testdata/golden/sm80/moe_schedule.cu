@@ -4,25 +4,29 @@
 // moe_schedule: sorts the slots of a step by expert and cuts each expert's slots into tiles for both grouped GEMMs.
 //
 //   operand      shape                in memory                         written / read
-//   experts      [m, top_k]           int32, -1 or foreign: skipped     read
+//   experts      [m, top_k]           int32, -1 or foreign: skipped     read, twice
 //   begin        [n_local + 1]        int32, first position of expert   written
 //   slot_of      [m * top_k]          int32, position -> slot           written; slot = token * top_k + s
 //   up_tiles     [tile_counts[0]]     int4 expert, position, count, 0   written; at most up.most slots each
 //   down_tiles   [tile_counts[1]]     the same with down.most           written
+//   tile_counts  [2]                  int32, tiles of gate-up and down  written
 //
-//   block = kWarps warps, which place the slots of its own experts; grid = as many blocks as share the experts
+//   block = kWarps warps, which place the slots of the block's own experts; grid = as many blocks as share the experts
 //
 //   count      each warp walks its own run of all slots, 32 at a time: it adds to every expert's total, and counts
 //              those of its block's experts, lanes with one expert together (match.any)
 //   scan       per own expert over the warps, and over all experts, one a thread: positions and tiles
-//   tiles      one a thread, which looks for its expert among the first tiles of all
-//   place      each warp walks its run again and writes the slots of its own experts to their positions
+//   tiles      those of the block's own experts, one a thread, which finds its expert by bisecting their first tiles
+//   place      each warp walks its run again and writes the slots of the block's own experts to their positions
 //
 // Gate-up waits for all of it, and with few tokens that is latency alone: so no warp takes one expert after the other.
 //
 // Every block reads all slots and makes all totals, so no block waits for another, and one launch does.
 //
-//   shared memory   per expert: total, begin, first up tile, first down tile; then counts [kWarps][own experts]
+//   shared memory   per expert: total, begin, first up tile, first down tile; then counts [kWarps][own experts];
+//                   static: each warp's sums of positions and of both kinds of tiles, for the scan
+//   barriers        totals and counts are zero; slots are counted; in the scan the warps' sums are there, and have been
+//                   read; positions and tiles are there; inside a warp __syncwarp around its counts
 //
 // An expert's slots are cut into as few tiles as hold them, of nearly equal counts, each but the last a multiple of
 // `step`: a count of 200 with most = 128 and step = 16 gives 96 and 104, not 128 and 72, so that no tile is narrow.
@@ -53,7 +57,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 35 "templates/moe_schedule/kernel.cu"
+#line 39 "templates/moe_schedule/kernel.cu"
 #line 1 "templates/arch/sm80/dependent.cuh"
 // Programmatic dependent launch: not there before sm_90, so a launch starts when the one before it has ended.
 
@@ -61,7 +65,7 @@ constexpr bool kHasDependentLaunch = false;
 
 __device__ __forceinline__ void launch_dependents() {}
 __device__ __forceinline__ void wait_for_dependency() {}
-#line 36 "templates/moe_schedule/kernel.cu"
+#line 40 "templates/moe_schedule/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -70,7 +74,7 @@ __device__ __forceinline__ void wait_for_dependency() {}
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 37 "templates/moe_schedule/kernel.cu"
+#line 41 "templates/moe_schedule/kernel.cu"
 
 struct Config {
   static constexpr int kWarps = 8;

@@ -113,11 +113,6 @@ __device__ __forceinline__ void barrier_arrive_and_expect(uint32_t barrier, uint
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// mbarrier.expect_tx: `bytes` more must land; no arrival.
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
 // cp.async.mbarrier.arrive.noinc: this thread's arrival, when all of its cp.async so far have landed.
 __device__ __forceinline__ void barrier_arrive_after_copies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
@@ -589,7 +584,7 @@ __device__ __forceinline__ void transpose_in_four(uint32_t (&words)[4], int lane
 }
 #line 64 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/lib/ring.cuh"
-// A ring of stages in shared memory between one producer and the consumers, with two mbarriers a stage.
+// A ring of stages in shared memory between producers and consumers, with two mbarriers a stage.
 
 template <int kStages>
 struct Ring {

@@ -9,9 +9,9 @@
 //   A        [m, groups * k]     BF16, row-major, 16-byte rows      producer (tensor map [k, m, group], 128 B swizzle)
 //   D        [m, groups * n]     BF16 or f32, row-major             written by the consumers
 //
-//   block = kConsumers warpgroups of 64 rows + a producer warp   ring of kStages stages (lib/warpgroup_multiply.cuh)
-//   ----------------------------------------------------------   --------------------------------------------------
-//   last warp    producer    wait stage_free[s]   copy tokens and weights      -> stage_full[s]
+//   block = kConsumers warpgroups of 64 rows + producer warps   ring of kStages stages (lib/warpgroup_multiply.cuh)
+//   ---------------------------------------------------------   --------------------------------------------------
+//   one thread   producer    wait stage_free[s]   copy tokens and weights      -> stage_full[s]
 //   warpgroups   consumers   wait stage_full[s]   decode, kBlockK / 16 wgmma   -> stage_free[s]
 //
 //   producer  |W W W|wait for the grid ahead|A A A|W+A|W+A|      weights of the first kStages stages come early
@@ -20,7 +20,13 @@
 //   barrier      arrivals              announces
 //   stage_full   1 + bytes             weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers        each consumer warp's wgmma have read the stage
-//   cluster      all threads, twice    (kCluster > 1) nobody needs its ring any more; all parts have come
+//   0            all threads           (__syncthreads) the barriers above are ready
+//   1            128 * kConsumers      (named) kSplitK: parts are written, the ticket is drawn; BF16 out: the ring has
+//                                      been read, results may take its place
+//   2 to 5       128                   (named) BF16 out: a consumer's results stand where the ring was
+//   cluster      consumers, twice      (kCluster > 1) nobody needs its ring any more; all parts have come
+//
+// There is one producer warp, or a warpgroup of them where their registers go to the consumers (kMovesRegisters).
 //
 // kParts blocks may share a tile's k. Their sums meet in memory, where the last to arrive adds them (kSplitK), or in
 // shared memory (kCluster): there each block gets all parts of its own share of the tokens, adds and stores them, which
@@ -54,7 +60,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 36 "templates/dense_wgmma/kernel.cu"
+#line 42 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/barrier.cuh"
 // mbarriers in shared memory: arrivals and bytes are counted, phases alternate between parity 0 and 1.
 
@@ -76,11 +82,6 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
 // mbarrier.arrive.expect_tx: arrives, and `bytes` more must land before the phase is complete.
 __device__ __forceinline__ void barrier_arrive_and_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-// mbarrier.expect_tx: `bytes` more must land; no arrival.
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
 // cp.async.mbarrier.arrive.noinc: this thread's arrival, when all of its cp.async so far have landed.
@@ -107,7 +108,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 __device__ __forceinline__ void named_barrier_sync(int barrier_idx, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier_idx), "r"(threads) : "memory");
 }
-#line 37 "templates/dense_wgmma/kernel.cu"
+#line 43 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -131,7 +132,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 38 "templates/dense_wgmma/kernel.cu"
+#line 44 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -152,7 +153,7 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 39 "templates/dense_wgmma/kernel.cu"
+#line 45 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/bulk_copy.cuh"
 // The copy engine: whole runs of bytes and boxes of tensors, counted in at an mbarrier.
 
@@ -186,7 +187,7 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 
 // fence.proxy.async: what threads have written to shared memory is there for the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-#line 40 "templates/dense_wgmma/kernel.cu"
+#line 46 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/clamp.cuh"
 // The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
 
@@ -203,7 +204,7 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
   return out;
 }
-#line 41 "templates/dense_wgmma/kernel.cu"
+#line 47 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/cluster.cuh"
 // Thread-block clusters: blocks that start together and reach each other's shared memory and barriers.
 
@@ -252,7 +253,7 @@ __device__ __forceinline__ void copy_box_to_blocks(uint32_t smem_to, const void*
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
       : "memory");
 }
-#line 42 "templates/dense_wgmma/kernel.cu"
+#line 48 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -264,7 +265,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 43 "templates/dense_wgmma/kernel.cu"
+#line 49 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm80/reciprocal.cuh"
 // The chip's estimate of a reciprocal.
 
@@ -274,7 +275,7 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
-#line 44 "templates/dense_wgmma/kernel.cu"
+#line 50 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/store_matrix.cuh"
 // stmatrix: fragments to shared memory, the way ldmatrix reads them.
 
@@ -290,7 +291,7 @@ __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t smem_to, uin
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(smem_to), "r"(from0), "r"(from1)
                : "memory");
 }
-#line 45 "templates/dense_wgmma/kernel.cu"
+#line 51 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma.cuh"
 // Warpgroup MMA: four warps multiply 64 rows held in registers with tokens held in shared memory.
 // The instruction itself comes from generated/wgmma.cuh, for the one width that a kernel uses.
@@ -327,7 +328,7 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem_address) {
   constexpr uint64_t kSwizzle128 = 1;
   return uint64_t{(smem_address & 0x3FFFF) >> 4} | (uint64_t{1} << 16) | (kEightRows << 32) | (kSwizzle128 << 62);
 }
-#line 46 "templates/dense_wgmma/kernel.cu"
+#line 52 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/generated/wgmma.cuh"
 // wgmma.mma_async m64n16k16: d += a (64 x 16, BF16, registers) * b (16 x 16, BF16, shared memory).
 __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&a)[4], uint64_t tokens) {
@@ -339,7 +340,7 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens));
 }
 
-#line 47 "templates/dense_wgmma/kernel.cu"
+#line 53 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -352,11 +353,12 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[8], const uint32_t (&
 // k = 2c, 2c + 1 and a[2], a[3] k = 2c + 8, 2c + 9 of a step of 16 k. Definition: src/quant/pack.rs.
 //
 // The integer pipe has half the rate of the multipliers and bounds the decode, so masks are saved where possible, and
-// the halves of a scale word are picked by the multiplication itself (docs/hopper.md counts the instructions).
+// the halves of a scale word are picked by the multiplication itself (docs/packed_layout.md counts the instructions).
 //
-// Each format gives: kCodeBits of a weight, kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane
-// and slab; kSteps of 16 k in a chunk; Scales, what a lane needs for its two rows; and decode, the only code that knows
-// the format (its `step` is a constant once the loop around it is unrolled).
+// Each format gives: kCodeBits of a weight; kScaleIsE4m3, whether a checkpoint's block scales are E4M3; kSlabK,
+// kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane, row tile and slab; kSteps of 16 k in a chunk;
+// Scales, what a lane needs for its two rows, with load_scales; and decode, the only code that knows the format (its
+// `step` is a constant once the loop around it is unrolled).
 // Exactness: e2m1 * e4m3 needs 6 significant bits and e4m3 * 2^x four, BF16 has 8, and pack keeps every product normal.
 
 constexpr int kRowBlock = 64;  // rows that share a slab
@@ -505,7 +507,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 48 "templates/dense_wgmma/kernel.cu"
+#line 54 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/reciprocal.cuh"
 // A reciprocal for long chains of them.
 
@@ -516,10 +518,10 @@ __device__ __forceinline__ float reciprocal_in_range(float x) {
   const float estimate = reciprocal_estimate(x);
   return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
 }
-#line 49 "templates/dense_wgmma/kernel.cu"
+#line 55 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/swiglu.cuh"
-// The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
-// has the same operations in the same order and gives the same bits on the CPU.
+// The activation of gated layers, with defined bits: from FMA and IEEE operations, and a division that rounds as IEEE's
+// does. src/quant/math.rs gives the same bits on the CPU.
 
 // x * sigmoid(x) as x / (1 + 2^(-x log2 e)) without a branch: a few of them run side by side. Below -86.5 it is what it
 // is there, -2e-36; an infinite x gives NaN. The division rounds as IEEE's does: the divisor is between 1 and 2^125, so
@@ -552,7 +554,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 50 "templates/dense_wgmma/kernel.cu"
+#line 56 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -561,9 +563,9 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 51 "templates/dense_wgmma/kernel.cu"
+#line 57 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
-// From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
+// From f32 sums to stored results: the alpha of a row's segment, and one rounding to BF16 or none.
 
 // Row ranges of a weight with their own alpha (query and key-value parts of a fused projection): rows up to end[0] have
 // alpha[0], and so on. The last end covers all rows. Gate and up rows alternate: gate has alpha[0], up alpha[1].
@@ -581,9 +583,9 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 52 "templates/dense_wgmma/kernel.cu"
+#line 58 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/ring.cuh"
-// A ring of stages in shared memory between one producer and the consumers, with two mbarriers a stage.
+// A ring of stages in shared memory between producers and consumers, with two mbarriers a stage.
 
 template <int kStages>
 struct Ring {
@@ -619,7 +621,7 @@ struct RingPosition {
     }
   }
 };
-#line 53 "templates/dense_wgmma/kernel.cu"
+#line 59 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/warpgroup_multiply.cuh"
 // One warpgroup multiplies 64 rows of packed weights with kTokens tokens, stage by stage, on wgmma.
 //
@@ -627,7 +629,7 @@ struct RingPosition {
 // bytes, and are the B operand. While the tensor cores work on one block of 64 k the warps decode the next into a
 // second set of registers.
 //
-//   stage    weights [consumer][kSlabs slabs of 64 rows] | tokens [kBlockK / 64][kTokens][128 B]
+//   stage    tokens [kBlockK / 64][kTokens][128 B] | weights [consumer][kSlabs slabs of 64 rows]
 //
 //   codes    |f1|   |f2|   |f3|           fetched from shared memory before the wgmma that they follow
 //   decode   |k0|   |k1|   |k2|   |k3|    two register sets, even and odd blocks of 64 k
@@ -774,7 +776,7 @@ __device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const u
   multiply_run<Config, kTokensByThreads, Config::kTokens>(sums, stages, ring, position, n_stages, Config::kTokens,
                                                           consumer, warp, lane);
 }
-#line 54 "templates/dense_wgmma/kernel.cu"
+#line 60 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -795,7 +797,7 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 55 "templates/dense_wgmma/kernel.cu"
+#line 61 "templates/dense_wgmma/kernel.cu"
 #line 1 "templates/lib/warpgroup_store.cuh"
 // From the registers of a warpgroup to memory: sums over parts of k, alpha, SwiGLU, one rounding, only inside N and M.
 //
@@ -803,6 +805,8 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
 // (the ring, when it is free by then, or a little room of their own) and leave it as 16-byte pieces of a token's row.
 // f32 results go straight out, eight lanes writing the 32 bytes of a sector, or with a little room for each warp as
 // 16-byte pieces too.
+//
+// Config gives: kTokens, kConsumers, kSwiGlu; kSplitK or kCluster where blocks share a tile.
 
 // Adds the parts of the kSplitK blocks that share a tile, one's own included, in ascending order of k. Returns whether
 // this block is the one that stores. `partials` holds [kSplitK][kTokens / 8][thread] float4 for this tile.
@@ -1051,7 +1055,7 @@ struct TileStore {
     }
   }
 };
-#line 56 "templates/dense_wgmma/kernel.cu"
+#line 62 "templates/dense_wgmma/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4;                    // format of W

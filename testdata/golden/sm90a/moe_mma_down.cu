@@ -14,11 +14,13 @@
 //   grid = (row blocks, tiles), up to kTokens slots of one expert to a block
 //   block = kWarps warps, all on the same kRowTiles x 16 rows; warp w takes the w-th range of slabs
 //
-//   gate-up  | wait for the grid ahead | fetch W, X | multiply, refilling the ring ... | sum over warps | out
-//   down     | fetch W | wait for the grid ahead | fetch H | multiply ...              | sum over warps | out
+//   gate-up  | wait for the grid ahead | fetch W, X | multiply, fetching ahead ... | sum over warps | out
+//   down     | fetch W | wait for the grid ahead | fetch H | multiply ...          | sum over warps | out
 //
-//   shared memory   kWarps rings (lib/warp_stream.cuh), then reused for the sums (lib/block_sum.cuh); row indices
-//   barriers        none between warps until the sum
+//   shared memory   kWarps rings, or tokens where codes go to registers (lib/warp_stream.cuh, lib/warp_registers.cuh);
+//                   then the sums of the warps (lib/block_sum.cuh); static: rows and factor of each slot (Work)
+//   barriers        rows and factors are there; then none between warps until the sum: rings are done with, sums are
+//                   there; inside a warp __syncwarp and cp.async groups
 //
 // Gate-up fetches nothing before the wait: which expert is needed is what the grid ahead has written. It lets down go
 // only behind its own wait, so when down starts, whatever was written before gate-up is there: slots, tiles, weights of
@@ -50,7 +52,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 32 "templates/moe_mma/kernel.cu"
+#line 34 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -72,7 +74,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 33 "templates/moe_mma/kernel.cu"
+#line 35 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -96,7 +98,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 34 "templates/moe_mma/kernel.cu"
+#line 36 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -117,7 +119,7 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 35 "templates/moe_mma/kernel.cu"
+#line 37 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/clamp.cuh"
 // The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
 
@@ -134,7 +136,7 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
   return out;
 }
-#line 36 "templates/moe_mma/kernel.cu"
+#line 38 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/cluster.cuh"
 // Thread-block clusters: blocks that start together and reach each other's shared memory and barriers.
 
@@ -183,7 +185,7 @@ __device__ __forceinline__ void copy_box_to_blocks(uint32_t smem_to, const void*
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
       : "memory");
 }
-#line 37 "templates/moe_mma/kernel.cu"
+#line 39 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -195,7 +197,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 38 "templates/moe_mma/kernel.cu"
+#line 40 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/load.cuh"
 // Loads of what is read once.
 
@@ -224,7 +226,7 @@ __device__ __forceinline__ uint16_t load_once(const uint16_t* from) {
   asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(value) : "l"(from));
   return value;
 }
-#line 39 "templates/moe_mma/kernel.cu"
+#line 41 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/matrix.cuh"
 // Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
 
@@ -244,7 +246,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#line 40 "templates/moe_mma/kernel.cu"
+#line 42 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/reciprocal.cuh"
 // The chip's estimate of a reciprocal.
 
@@ -254,7 +256,7 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
-#line 41 "templates/moe_mma/kernel.cu"
+#line 43 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -267,11 +269,12 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
 // k = 2c, 2c + 1 and a[2], a[3] k = 2c + 8, 2c + 9 of a step of 16 k. Definition: src/quant/pack.rs.
 //
 // The integer pipe has half the rate of the multipliers and bounds the decode, so masks are saved where possible, and
-// the halves of a scale word are picked by the multiplication itself (docs/hopper.md counts the instructions).
+// the halves of a scale word are picked by the multiplication itself (docs/packed_layout.md counts the instructions).
 //
-// Each format gives: kCodeBits of a weight, kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane
-// and slab; kSteps of 16 k in a chunk; Scales, what a lane needs for its two rows; and decode, the only code that knows
-// the format (its `step` is a constant once the loop around it is unrolled).
+// Each format gives: kCodeBits of a weight; kScaleIsE4m3, whether a checkpoint's block scales are E4M3; kSlabK,
+// kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane, row tile and slab; kSteps of 16 k in a chunk;
+// Scales, what a lane needs for its two rows, with load_scales; and decode, the only code that knows the format (its
+// `step` is a constant once the loop around it is unrolled).
 // Exactness: e2m1 * e4m3 needs 6 significant bits and e4m3 * 2^x four, BF16 has 8, and pack keeps every product normal.
 
 constexpr int kRowBlock = 64;  // rows that share a slab
@@ -420,7 +423,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 42 "templates/moe_mma/kernel.cu"
+#line 44 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/reciprocal.cuh"
 // A reciprocal for long chains of them.
 
@@ -431,10 +434,10 @@ __device__ __forceinline__ float reciprocal_in_range(float x) {
   const float estimate = reciprocal_estimate(x);
   return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
 }
-#line 43 "templates/moe_mma/kernel.cu"
+#line 45 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/swiglu.cuh"
-// The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
-// has the same operations in the same order and gives the same bits on the CPU.
+// The activation of gated layers, with defined bits: from FMA and IEEE operations, and a division that rounds as IEEE's
+// does. src/quant/math.rs gives the same bits on the CPU.
 
 // x * sigmoid(x) as x / (1 + 2^(-x log2 e)) without a branch: a few of them run side by side. Below -86.5 it is what it
 // is there, -2e-36; an infinite x gives NaN. The division rounds as IEEE's does: the divisor is between 1 and 2^125, so
@@ -467,7 +470,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 44 "templates/moe_mma/kernel.cu"
+#line 46 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -476,9 +479,9 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 45 "templates/moe_mma/kernel.cu"
+#line 47 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
-// From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
+// From f32 sums to stored results: the alpha of a row's segment, and one rounding to BF16 or none.
 
 // Row ranges of a weight with their own alpha (query and key-value parts of a fused projection): rows up to end[0] have
 // alpha[0], and so on. The last end covers all rows. Gate and up rows alternate: gate has alpha[0], up alpha[1].
@@ -496,7 +499,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 46 "templates/moe_mma/kernel.cu"
+#line 48 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/warp_stream.cuh"
 // One warp multiplies kRowTiles x 16 rows of packed weights with up to kTokens tokens over its own range of slabs.
 //
@@ -506,13 +509,21 @@ __device__ __forceinline__ void store_value(float* to, float value) { *to = valu
 //
 //   stage   codes [kSlabs][kRowTiles][chunk][lane][16 B] | scales [kSlabs][kRowTiles][..] | tokens [kSlabs][kTokens][k]
 //
-//   weights  |0|1|2|3|4|5|      fetched kStages - 1 ahead, before the dependency is waited for
+//   weights  |0|1|2|3|4|5|      fetched kStages - 1 ahead; with kMayPrefetch before the dependency is waited for
 //   tokens     ^ |0|1|2|3|4|    fetched after it
-//   multiply       |0|1|2|3|    one commit group a stage: wait for the oldest, refill its predecessor, multiply
+//   multiply       |0|1|2|3|    one commit group a stage, and one of the weights that came before the dependency: wait
+//                               for the oldest stage, refill its predecessor, multiply
 //
 // With kStages = 1 there is no ring: lib/warp_registers.cuh holds the codes in registers, and this memory only tokens.
 //
-// Config gives: Weights (the format), kRowTiles, kTokens, kSlabs (slabs in a stage), kStages.
+// Config gives: Weights (the format), kRowTiles, kTokens, kSlabs (slabs in a stage), kStages, kSignal.
+//
+// A source, which the kernel writes, gives:
+//   slab(i), tile    slab i of a block of 64 rows, and this warp's first row tile in it
+//   tokens(i)        those that slab i is multiplied with: count, and row(token), where k = 0 stands
+//   k(i), k_end      the first k of slab i, and where k ends
+//   kMayPrefetch     whether weights may be fetched before the dependency is waited for; if not, the caller has waited
+//   resolve()        with kMayPrefetch, called behind that wait: reads what the grid ahead may have written
 
 template <class Config>
 struct WarpRing {
@@ -623,9 +634,8 @@ __device__ __forceinline__ void multiply_landed(WarpSums<Config>& sums, const ui
       });
 }
 
-// Streams slabs `begin` to `end` of `source` through the ring. Source gives slab(i), tokens(i), k(i), k_end and the
-// first row tile. kSignal tells where the next grid is let go (0 at entry, by the caller; 1 before the wait for the
-// dependency, 2 after it, 3 when all has been multiplied).
+// Streams slabs `begin` to `end` of `source` through the ring. kSignal tells where the next grid is let go: 0 at entry,
+// by the caller; with kMayPrefetch 1 before the wait for the dependency, 2 after it; 3 when all has been multiplied.
 template <class Config, class Source>
 __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Source& source, int begin, int end,
                                                     uint8_t* ring, int lane) {
@@ -686,7 +696,7 @@ __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Sour
   if constexpr (Config::kSignal == 3) launch_dependents();
   wait_copies<0>();
 }
-#line 47 "templates/moe_mma/kernel.cu"
+#line 49 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/warp_registers.cuh"
 // One warp multiplies its range of slabs with the codes in registers: the shortest way from memory to the tensor cores.
 //
@@ -695,11 +705,11 @@ __device__ __forceinline__ void stream_through_ring(WarpSums<Config>& sums, Sour
 // Only tokens lie in shared memory, where all lanes can read them: the first by plain loads and stores, which take less
 // time than cp.async and stand on the critical path of a chain of launches, later ones by cp.async.
 //
-//   weights  |0|1|2|3|                     before the dependency is waited for
+//   weights  |0|1|2|3|                     with kMayPrefetch before the dependency is waited for
 //   tokens           ^ |0 1 2 3|  |4|5|    slot i % kSlabs is refilled when all lanes have read it
 //   multiply                    |0|1|2|3|4|
 //
-// Config gives what lib/warp_stream.cuh asks for; kStages is 1.
+// Config and the source give what lib/warp_stream.cuh asks for; kStages is 1.
 
 // What a lane holds of one slab.
 template <class Config>
@@ -830,7 +840,7 @@ __device__ __forceinline__ void stream_slabs(WarpSums<Config>& sums, Source& sou
     stream_through_ring<Config>(sums, source, begin, end, memory, lane);
   }
 }
-#line 48 "templates/moe_mma/kernel.cu"
+#line 50 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -851,7 +861,7 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 49 "templates/moe_mma/kernel.cu"
+#line 51 "templates/moe_mma/kernel.cu"
 #line 1 "templates/lib/block_sum.cuh"
 // Adds what the warps of a block have summed, in ascending order of k, and hands each result to `store`.
 //
@@ -861,6 +871,8 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
 //
 // With kCluster blocks to a tile nothing goes through memory: token t belongs to block t % kCluster, each block sends
 // its part of it there, and when all have met each block adds the parts of its tokens in ascending order of k.
+//
+// Config gives: kRowTiles, kTokens, kWarps, kSplitK, kCluster.
 
 template <class Config>
 struct BlockSum {
@@ -981,7 +993,7 @@ __device__ __forceinline__ void sum_cluster(const WarpSums<Config>& sums, uint8_
   };
   store.template each<Config::kCluster>(sum_at, n_tokens, rank);
 }
-#line 50 "templates/moe_mma/kernel.cu"
+#line 52 "templates/moe_mma/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4;                    // format of W

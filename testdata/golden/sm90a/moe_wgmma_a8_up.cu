@@ -27,6 +27,7 @@
 //   barrier      arrivals                                    announces
 //   stage_full   bytes + 1 + kProducers, down 1 a warp       weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers                              each consumer warp's wgmma have read the stage
+//   0            all threads                                 (__syncthreads) the barriers above and the table are ready
 //   1 to 3       128                                         (named) a consumer's warps meet around its staging room
 //
 // A tile of `count` slots is multiplied as the next multiple of kStep columns. What stands in the columns beyond is
@@ -61,7 +62,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 43 "templates/moe_wgmma_a8/kernel.cu"
+#line 44 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm80/async_copy.cuh"
 // Copies from global to shared memory that run while the thread goes on.
 
@@ -83,7 +84,7 @@ template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-#line 44 "templates/moe_wgmma_a8/kernel.cu"
+#line 45 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/barrier.cuh"
 // mbarriers in shared memory: arrivals and bytes are counted, phases alternate between parity 0 and 1.
 
@@ -105,11 +106,6 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
 // mbarrier.arrive.expect_tx: arrives, and `bytes` more must land before the phase is complete.
 __device__ __forceinline__ void barrier_arrive_and_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-// mbarrier.expect_tx: `bytes` more must land; no arrival.
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
 // cp.async.mbarrier.arrive.noinc: this thread's arrival, when all of its cp.async so far have landed.
@@ -136,7 +132,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 __device__ __forceinline__ void named_barrier_sync(int barrier_idx, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier_idx), "r"(threads) : "memory");
 }
-#line 45 "templates/moe_wgmma_a8/kernel.cu"
+#line 46 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -160,7 +156,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 46 "templates/moe_wgmma_a8/kernel.cu"
+#line 47 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -181,7 +177,7 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 47 "templates/moe_wgmma_a8/kernel.cu"
+#line 48 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/bulk_copy.cuh"
 // The copy engine: whole runs of bytes and boxes of tensors, counted in at an mbarrier.
 
@@ -215,7 +211,7 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 
 // fence.proxy.async: what threads have written to shared memory is there for the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-#line 48 "templates/moe_wgmma_a8/kernel.cu"
+#line 49 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm80/bytes.cuh"
 // Byte selection in one instruction.
 
@@ -226,7 +222,7 @@ __device__ __forceinline__ uint32_t select_bytes(uint32_t low, uint32_t high, ui
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector));
   return out;
 }
-#line 49 "templates/moe_wgmma_a8/kernel.cu"
+#line 50 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm80/clamp.cuh"
 // The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
 
@@ -243,7 +239,7 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
   return out;
 }
-#line 50 "templates/moe_wgmma_a8/kernel.cu"
+#line 51 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/cluster.cuh"
 // Thread-block clusters: blocks that start together and reach each other's shared memory and barriers.
 
@@ -292,7 +288,7 @@ __device__ __forceinline__ void copy_box_to_blocks(uint32_t smem_to, const void*
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
       : "memory");
 }
-#line 51 "templates/moe_wgmma_a8/kernel.cu"
+#line 52 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -304,7 +300,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 52 "templates/moe_wgmma_a8/kernel.cu"
+#line 53 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/fp8.cuh"
 // FP8 conversion with one rounding.
 
@@ -314,7 +310,7 @@ __device__ __forceinline__ uint32_t e4m3_pair_from_floats(float low, float high)
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
   return pair;
 }
-#line 53 "templates/moe_wgmma_a8/kernel.cu"
+#line 54 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm80/reciprocal.cuh"
 // The chip's estimate of a reciprocal.
 
@@ -324,7 +320,7 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
-#line 54 "templates/moe_wgmma_a8/kernel.cu"
+#line 55 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/store_matrix.cuh"
 // stmatrix: fragments to shared memory, the way ldmatrix reads them.
 
@@ -340,7 +336,7 @@ __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t smem_to, uin
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(smem_to), "r"(from0), "r"(from1)
                : "memory");
 }
-#line 55 "templates/moe_wgmma_a8/kernel.cu"
+#line 56 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma.cuh"
 // Warpgroup MMA: four warps multiply 64 rows held in registers with tokens held in shared memory.
 // The instruction itself comes from generated/wgmma.cuh, for the one width that a kernel uses.
@@ -377,7 +373,7 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem_address) {
   constexpr uint64_t kSwizzle128 = 1;
   return uint64_t{(smem_address & 0x3FFFF) >> 4} | (uint64_t{1} << 16) | (kEightRows << 32) | (kSwizzle128 << 62);
 }
-#line 56 "templates/moe_wgmma_a8/kernel.cu"
+#line 57 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/generated/wgmma_e4m3.cuh"
 // wgmma.mma_async m64nNk32, four of them, and wgmma.commit_group: d = a (64 x 128, E4M3, registers) * b
 // (128 x N, E4M3, shared memory) + d, or 0 without `adds`, with N = `width`, a multiple of 16 up to 32, in the
@@ -437,7 +433,7 @@ __device__ __forceinline__ void wgmma_of_width(float (&d)[16], const uint32_t (&
         "l"(tokens), "r"(width), "r"(adds));
 }
 
-#line 57 "templates/moe_wgmma_a8/kernel.cu"
+#line 58 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -450,11 +446,12 @@ __device__ __forceinline__ void wgmma_of_width(float (&d)[16], const uint32_t (&
 // k = 2c, 2c + 1 and a[2], a[3] k = 2c + 8, 2c + 9 of a step of 16 k. Definition: src/quant/pack.rs.
 //
 // The integer pipe has half the rate of the multipliers and bounds the decode, so masks are saved where possible, and
-// the halves of a scale word are picked by the multiplication itself (docs/hopper.md counts the instructions).
+// the halves of a scale word are picked by the multiplication itself (docs/packed_layout.md counts the instructions).
 //
-// Each format gives: kCodeBits of a weight, kSlabK, kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane
-// and slab; kSteps of 16 k in a chunk; Scales, what a lane needs for its two rows; and decode, the only code that knows
-// the format (its `step` is a constant once the loop around it is unrolled).
+// Each format gives: kCodeBits of a weight; kScaleIsE4m3, whether a checkpoint's block scales are E4M3; kSlabK,
+// kCodeBytes and kScaleBytes of a slab; kChunks of 16 bytes a lane, row tile and slab; kSteps of 16 k in a chunk;
+// Scales, what a lane needs for its two rows, with load_scales; and decode, the only code that knows the format (its
+// `step` is a constant once the loop around it is unrolled).
 // Exactness: e2m1 * e4m3 needs 6 significant bits and e4m3 * 2^x four, BF16 has 8, and pack keeps every product normal.
 
 constexpr int kRowBlock = 64;  // rows that share a slab
@@ -603,7 +600,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 58 "templates/moe_wgmma_a8/kernel.cu"
+#line 59 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/format_a8.cuh"
 // Packed weights to FP8: how a lane turns the bytes of a slab into the A fragments of wgmma m64k32 on E4M3.
 //
@@ -617,7 +614,8 @@ struct Slab {
 // the scale, and prmt picks four of them at once.
 //
 // Each format gives, besides what lib/format.cuh says: kStepsOfChunk of 32 k in 16 bytes of a lane; kHasTable, whether
-// blocks keep a table of all scales in shared memory; kScalesSums, whether scales belong to sums of 128 k; and decode.
+// blocks keep a table of all scales in shared memory; kScalesSums, whether scales belong to sums of 128 k, as which
+// `factors` then gives them; and decode.
 // Exactness: MXFP4 and FP8 are exact. NVFP4 rounds magnitude * scale / 6 to E4M3: 1.5, 3 and 6 come out exactly, and
 // 1.4 percent of the L2 of random weights are lost. Under E4M3's normal range (scales below 0.1875) it loses more.
 
@@ -713,7 +711,7 @@ struct Fp8A8 : Fp8 {
     return {factor_of(scales.bytes & 0xFFu), factor_of(scales.bytes >> 8 & 0xFFu)};
   }
 };
-#line 59 "templates/moe_wgmma_a8/kernel.cu"
+#line 60 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/reciprocal.cuh"
 // A reciprocal for long chains of them.
 
@@ -724,10 +722,10 @@ __device__ __forceinline__ float reciprocal_in_range(float x) {
   const float estimate = reciprocal_estimate(x);
   return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
 }
-#line 60 "templates/moe_wgmma_a8/kernel.cu"
+#line 61 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/swiglu.cuh"
-// The activation of gated layers, from FMA and IEEE operations only, so that its bits are defined: src/quant/math.rs
-// has the same operations in the same order and gives the same bits on the CPU.
+// The activation of gated layers, with defined bits: from FMA and IEEE operations, and a division that rounds as IEEE's
+// does. src/quant/math.rs gives the same bits on the CPU.
 
 // x * sigmoid(x) as x / (1 + 2^(-x log2 e)) without a branch: a few of them run side by side. Below -86.5 it is what it
 // is there, -2e-36; an infinite x gives NaN. The division rounds as IEEE's does: the divisor is between 1 and 2^125, so
@@ -760,9 +758,9 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 61 "templates/moe_wgmma_a8/kernel.cu"
+#line 62 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
-// From f32 sums to stored results: per-segment alpha, one rounding, only inside N and M.
+// From f32 sums to stored results: the alpha of a row's segment, and one rounding to BF16 or none.
 
 // Row ranges of a weight with their own alpha (query and key-value parts of a fused projection): rows up to end[0] have
 // alpha[0], and so on. The last end covers all rows. Gate and up rows alternate: gate has alpha[0], up alpha[1].
@@ -780,9 +778,9 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 62 "templates/moe_wgmma_a8/kernel.cu"
+#line 63 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/ring.cuh"
-// A ring of stages in shared memory between one producer and the consumers, with two mbarriers a stage.
+// A ring of stages in shared memory between producers and consumers, with two mbarriers a stage.
 
 template <int kStages>
 struct Ring {
@@ -818,7 +816,7 @@ struct RingPosition {
     }
   }
 };
-#line 63 "templates/moe_wgmma_a8/kernel.cu"
+#line 64 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/warpgroup_multiply_a8.cuh"
 // One warpgroup multiplies 64 rows of packed weights with kTokens FP8 tokens, block of 128 k by block, on wgmma.
 //
@@ -826,7 +824,7 @@ struct RingPosition {
 // swizzled by 128 bytes, and are the B operand. While the tensor cores work on one block of 128 k the warps decode the
 // next into a second set of registers.
 //
-//   stage    weights [consumer][kSlabs slabs of 64 rows] | tokens [kBlockK / 128][kTokens][128 B]
+//   stage    tokens [kBlockK / 128][kTokens][128 B] | weights [consumer][kSlabs slabs of 64 rows]
 //
 //   decode   |k0|k1|  |k2|  |k3|              two register sets, even and odd blocks of 128 k
 //   wgmma       |=k0=|=k1=|=k2=|=k3=|         without promotion: a group is waited for when the next has been issued
@@ -1042,7 +1040,7 @@ __device__ __forceinline__ void multiply_run(GroupSums<Config>& totals, GroupSum
   position = place.position;
   release<Config>(ring, position.slot_before(), lane);
 }
-#line 64 "templates/moe_wgmma_a8/kernel.cu"
+#line 65 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -1063,7 +1061,7 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 65 "templates/moe_wgmma_a8/kernel.cu"
+#line 66 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/warpgroup_store.cuh"
 // From the registers of a warpgroup to memory: sums over parts of k, alpha, SwiGLU, one rounding, only inside N and M.
 //
@@ -1071,6 +1069,8 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
 // (the ring, when it is free by then, or a little room of their own) and leave it as 16-byte pieces of a token's row.
 // f32 results go straight out, eight lanes writing the 32 bytes of a sector, or with a little room for each warp as
 // 16-byte pieces too.
+//
+// Config gives: kTokens, kConsumers, kSwiGlu; kSplitK or kCluster where blocks share a tile.
 
 // Adds the parts of the kSplitK blocks that share a tile, one's own included, in ascending order of k. Returns whether
 // this block is the one that stores. `partials` holds [kSplitK][kTokens / 8][thread] float4 for this tile.
@@ -1319,14 +1319,15 @@ struct TileStore {
     }
   }
 };
-#line 66 "templates/moe_wgmma_a8/kernel.cu"
+#line 67 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/weight_stage.cuh"
 // Packed weights into a stage of the ring: runs of slabs, one for each consumer's block of 64 rows, by bulk copies.
 //
 // A slab beyond k is replaced by the last one: its tokens are zeros, and zero times a finite number is zero, where what
-// lies in shared memory by chance might not be finite. So is a block of rows beyond n.
+// lies in shared memory by chance might not be finite. So is a block of rows beyond n, whose results nobody stores.
 //
-// Config gives: Weights (the format), kConsumers, kBlockK, and what Stage<Config> needs.
+// Config gives: Weights (the format), kConsumers, and what Stage<Config> needs, which stands in the header that
+// multiplies (lib/warpgroup_multiply.cuh or lib/warpgroup_multiply_a8.cuh).
 
 // One of several matrices [n, k] that lie one behind the other: of a group of heads, or of an expert.
 struct PackedMatrix {
@@ -1356,7 +1357,7 @@ struct PackedMatrix {
     }
   }
 };
-#line 67 "templates/moe_wgmma_a8/kernel.cu"
+#line 68 "templates/moe_wgmma_a8/kernel.cu"
 #line 1 "templates/lib/expert_work.cuh"
 // Grouped GEMMs over experts: the pieces of work of a block, how their weights and tokens come into the ring, and the
 // rows that their results go to.
@@ -1559,7 +1560,7 @@ struct HiddenRows {
   __device__ __forceinline__ bf16* row(int token) const { return h + token * ld; }
   __device__ __forceinline__ float factor(int) const { return 1.0f; }
 };
-#line 68 "templates/moe_wgmma_a8/kernel.cu"
+#line 69 "templates/moe_wgmma_a8/kernel.cu"
 
 struct Config {
   using Weights = Nvfp4A8;                  // format of W

@@ -10,7 +10,6 @@
 //   block = 256 threads, kInFlight loads of 16 bytes on their way in each; grid-stride; no shared memory, no barriers
 //
 // The reads stand before the wait for the grid ahead, as a kernel's reads of weights may.
-// After: sketches/stream_ceiling.cu.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
 
@@ -35,7 +34,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 17 "templates/stream/kernel.cu"
+#line 16 "templates/stream/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -47,7 +46,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
 // only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 18 "templates/stream/kernel.cu"
+#line 17 "templates/stream/kernel.cu"
 #line 1 "templates/arch/sm80/load.cuh"
 // Loads of what is read once.
 
@@ -76,7 +75,7 @@ __device__ __forceinline__ uint16_t load_once(const uint16_t* from) {
   asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(value) : "l"(from));
   return value;
 }
-#line 19 "templates/stream/kernel.cu"
+#line 18 "templates/stream/kernel.cu"
 
 constexpr int kInFlight = 8;
 
