@@ -1,8 +1,8 @@
 //! The search on recorded trials: what `--effort quick` and `full` find of what every tile together has.
 //!
-//! `tuning_db/h100-sxm/exhaustive.trials.gz` has every tile of two problems as one H100 measured them: dense, at 1 and
-//! 16 tokens. The search sees of it only what it visits. A problem whose space has grown an axis since is left out
-//! until it is recorded anew.
+//! `tuning_db/h100-sxm/exhaustive*.trials.gz` have every tile of two problems each as an H100 measured them: dense, at
+//! 1 and 16 tokens, and at 64 and 256. The search sees of them only what it visits. A problem whose space has grown an
+//! axis since is left out until it is recorded anew.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -13,7 +13,8 @@ use tilekiln::problem::Problem;
 use tilekiln::store::TrialLog;
 use tilekiln::tuner::{Bench, Effort, Replay, Search, predict, ranked};
 
-const EXHAUSTIVE: &str = "tuning_db/h100-sxm/exhaustive.trials.gz";
+const EXHAUSTIVE: [&str; 2] =
+    ["tuning_db/h100-sxm/exhaustive.trials.gz", "tuning_db/h100-sxm/exhaustive-many-tokens.trials.gz"];
 
 /// What searches of all efforts visited of some two hundred problems.
 const FULL: &str = "testdata/h100_full.trials.gz";
@@ -51,28 +52,33 @@ fn search(log: &TrialLog, problem: &Problem, effort: Effort) -> (f64, f64) {
 }
 
 #[test]
-fn the_log_has_every_tile_of_two_problems() {
-    let log = log(EXHAUSTIVE);
+fn the_logs_have_every_tile_of_four_problems() {
     let gpu = GpuSpec::named("h100").unwrap();
-    let current: Vec<&Problem> = current_problems(&log).collect();
-    assert_eq!(current.len(), 2, "problems with the axes of today");
-    for problem in current {
-        let (recorded, space) = (log.times(problem).len(), ranked(problem, gpu).len());
-        assert!(recorded as f64 >= 0.99 * space as f64, "{problem}: {recorded} of {space} tiles");
+    for log in EXHAUSTIVE.map(log) {
+        let current: Vec<&Problem> = current_problems(&log).collect();
+        assert_eq!(current.len(), 2, "problems with the axes of today");
+        for problem in current {
+            let (recorded, space) = (log.times(problem).len(), ranked(problem, gpu).len());
+            assert!(recorded as f64 >= 0.99 * space as f64, "{problem}: {recorded} of {space} tiles");
+        }
     }
 }
 
 #[test]
 fn search_finds_the_best_with_few_visits() {
-    let log = log(EXHAUSTIVE);
-    for problem in current_problems(&log) {
-        for (name, effort) in [("quick", Effort::QUICK), ("full", Effort::FULL)] {
-            let (share, visits) = search(&log, problem, effort);
-            println!("{problem}: {name} reaches {:.1} % with {:.1} % of the visits", 100.0 * share, 100.0 * visits);
-            // Small spaces are seen in good part: what an effort may visit is a number of tiles.
-            let few =
-                0.15f64.max((effort.first as f64 * 1.3 + effort.neighbours as f64) / log.times(problem).len() as f64);
-            assert!(share >= 0.98 && visits <= few, "{problem}: {name}: {share:.3} of the best, {visits:.3} visited");
+    for log in EXHAUSTIVE.map(log) {
+        for problem in current_problems(&log) {
+            for (name, effort) in [("quick", Effort::QUICK), ("full", Effort::FULL)] {
+                let (share, visits) = search(&log, problem, effort);
+                println!("{problem}: {name} reaches {:.1} % with {:.1} % of the visits", 100.0 * share, 100.0 * visits);
+                // Small spaces are seen in good part: what an effort may visit is a number of tiles.
+                let most = effort.first as f64 * 1.3 + effort.neighbours as f64;
+                let few = 0.15f64.max(most / log.times(problem).len() as f64);
+                assert!(
+                    share >= 0.98 && visits <= few,
+                    "{problem}: {name}: {share:.3} of the best, {visits:.3} visited"
+                );
+            }
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Streams, events and CUDA graphs: launches that are recorded once and replayed.
 
 use cudarc::driver::sys::{
-    CUevent, CUgraph, CUgraphExec, CUgraphNode, CUstream, CUstreamCaptureMode, CUstreamCaptureStatus,
+    CUevent, CUgraph, CUgraphExec, CUgraphNode, CUresult, CUstream, CUstreamCaptureMode, CUstreamCaptureStatus,
     CUstreamUpdateCaptureDependencies_flags,
 };
 
-use super::driver::driver;
+use super::driver::{check, driver};
 use super::{DeviceError, Gpu};
 
 /// A stream of our own, destroyed when it goes out of scope.
@@ -74,7 +74,8 @@ impl Drop for Stream {
 }
 
 /// A place in a capture: the launches that the next one waits for. With it launches that were captured one behind the
-/// other stand beside each other in the graph.
+/// other stand beside each other in the graph. What kind of edge leads from there is the next launch's to say, by
+/// [`Geometry::is_dependent`](super::Geometry): the place keeps none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CapturePoint {
     nodes: Vec<CUgraphNode>,
@@ -98,6 +99,9 @@ impl CapturePoint {
             &mut edges,
             &mut count
         ))?;
+        if status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE {
+            return check("cuStreamGetCaptureInfo_v3", CUresult::CUDA_ERROR_ILLEGAL_STATE).map(|()| Self::default());
+        }
         if count == 0 || nodes.is_null() {
             return Ok(Self::default());
         }

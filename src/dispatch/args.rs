@@ -105,7 +105,8 @@ pub struct LaunchArgs {
     pub mixing: DevicePointer,
     /// What the sublayer gave besides `activations`, as these; null for nothing.
     pub more_activations: DevicePointer,
-    /// [`Plan::workspace_bytes`](crate::kernels::Plan), zeroed once, one for each stream; on 256 bytes.
+    /// [`Plan::workspace_bytes`](crate::kernels::Plan), zeroed once, one for each launch that may run
+    /// beside others; on 256 bytes.
     pub workspace: DevicePointer,
 }
 

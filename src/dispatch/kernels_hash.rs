@@ -7,20 +7,24 @@ use crate::codegen;
 use crate::kernels;
 use crate::problem::{Problem, Tile};
 
-/// Hash of the code of all kernels of `tile`, comments and blank lines left out; `None` if the tile is not valid any
-/// more.
+/// Hash of the code of all kernels of `tile`; `None` if the tile is not valid any more.
 pub fn kernels_hash(problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Option<String> {
     let plan = kernels::plan(problem, tile, gpu).ok()?;
     let mut hasher = blake3::Hasher::new();
     for request in plan.kernels() {
         let source = codegen::render(request, gpu.arch, &gpu.target).ok()?;
-        hasher.update(source.target.as_bytes()).update(b"\0");
-        for line in source.text.lines().map(code_of).filter(|code| !code.is_empty()) {
-            hasher.update(line.as_bytes()).update(b"\n");
-        }
-        hasher.update(b"\0");
+        add(&mut hasher, &source.target, &source.text);
     }
     Some(hasher.finalize().to_hex()[..16].to_string())
+}
+
+/// Adds a kernel without comments, blank lines and indentation.
+fn add(hasher: &mut blake3::Hasher, target: &str, text: &str) {
+    hasher.update(target.as_bytes()).update(b"\0");
+    for line in text.lines().map(code_of).filter(|code| !code.is_empty()) {
+        hasher.update(line.as_bytes()).update(b"\n");
+    }
+    hasher.update(b"\0");
 }
 
 /// What stands in `line` beside a comment. Our templates have no comment of more than one line (`tests/tidy.rs`).
@@ -63,12 +67,27 @@ mod tests {
     }
 
     #[test]
+    fn comments_leave_the_digits_alone_and_code_does_not() {
+        let digits = |text| {
+            let mut hasher = blake3::Hasher::new();
+            add(&mut hasher, "sm_90a", text);
+            hasher.finalize()
+        };
+        let kernel = digits("// why\nint x = 1;\n  int y = 2;  // how\n");
+        assert_eq!(kernel, digits("int x = 1;\n\nint y = 2;\n// a longer sentence"));
+        assert_ne!(kernel, digits("int x = 1;\nint y = 3;\n"));
+        assert_ne!(kernel, digits("int x = 1;int y = 2;\n"));
+    }
+
+    #[test]
     fn another_tile_has_other_digits() {
         let gpu = GpuSpec::named("h100").unwrap();
         let problem: Problem = "nvfp4 4096x4096 m1".parse().unwrap();
         let tile = kernels::default_tile(&problem, gpu).unwrap();
-        let digits = kernels_hash(&problem, &tile, gpu).unwrap();
-        assert_eq!(digits.len(), 16);
-        assert_ne!(Some(digits), kernels_hash(&problem, &tile.with("slabs", 1).with("stages", 3), gpu));
+        let digits = |tile: &Tile| kernels_hash(&problem, tile, gpu).unwrap();
+        let other = kernels::space(kernels::family(tile.family()).unwrap(), &problem, gpu).tiles;
+        let other = other.iter().find(|other| **other != tile).unwrap();
+        assert_eq!(digits(&tile).len(), 16);
+        assert_ne!(digits(&tile), digits(other));
     }
 }

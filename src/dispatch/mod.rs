@@ -31,7 +31,7 @@
 //!     output_stride: 4096,
 //!     tokens: 3,
 //!     segments: Segments::uniform(1.0),
-//!     workspace, // `loaded.workspace_bytes()` zeroed bytes, one for each stream
+//!     workspace, // `loaded.workspace_bytes()` zeroed bytes, for each launch that may run beside others
 //!     ..LaunchArgs::default()
 //! };
 //! // SAFETY: the addresses are device memory of these sizes until the stream has been waited for.

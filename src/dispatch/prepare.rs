@@ -93,7 +93,7 @@ impl Loaded {
         self.stale.as_ref()
     }
 
-    /// Bytes that [`LaunchArgs::workspace`] must have, zeroed once, one for each stream.
+    /// Bytes that [`LaunchArgs::workspace`] must have, zeroed once, one for each launch that may run beside others.
     pub fn workspace_bytes(&self) -> u64 {
         self.bound.workspace_bytes()
     }

@@ -98,6 +98,7 @@ pub fn default_tile(problem: &Problem, gpu: &GpuSpec) -> Option<Tile> {
         Problem::MoeBlock(block) => match block.m {
             0..=4 => family.name() == "moe_walk",
             5..=32 => family.name() == "moe_staged",
+            33..=128 => family.name() == "moe_mma",
             _ => family.name() == "moe_wgmma",
         },
         Problem::Convert(_) | Problem::StreamMix(_) => true,

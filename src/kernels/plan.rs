@@ -9,8 +9,8 @@ use crate::quant::WeightFormat;
 pub struct Plan {
     /// One after the other on one stream.
     pub launches: Vec<Launch>,
-    /// Bytes that the caller provides, zeroed once, one for each stream. The launches leave them ready for the next
-    /// time.
+    /// Bytes that the caller provides, zeroed once, for each launch that may run beside others. The launches leave them
+    /// ready for the next time.
     pub workspace_bytes: u64,
 }
 

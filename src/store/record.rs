@@ -83,7 +83,7 @@ pub struct Toolchain {
     pub driver: String,
     /// NVRTC version, such as `13.2`.
     pub nvrtc: String,
-    /// Hash of the rendered kernels of the tile (first 16 hex digits).
+    /// Hash of the code of the tile's kernels, without comments (first 16 hex digits).
     pub kernels: String,
     /// Commit of tilekiln.
     pub commit: String,

@@ -25,8 +25,8 @@ $#-
 //                   there; inside a warp __syncwarp and cp.async groups
 //
 // Gate-up fetches nothing before the wait: which expert is needed is what the grid ahead has written. It lets down go
-// only behind its own wait, so when down starts, whatever was written before gate-up is there: slots, tiles, weights of
-// the router. Down reads those at once, past the L1, and waits for H alone.
+// only behind its own wait, so when down starts, whatever gate-up has waited for is there: slots, tiles, weights of the
+// router. Down reads those at once, past the L1, and waits for H alone.
 //
 // Tuned: row_tiles, tokens, warps, slabs, stages, signal (src/kernels/moe_mma.rs).
 // Exactness: operands are exact in BF16; H is rounded to BF16 once; sums run in ascending slot and k.

@@ -187,8 +187,8 @@ fn expected(token: usize) -> f32 {
     experts_of(token).into_iter().zip(ROUTING).map(of_slot).sum()
 }
 
-/// Three different experts, of which every fourth token's second is nobody. The rank has both first ones of some tokens,
-/// `BAD_TOKEN` among them: its values are counted once all the same.
+/// Three different experts, of which every fourth token's second is nobody. The rank has both first ones of some
+/// tokens, `BAD_TOKEN` among them: its values are counted once all the same.
 fn experts_of(token: usize) -> [i32; TOP_K] {
     let [first, second, third] = [token, token + 1, token + 9].map(|expert| (expert % EXPERTS) as i32);
     [first, if token.is_multiple_of(4) { -1 } else { second }, third]

@@ -28,8 +28,8 @@
 //                   rows are done with, sums are there; inside a warp __syncwarp and cp.async groups
 //
 // Gate-up fetches nothing before the wait: which expert is needed is what the grid ahead has written. It lets down go
-// only behind its own wait, so when down starts, whatever was written before gate-up is there: slots, tiles, weights of
-// the router. Down reads those at once, past the L1, and waits for H alone.
+// only behind its own wait, so when down starts, whatever gate-up has waited for is there: slots, tiles, weights of the
+// router. Down reads those at once, past the L1, and waits for H alone.
 //
 // Tuned: tiles, ranges, tokens, slabs, stages, signal (src/kernels/moe_staged.rs).
 // Exactness: operands are exact in BF16; H is rounded to BF16 once, and with kRounds X and H to E4M3, by IEEE division;
@@ -151,8 +151,9 @@ constexpr bool kHasDependentLaunch = true;
 // griddepcontrol.launch_dependents: this block no longer holds back the start of the next grid.
 __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
-// griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
-// only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
+// griddepcontrol.wait: returns when the grids that this one has edges from have ended and their writes are visible.
+// Before it a kernel writes nothing, and reads what no kernel writes, or what an earlier grid has written for certain;
+// every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 #line 45 "templates/moe_staged/kernel.cu"
 #line 1 "templates/arch/sm90a/fp8.cuh"
@@ -789,7 +790,7 @@ struct Config {
   static constexpr int kTokens = 1;         // slots of a block
   static constexpr int kSlabs = 4;           // slabs in a stage
   static constexpr int kStages = 3;         // stages in a warp's ring
-  static constexpr int kSignal = 0;         // when the next grid is let go: 0 at once, 3 at the end
+  static constexpr int kSignal = 0;         // the next grid goes: 0 behind the wait, 3 at the end
   static constexpr int kBoundThreads = 1024;  // for ptxas: registers for as many, room for others
   static constexpr int kMostSlots = 32;        // of a token, in a walk
   static constexpr int kRingBytes = 6912;        // of a warp's ring

@@ -1,5 +1,5 @@
 #line 4 "templates/moe_mma/kernel.cu"
-// Generated from templates/moe_mma for sm120a, moe_mma row_tiles=2 signal=0 slabs=1 stages=6 tokens=8 warps=4. Do not edit.
+// Generated from templates/moe_mma for sm120a, moe_mma row_tiles=4 signal=0 slabs=1 stages=3 tokens=8 warps=4. Do not edit.
 //
 // moe_mma: one of the two grouped GEMMs of a block of experts, on mma.sync; the bandwidth path.
 //   gate-up   H[p, :] = swiglu(alpha * W13[e] * X[token of p])          for every position p of an expert e
@@ -23,8 +23,8 @@
 //                   there; inside a warp __syncwarp and cp.async groups
 //
 // Gate-up fetches nothing before the wait: which expert is needed is what the grid ahead has written. It lets down go
-// only behind its own wait, so when down starts, whatever was written before gate-up is there: slots, tiles, weights of
-// the router. Down reads those at once, past the L1, and waits for H alone.
+// only behind its own wait, so when down starts, whatever gate-up has waited for is there: slots, tiles, weights of the
+// router. Down reads those at once, past the L1, and waits for H alone.
 //
 // Tuned: row_tiles, tokens, warps, slabs, stages, signal (src/kernels/moe_mma.rs).
 // Exactness: operands are exact in BF16; H is rounded to BF16 once; sums run in ascending slot and k.
@@ -194,8 +194,9 @@ constexpr bool kHasDependentLaunch = true;
 // griddepcontrol.launch_dependents: this block no longer holds back the start of the next grid.
 __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
-// griddepcontrol.wait: returns when the grids ahead have ended and their writes are visible. Before it a kernel reads
-// only what no kernel writes, and writes nothing; every thread executes it before it exits, or the chain breaks.
+// griddepcontrol.wait: returns when the grids that this one has edges from have ended and their writes are visible.
+// Before it a kernel writes nothing, and reads what no kernel writes, or what an earlier grid has written for certain;
+// every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 #line 40 "templates/moe_mma/kernel.cu"
 #line 1 "templates/arch/sm80/load.cuh"
@@ -998,16 +999,16 @@ __device__ __forceinline__ void sum_cluster(const WarpSums<Config>& sums, uint8_
 struct Config {
   using Weights = Nvfp4;                    // format of W
   static constexpr bool kIsDown = false;    // down, or gate-up
-  static constexpr int kRowTiles = 2;    // 16-row tiles of a block
+  static constexpr int kRowTiles = 4;    // 16-row tiles of a block
   static constexpr int kTokens = 8;         // slots of a block
   static constexpr int kWarps = 4;           // warps of a block: ranges of k
   static constexpr int kSlabs = 1;           // slabs in a stage, or in registers
-  static constexpr int kStages = 6;         // stages in a warp's ring; 1: registers, no ring
+  static constexpr int kStages = 3;         // stages in a warp's ring; 1: registers, no ring
   static constexpr int kSplitK = 1;
   static constexpr int kCluster = 1;
   static constexpr int kSignal = 0;         // when the next grid is let go
-  static constexpr int kBlocksPerSm = 1;
-  static constexpr int kSmemBytes = 55296;
+  static constexpr int kBlocksPerSm = 2;
+  static constexpr int kSmemBytes = 41472;
 };
 static_assert(larger(Config::kWarps * WarpRing<Config>::kBytes, BlockSum<Config>::kBytes) == Config::kSmemBytes,
               "host and device disagree on shared memory");

@@ -3,8 +3,8 @@
 //! One token leaves most of a chip idle: a launch of few bytes waits for the one ahead longer than it works. So
 //! launches that need nothing of each other stand on branches of the graph: making entries beside the projections of
 //! keys and queries, choosing them beside the queries of all heads, shared experts beside the routed ones and their
-//! choice. A graph runs what it is told as soon as its edges allow. Launches outside of a capture stay one behind the
-//! other, which is one of the orders that the edges allow.
+//! choice. A graph runs what it is told as soon as its edges allow. All other launches, those of a prompt among them,
+//! stay one behind the other, which is one of the orders that the edges allow.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -14,9 +14,11 @@ use super::{ForwardError, Model};
 use crate::device::{Buffer, CapturePoint, DevicePointer, Gpu};
 use crate::problem::Problem;
 
-/// Launches beside others: what they wait for, and where they end.
+/// Launches beside others: where they fork off, and where they end. The driver would not miss a branch that nobody
+/// joins.
+#[must_use = "what reads the results of a branch must join it"]
 pub(super) struct Branch {
-    start: CapturePoint,
+    forked_at: CapturePoint,
     end: CapturePoint,
 }
 
@@ -26,40 +28,43 @@ impl Pass<'_> {
         Ok(self.branches_of.map(CapturePoint::of).transpose()?.unwrap_or_default())
     }
 
-    /// Launches `others` behind `start`, beside what was launched since and what will be until they are joined.
+    /// Launches `others` behind `forked_at`, beside what was launched since and what will be until they are joined.
     pub(super) fn beside(
         &mut self,
-        start: CapturePoint,
+        forked_at: CapturePoint,
         others: impl FnOnce(&mut Self) -> Result<(), ForwardError>,
     ) -> Result<Branch, ForwardError> {
         let Some(stream) = self.branches_of else {
             others(self)?;
-            return Ok(Branch { end: start.clone(), start });
+            return Ok(Branch { end: forked_at.clone(), forked_at });
         };
         let here = self.place()?;
-        start.resume(stream)?;
-        self.is_beside = true;
+        forked_at.resume(stream)?;
+        let was_beside = std::mem::replace(&mut self.is_beside, true);
         let launched = others(self);
-        self.is_beside = false;
+        self.is_beside = was_beside;
         launched?;
         let end = self.place()?;
         here.resume(stream)?;
-        Ok(Branch { start, end })
+        Ok(Branch { forked_at, end })
     }
 
     /// What is launched next waits for the end of `branch` too.
-    pub(super) fn join(&self, branch: &Branch) -> Result<(), ForwardError> {
-        let Some(stream) = self.branches_of.filter(|_| branch.end != branch.start) else { return Ok(()) };
+    pub(super) fn join(&self, Branch { forked_at, end }: Branch) -> Result<(), ForwardError> {
+        let Some(stream) = self.branches_of.filter(|_| end != forked_at) else { return Ok(()) };
         // A step with some ops only may have launched nothing beside it: then its end is enough to wait for.
-        match self.place()? == branch.start {
-            true => Ok(branch.end.resume(stream)?),
-            false => Ok(branch.end.join(stream)?),
+        match self.place()? == forked_at {
+            true => Ok(end.resume(stream)?),
+            false => Ok(end.join(stream)?),
         }
     }
 
     /// The workspace of the problem of the op `name`, which nothing beside it uses.
+    ///
+    /// # Panics
+    /// If `name` is launched beside others and [`stands_beside`] does not know it.
     pub(super) fn workspace(&self, name: &str, problem: &Problem) -> DevicePointer {
-        debug_assert!(!self.is_beside || is_beside(name), "{name} needs a workspace of its own");
+        assert!(!self.is_beside || stands_beside(name), "{name} may need a workspace of its own");
         self.model.workspaces.of(problem, self.is_beside)
     }
 }
@@ -72,7 +77,7 @@ impl Model {
 }
 
 /// Whether [`Pass::beside`] launches the problem of the op `name`.
-fn is_beside(name: &str) -> bool {
+fn stands_beside(name: &str) -> bool {
     name.starts_with("attn.compressor.") || name.starts_with("ffn.shared.")
 }
 
@@ -80,8 +85,8 @@ fn is_beside(name: &str) -> bool {
 pub(super) fn on_both_branches(buckets: &[BucketProblems]) -> BTreeSet<Problem> {
     let mut both = BTreeSet::new();
     for bucket in buckets {
-        let others = || bucket.by_name.iter().filter(|(name, _)| !is_beside(name)).map(|(_, problem)| problem);
-        let beside = bucket.by_name.iter().filter(|(name, _)| is_beside(name));
+        let others = || bucket.by_name.iter().filter(|(name, _)| !stands_beside(name)).map(|(_, problem)| problem);
+        let beside = bucket.by_name.iter().filter(|(name, _)| stands_beside(name));
         both.extend(beside.filter(|(_, problem)| others().any(|other| other == *problem)).map(|(_, p)| p.clone()));
     }
     both
@@ -109,7 +114,7 @@ impl Workspaces {
                 Ok::<_, ForwardError>(pointer)
             };
             let first = if is_block(problem) { shared.pointer() } else { take()? };
-            let second = if on_both.contains(problem) { take()? } else { first };
+            let second = if is_twice(problem, on_both) { take()? } else { first };
             all.of.extend([((problem.clone(), false), first), ((problem.clone(), true), second)]);
         }
         all.buffers.push(shared);
@@ -120,14 +125,19 @@ impl Workspaces {
     pub fn bytes(problems: &[(Problem, u64)], on_both: &BTreeSet<Problem>) -> u64 {
         let block = problems.iter().filter(|(problem, _)| is_block(problem)).map(|(_, bytes)| *bytes).max();
         let dense = problems.iter().filter(|(problem, _)| !is_block(problem));
-        let twice = |problem| 1 + u64::from(on_both.contains(problem));
-        block.unwrap_or(0) + dense.map(|(problem, bytes)| bytes * twice(problem)).sum::<u64>()
+        let times = |problem| 1 + u64::from(is_twice(problem, on_both));
+        block.unwrap_or(0) + dense.map(|(problem, bytes)| bytes * times(problem)).sum::<u64>()
     }
 
     /// The workspace of `problem`; null where it needs none.
     fn of(&self, problem: &Problem, is_beside: bool) -> DevicePointer {
         self.of.get(&(problem.clone(), is_beside)).copied().unwrap_or(0)
     }
+}
+
+/// Experts stand on one branch.
+fn is_twice(problem: &Problem, on_both: &BTreeSet<Problem>) -> bool {
+    !is_block(problem) && on_both.contains(problem)
 }
 
 fn is_block(problem: &Problem) -> bool {

@@ -1,7 +1,8 @@
 //! One step through the model: every launch in order, each told to the observer.
 //!
-//! Section 2 of the specification, op by op; `reference` has the same order in plain f32. The pass only launches: what
-//! it launches was planned, compiled and allocated before, so that it can be captured into a graph as it is.
+//! Section 2 of the specification, op by op; `reference` has the same ops in plain f32. The pass only launches: what it
+//! launches was planned, compiled and allocated before, so that it can be captured into a graph as it is. Two ops that
+//! need nothing of each other may have changed places, so that one can stand beside the other (`branch`).
 
 use cudarc::driver::sys::CUstream;
 
@@ -145,17 +146,20 @@ impl Pass<'_> {
         self.split_linear(["attn.fused_wqa_wkv", "attn.wq_a", "attn.wkv"], &layer.wqa_wkv, x, qkv)?;
         self.qkv_norm(layer)?;
         let (qr, q) = (Rows::of(&buffers.qr, config.q_rank), Rows::of(&buffers.q, config.heads * config.head_dim));
-        if let Some(indexer) = &layer.indexer {
-            let index_q = Rows::of(&buffers.index_q, config.index_heads * config.index_head_dim);
-            self.linear("attn.indexer.wq_b", &indexer.wq_b, qr, index_q)?;
-        }
-        let asked = self.place()?;
-        let picks = self.beside(asked, |pass| {
-            pass.join(&entries)?;
-            if layer.indexer.is_some() { pass.pick(layer, cache) } else { Ok(()) }
-        })?;
+        let others = match &layer.indexer {
+            Some(indexer) => {
+                let index_q = Rows::of(&buffers.index_q, config.index_heads * config.index_head_dim);
+                self.linear("attn.indexer.wq_b", &indexer.wq_b, qr, index_q)?;
+                let asked = self.place()?;
+                self.beside(asked, |pass| {
+                    pass.join(entries)?;
+                    pass.pick(layer, cache)
+                })?
+            }
+            None => entries,
+        };
         self.linear("attn.wq_b", &layer.wq_b, qr, q)?;
-        self.join(&picks)?;
+        self.join(others)?;
         self.attend(layer, cache)?;
 
         let (o, z) = (Rows::of(&buffers.o, q.stride), Rows::of(&buffers.z, config.o_groups * config.o_rank));
@@ -186,7 +190,7 @@ impl Pass<'_> {
             pass.linear("ffn.shared.down", &layer.shared_down, inner, Rows::of(&buffers.shared_y, config.hidden))
         })?;
         self.experts(layer, x)?;
-        self.join(&shared)
+        self.join(shared)
     }
 
     /// Closes the sublayer before and starts the next: streams, mixing values, and the normalised input in `x`.
