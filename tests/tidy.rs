@@ -247,8 +247,10 @@ fn headers_say_what_they_are() {
 /// `dispatch::kernels_hash` leaves comments out line by line.
 #[test]
 fn a_comment_of_a_kernel_ends_with_its_line() {
-    let long = cuda().into_iter().filter(|file| file.text.contains("/*"));
-    expect_none("a comment begins with // and ends with its line", long.map(|file| file.path).collect());
+    // A quote as a character would hide where a text ends.
+    let is_hard = |text: &str| text.contains("/*") || text.contains("'\"'");
+    let hard = cuda().into_iter().filter(|file| is_hard(&file.text));
+    expect_none("a comment begins with // and ends with its line", hard.map(|file| file.path).collect());
 }
 
 /// Numbers of the README come from a tool, which writes them between two marks. The rest of the text has none with a

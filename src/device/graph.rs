@@ -100,7 +100,7 @@ impl CapturePoint {
             &mut count
         ))?;
         if status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE {
-            return check("cuStreamGetCaptureInfo_v3", CUresult::CUDA_ERROR_ILLEGAL_STATE).map(|()| Self::default());
+            check("cuStreamGetCaptureInfo_v3", CUresult::CUDA_ERROR_ILLEGAL_STATE)?;
         }
         if count == 0 || nodes.is_null() {
             return Ok(Self::default());

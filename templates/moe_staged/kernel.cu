@@ -65,7 +65,7 @@ struct Config {
   static constexpr int kTokens = ${ tile.tokens }$;         // slots of a block
   static constexpr int kSlabs = ${ tile.slabs }$;           // slabs in a stage
   static constexpr int kStages = ${ tile.stages }$;         // stages in a warp's ring
-  static constexpr int kSignal = ${ tile.signal }$;         // the next grid goes: 0 behind the wait, 3 at the end
+  static constexpr int kSignal = ${ tile.signal }$;         // next grid: 0 at once (gate-up: after its wait), 3 last
   static constexpr int kBoundThreads = ${ launch.bound_threads }$;  // for ptxas: registers for as many, room for others
   static constexpr int kMostSlots = ${ launch.most_slots }$;        // of a token, in a walk
   static constexpr int kRingBytes = ${ launch.ring_bytes }$;        // of a warp's ring

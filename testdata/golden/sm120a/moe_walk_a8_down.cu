@@ -790,7 +790,7 @@ struct Config {
   static constexpr int kTokens = 1;         // slots of a block
   static constexpr int kSlabs = 2;           // slabs in a stage
   static constexpr int kStages = 3;         // stages in a warp's ring
-  static constexpr int kSignal = 0;         // the next grid goes: 0 behind the wait, 3 at the end
+  static constexpr int kSignal = 0;         // next grid: 0 at once (gate-up: after its wait), 3 last
   static constexpr int kBoundThreads = 1024;  // for ptxas: registers for as many, room for others
   static constexpr int kMostSlots = 32;        // of a token, in a walk
   static constexpr int kRingBytes = 3456;        // of a warp's ring

@@ -8,9 +8,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::ForwardError;
 use super::ops::BucketProblems;
 use super::pass::Pass;
-use super::{ForwardError, Model};
 use crate::device::{Buffer, CapturePoint, DevicePointer, Gpu};
 use crate::problem::Problem;
 
@@ -66,13 +66,6 @@ impl Pass<'_> {
     pub(super) fn workspace(&self, name: &str, problem: &Problem) -> DevicePointer {
         assert!(!self.is_beside || stands_beside(name), "{name} may need a workspace of its own");
         self.model.workspaces.of(problem, self.is_beside)
-    }
-}
-
-impl Model {
-    /// Whether a captured step has branches: rounded inputs lie in one buffer, so there they stand in a row.
-    pub(super) fn can_branch(&self) -> bool {
-        !self.options.has_slots()
     }
 }
 
@@ -147,6 +140,8 @@ fn is_block(problem: &Problem) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::dsv4::LayerKind;
+    use crate::models::dsv4::forward::device_weights::compressor_op;
     use crate::problem::Dense;
     use crate::quant::WeightFormat;
 
@@ -158,12 +153,20 @@ mod tests {
             by_name: names.iter().map(|&(name, n)| (name, problem(n))).collect(),
         };
         let buckets = [
-            named(&[("ffn.shared.down", 512), ("attn.wo_b", 512), ("attn.wq_b", 1024), ("attn.compressor.hca", 256)]),
+            named(&[
+                ("ffn.shared.down", 512),
+                ("attn.wo_b", 512),
+                ("attn.wq_b", 1024),
+                (compressor_op(LayerKind::Hca), 256),
+            ]),
             named(&[("ffn.shared.gate_up", 1024), ("ffn.gate", 128)]),
         ];
         let both = on_both_branches(&buckets);
         assert_eq!(both, [problem(512)].into(), "wq_b and gate_up are of different buckets");
         let sized: Vec<(Problem, u64)> = [512, 1024, 256].map(|n| (problem(n), 100)).into();
         assert_eq!(Workspaces::bytes(&sized, &both), 400);
+        for kind in [LayerKind::Csa, LayerKind::Hca] {
+            assert!(stands_beside(compressor_op(kind)), "{kind:?}");
+        }
     }
 }

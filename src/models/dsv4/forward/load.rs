@@ -105,7 +105,7 @@ impl<'a> Builder<'a> {
             true => prepare_invariant(gpu, problems.iter().cloned(), kernel_options)?,
             false => prepare(gpu, problems.iter().cloned(), kernel_options)?,
         };
-        let on_both = if self.options.has_slots() { BTreeSet::new() } else { on_both_branches(&of_buckets) };
+        let on_both = if self.options.has_branches() { on_both_branches(&of_buckets) } else { BTreeSet::new() };
         let plans = self.plans(of_buckets, &prepared);
         let mut loaded = Kernels::new(gpu);
         loaded.load(plans.iter().flat_map(BucketPlan::ops), jit, threads)?;

@@ -359,7 +359,7 @@ impl Forward {
         let bucket = self.bucket(m);
         self.stream.capture(|| {
             let mut pass = Pass::new(&self.model, (bucket, m), self.stream.raw(), observer);
-            pass.branches_of = self.model.can_branch().then_some(&self.stream);
+            pass.branches_of = self.model.options.has_branches().then_some(&self.stream);
             pass.decode()
         })
     }

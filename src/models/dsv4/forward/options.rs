@@ -115,6 +115,11 @@ impl ForwardOptions {
         self.numerics.activation != Activation::A16 || self.numerics.router_weight == RouterWeight::BeforeW2
     }
 
+    /// Whether a captured decode step has branches: rounded inputs lie in one buffer, so there launches stand in a row.
+    pub(super) fn has_branches(&self) -> bool {
+        !self.has_slots()
+    }
+
     /// Tokens of a page of compressed entries of layers of `kind`.
     pub(super) fn page_tokens(kind: LayerKind) -> u32 {
         kind.ratio() * crate::kernels::runner::PAGE_ENTRIES
