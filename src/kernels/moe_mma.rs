@@ -53,8 +53,9 @@ impl Family for MoeMma {
             let chosen = [("row_tiles", row_tiles), ("warps", warps), ("stages", stages)];
             Tile::new(self.name(), fixed.into_iter().chain(chosen))
         };
-        // The first won on an H100 (MXFP4 at 64 and 128 tokens, NVFP4 at 128) and on an H200 (NVFP4 at 64).
-        let choices = [(4, 4, 3), (2, 4, 6), (2, 4, 4), (1, 4, 4), (1, 4, 3)].map(numbers);
+        // With eight tokens it won on an H100 (MXFP4 at m of 64 and 128, NVFP4 at 128) and on an H200 (NVFP4 at 64).
+        let first = if tokens == 8 { (4, 4, 3) } else { (2, 4, 6) };
+        let choices = [first, (2, 4, 6), (2, 4, 4), (1, 4, 4), (1, 4, 3)].map(numbers);
         first_that_fits(self, &choices, problem, gpu)
     }
 
