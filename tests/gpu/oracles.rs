@@ -5,6 +5,7 @@
 
 mod a4;
 mod mixes;
+mod steps;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -62,7 +63,10 @@ pub fn cases() -> Vec<Case> {
         cases.push(case("small-nvfp4_full", name, check));
     }
     cases.push(case("small-native", "MXFP4 experts as NVFP4", native_as_nvfp4));
-    cases.push(case("small-nvfp4", "graphs sample what logits say", graphs));
+    cases.push(case("small-nvfp4", "graphs sample what logits say", steps::graphs));
+    for directory in ["small-nvfp4", "wide-nvfp4_full"] {
+        cases.push(case(directory, "a step with branches as one in a row", steps::branches));
+    }
     cases.push(case("small-nvfp4", "batch-invariant: the same tokens in any company", company));
     cases.push(case("small-nvfp4", "mixes of streams run on their winners", mixes::winners));
     cases.push(case("small-nvfp4", "mistakes are sentences", mistakes));
@@ -506,28 +510,6 @@ fn ledger(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
     }
     let hca = forward.config().layers_of(LayerKind::Hca);
     Ok(listed.len() + forward.ledger().entries().len() + hca as usize)
-}
-
-fn graphs(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
-    let prompt = &oracle.tokens[..90];
-    let greedy = Sampling::default();
-    let mut forward = oracle.forward(context, &options())?;
-    let mut answer = forward.prefill(&[(0, prompt)], &greedy)?;
-    for _ in 0..60 {
-        answer.extend(forward.decode(&[0], &greedy)?);
-    }
-    forward.release(0);
-    // The same tokens, fed one by one, without a graph.
-    let vocabulary = forward.limits().vocabulary as usize;
-    let logits = forward.logits(0, prompt)?;
-    let mut expected = vec![argmax(&logits[logits.len() - vocabulary..]) as u32];
-    for token in &answer[..60] {
-        expected.push(argmax(&forward.logits(0, &[*token])?) as u32);
-    }
-    if expected != answer {
-        return Err(format!("graphs sampled {answer:?}, logits say {expected:?}").into());
-    }
-    Ok(answer.len())
 }
 
 fn company(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {

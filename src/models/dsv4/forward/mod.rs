@@ -185,6 +185,19 @@ impl Forward {
         Ok(logits)
     }
 
+    /// As [`LanguageModel::decode`], told to `observer`: launches stand in a row then, and no graph is made of them.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::decode`], and what the observer ends the step with.
+    pub fn observed_decode(
+        &mut self,
+        slots: &[u32],
+        sampling: &Sampling,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<u32>, ForwardError> {
+        self.decode_by(slots, sampling, |forward, (count, _)| forward.launch_decode(count, observer))
+    }
+
     /// Runs layer `layer` alone on the first tokens of an empty sequence: `streams` `[tokens, 4 * hidden]` in, what the
     /// layer gives out. Experts and picks are imposed, so that a choice by a hair's breadth makes no difference; the
     /// observer sees the layer's own.
@@ -386,6 +399,27 @@ impl Forward {
         }
         Ok(self.graphs[&m].launch(&self.stream)?)
     }
+
+    /// One token more of each of `slots`, by `step`, which gets their number and the bucket.
+    fn decode_by(
+        &mut self,
+        slots: &[u32],
+        sampling: &Sampling,
+        step: impl FnOnce(&mut Self, (u32, u32)) -> Result<(), ForwardError>,
+    ) -> Result<Vec<u32>, ForwardError> {
+        let Some(m) = bucket_of(slots.len() as u32).filter(|_| !slots.is_empty()) else { return Ok(Vec::new()) };
+        self.set_sampling(sampling)?;
+        self.prepare_decode(slots)?;
+        step(self, (slots.len() as u32, m))?;
+        self.stream.synchronize()?;
+        let sampled: Vec<i32> = self.model.buffers.sampled.download(slots.len())?;
+        for &slot in slots {
+            self.sequences.lengths[slot as usize] += 1;
+        }
+        // All are taken before the first mistake is told: the others go on from what is theirs.
+        let taken: Vec<_> = slots.iter().zip(sampled).map(|(slot, token)| self.take_sampled(*slot, token)).collect();
+        taken.into_iter().collect()
+    }
 }
 
 impl LanguageModel for Forward {
@@ -441,18 +475,7 @@ impl LanguageModel for Forward {
     }
 
     fn decode(&mut self, slots: &[u32], sampling: &Sampling) -> Result<Vec<u32>, ForwardError> {
-        let Some(m) = bucket_of(slots.len() as u32).filter(|_| !slots.is_empty()) else { return Ok(Vec::new()) };
-        self.set_sampling(sampling)?;
-        self.prepare_decode(slots)?;
-        self.run_decode((slots.len() as u32, m))?;
-        self.stream.synchronize()?;
-        let sampled: Vec<i32> = self.model.buffers.sampled.download(slots.len())?;
-        for &slot in slots {
-            self.sequences.lengths[slot as usize] += 1;
-        }
-        // All are taken before the first mistake is told: the others go on from what is theirs.
-        let taken: Vec<_> = slots.iter().zip(sampled).map(|(slot, token)| self.take_sampled(*slot, token)).collect();
-        taken.into_iter().collect()
+        self.decode_by(slots, sampling, Self::run_decode)
     }
 
     fn release(&mut self, slot: u32) {

@@ -219,7 +219,7 @@ impl Pass<'_> {
             weights: hyper.function.pointer(),
             output: partials,
             tokens: self.bucket.m,
-            tokens_on_device: buffers.ints.pointer(Part::Counts),
+            tokens_on_device: self.count(),
             ..LaunchArgs::default()
         };
         let (problem, streams_view) = (self.problem(mix).clone(), self.streams_view());
@@ -416,7 +416,7 @@ impl Pass<'_> {
             output: buffers.y.pointer(),
             output_stride: config.hidden,
             tokens: self.bucket.m,
-            tokens_on_device: buffers.ints.pointer(Part::Counts),
+            tokens_on_device: self.count(),
             limit: config.swiglu_limit,
             experts: buffers.experts.pointer(),
             routing: buffers.routing.pointer(),
@@ -449,7 +449,7 @@ impl Pass<'_> {
         weights: (DevicePointer, Segments),
         operands: [Rows; 2],
     ) -> Result<(), ForwardError> {
-        self.gemm_of(name, problem, weights, operands, self.model.buffers.ints.pointer(Part::Counts))
+        self.gemm_of(name, problem, weights, operands, self.count())
     }
 
     /// As [`Pass::gemm`], with the address of the number of rows.
@@ -520,7 +520,7 @@ impl Pass<'_> {
         if !self.observer.wants(id) {
             return Ok(());
         }
-        let values = values(self.ints(Part::Counts), Value::Int(self.bucket.m as i32));
+        let values = values(Value::Pointer(self.count()), Value::Int(self.bucket.m as i32));
         // SAFETY: each caller passes what the op's doc lists; every address is a buffer of the model, made for the
         // largest bucket, that lives as long as the model, which outlives its graphs.
         unsafe { self.bucket.op(kernel).launch(&values, self.stream)? };
@@ -542,6 +542,12 @@ impl Pass<'_> {
         };
         let columns = crate::kernels::runner::STREAMS * self.model.config.hidden;
         self.view("streams", &self.model.buffers.streams, columns, element)
+    }
+
+    /// Where the number of tokens stands; null for a step that has room for one: it has one, and every launch would
+    /// wait for that number before it asks for anything else.
+    fn count(&self) -> DevicePointer {
+        if self.bucket.m == 1 { 0 } else { self.model.buffers.ints.pointer(Part::Counts) }
     }
 
     pub(super) fn ints(&self, part: Part) -> Value {
