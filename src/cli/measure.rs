@@ -94,6 +94,9 @@ impl Measure<'_> {
     /// Times under one routing, chained and unchained in turn.
     fn row(&mut self, problem: &Problem, tile: &Tile, routing_idx: usize) -> Result<BenchRow, Miss> {
         let (mut chained, mut unchained, mut clocks) = (Vec::new(), Vec::new(), Vec::new());
+        if problem.floor_us(self.gpu) >= LONG_US {
+            std::thread::sleep(REST);
+        }
         for _ in 0..ROUNDS {
             let sample = self.bench.sample(problem, tile, Mode::Chained, routing_idx)?;
             chained.push(sample.us);
@@ -190,3 +193,10 @@ fn seconds(duration: Duration) -> f64 {
 
 /// Rounds of each mode.
 pub const ROUNDS: usize = 7;
+
+/// Launches that are long enough for the power limit to lower the clock, by their floor.
+pub const LONG_US: f64 = 500.0;
+
+/// How long the GPU is idle before such launches are timed: checking them and timing the row before have warmed it. The
+/// peers' times stand behind idle seconds too, in which Python made the next row's data and kernels.
+pub const REST: Duration = Duration::from_secs(1);

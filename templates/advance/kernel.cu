@@ -25,7 +25,7 @@ struct Config {
 extern "C" __global__ void __launch_bounds__(Config::kThreads)
     advance(const int* sampled, int* token_ids, int* positions, const int* sequences, int* step_start,
             const int* m_on_device, int m) {
-  launch_dependents();
+  // No launch_dependents: what follows may read these arrays before it waits (lib/step_arrays.cuh).
   wait_for_dependency();
   const int token = blockIdx.x * Config::kThreads + threadIdx.x;
   if (token >= actual_tokens(m_on_device, m)) return;

@@ -51,9 +51,11 @@ $#-
 #include "lib/lanes.cuh"
 #include "lib/rotary.cuh"
 #include "lib/bucket.cuh"
+#include "lib/step_arrays.cuh"
 #include "lib/pieces.cuh"
 #include "lib/attended.cuh"
 #include "lib/attention_block.cuh"
+#include "lib/head_norm.cuh"
 
 struct Config {
   static constexpr Compressed kCompressed = ${ op.compressed }$;
@@ -207,9 +209,9 @@ struct Block {
   Values values = {};
   Scores<Config> scores;
   float sum = 0.0f;  // of probabilities, in thread h for head h
-  const float2* turns;  // of the token's position
 
-  __device__ __forceinline__ void run(uint8_t* shared, const Keys<Config>& keys, TileRange range, int warp, int lane) {
+  __device__ __forceinline__ void run(uint8_t* shared, const Keys<Config>& keys, TileRange range,
+                                      const HeadTurns<Config>& turns, int warp, int lane) {
     const uint32_t smem = smem_address(shared);
     const int head_warp = warp % kHeadWarps;
     const int key_warp = warp / kHeadWarps;
@@ -224,7 +226,7 @@ struct Block {
     // Addresses take two dependent loads: they are looked up a tile ahead of their copies.
     const bf16* next = key_of(range.begin + 1);
     wait_copies<1>();  // the queries have arrived, the keys may be on their way
-    normalise_queries<Config, Place>(shared, turns, warp, lane);
+    normalise_heads<Config, Place, 2>(shared, turns, warp, lane);
     for (int tile = range.begin; tile < range.end; ++tile) {
       const int buffer = (tile - range.begin) & 1;
       const uint32_t tile_keys = smem + Shape::kKeysAt + buffer * Shape::kTileBytes;
@@ -265,38 +267,40 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
            int max_pages, float* mix) {
   extern __shared__ __align__(128) uint8_t shared[];
   launch_dependents();
-  wait_for_dependency();
   const int token = blockIdx.x;
-  const int position = positions[token];  // asked for together with the number of tokens
-  const int slot = sequences[token];
-  if (token >= actual_tokens(m_on_device, m)) return;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
+  const bool is_there = token < actual_tokens(m_on_device, m);
+  // A row that is no token has any number there, which must not become an address.
+  const int position = is_there ? of_step(positions, token) : 0;
+  const int slot = is_there ? of_step(sequences, token) : 0;
+  const int row_of_start = of_step(first_row, slot), start = of_step(step_start, slot);
+  const float2* turns = rope + int64_t{position} * (Config::kRopeDim / 2);
+  const HeadTurns<Config> head_turns(turns, lane);
+  wait_for_dependency();
+  if (!is_there) return;
   const int splits = gridDim.z - (Config::kBalances ? 1 : 0);
-  if constexpr (Config::kBalances) {
-    if (blockIdx.z == splits) {
-      if (blockIdx.y == 0 && warp == 0) balance_mix<Config>(mix + int64_t{token} * 20);
-      return;
-    }
+  if (Config::kBalances && blockIdx.z == splits) {
+    if (blockIdx.y == 0 && warp == 0) balance_mix<Config>(mix + int64_t{token} * 20);
+    return;
   }
   const Attended<Config> attended(position);
   const TileRange range = attended.range(blockIdx.z, splits);
   if (range.begin == range.end) return;  // attend_combine knows
   const Keys<Config> keys{attended,
-                  kv_step + int64_t{first_row[slot]} * Config::kHeadDim,
+                  kv_step + int64_t{row_of_start} * Config::kHeadDim,
                   kv_ring + int64_t{slot} * Config::kWindow * Config::kHeadDim,
                   pool,
                   table + int64_t{slot} * max_pages,
                   picks + int64_t{token} * Config::kTopK,
-                  step_start[slot]};
+                  start};
   const int first_head = blockIdx.y * Config::kHeadTile;
   const int n_heads = smaller(Config::kHeadTile, Config::kHeads - first_head);
   const int64_t row = int64_t{token} * Config::kHeads + first_head;
   fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head, warp, lane);
   commit_copies();
   Block block;
-  block.turns = rope + int64_t{position} * (Config::kRopeDim / 2);
-  block.run(shared, keys, range, warp, lane);
+  block.run(shared, keys, range, head_turns, warp, lane);
   const float* running = reinterpret_cast<const float*>(shared + Shape::kRunningAt);
   if constexpr (Config::kIsPartial) {
     const int64_t rows = int64_t{m} * Config::kHeads;
@@ -312,6 +316,6 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
       inverses[threadIdx.x] = inverse_of(block.sum, sinks[first_head + threadIdx.x], running[threadIdx.x]);
     }
     __syncthreads();
-    block.values.store(o + row * Config::kHeadDim, inverses, block.turns, n_heads, warp, lane);
+    block.values.store(o + row * Config::kHeadDim, inverses, turns, n_heads, warp, lane);
   }
 }

@@ -28,6 +28,7 @@ $#-
 #include "arch/dependent.cuh"
 #include "lib/math.cuh"
 #include "lib/bucket.cuh"
+#include "lib/step_arrays.cuh"
 #include "lib/entry_rounding.cuh"
 
 enum class Rounding { kBf16, kFakeFp8, kHadamardMxfp4 };
@@ -185,17 +186,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
              const int* m_on_device, int64_t ld_cg, int m, int max_pages, float norm_eps) {
   __shared__ Shared shared;
   launch_dependents();
-  wait_for_dependency();
   const int token = blockIdx.x;
-  if (token >= actual_tokens(m_on_device, m)) return;
-  const int position = positions[token];
-  if ((position + 1) % Config::kRatio != 0) return;
-  const int slot = sequences[token];
+  const bool is_there = token < actual_tokens(m_on_device, m);
+  const int position = is_there ? of_step(positions, token) : 0;
+  const int slot = is_there ? of_step(sequences, token) : 0;
+  const int row_of_start = of_step(first_row, slot), start = of_step(step_start, slot);
+  wait_for_dependency();
+  if (!is_there || (position + 1) % Config::kRatio != 0) return;
   const int entry = position / Config::kRatio;
   const int part = threadIdx.x / Config::kHeadDim;
   const int channel = threadIdx.x % Config::kHeadDim;
-  const Inputs inputs{cg + first_row[slot] * ld_cg, ape, state + int64_t{slot} * kRows * (2 * kWidth), ld_cg,
-                      step_start[slot]};
+  const Inputs inputs{cg + row_of_start * ld_cg, ape, state + int64_t{slot} * kRows * (2 * kWidth), ld_cg,
+                      start};
   float value = pooled(shared, inputs, entry, part, channel);
   value = normalised(shared, value, norm[channel], norm_eps, part, channel);
   value = rotated(value, rope, entry * Config::kRatio, channel);

@@ -1,5 +1,4 @@
-// Norm and rotation of the queries of a prompt's token, where they already lie in shared memory and registers are many:
-// as normalise_queries of lib/attention_block.cuh, several heads of a warp at once.
+// Norm and rotation of the queries of a token where they lie in shared memory: several heads of a warp at once.
 
 // By what a lane rotates the pieces of a head that it normalises: the row `turns` of the position, asked for early.
 template <class Config>

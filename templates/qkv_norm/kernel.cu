@@ -24,6 +24,7 @@ $#-
 #include "arch/bf16.cuh"
 #include "arch/dependent.cuh"
 #include "lib/bucket.cuh"
+#include "lib/step_arrays.cuh"
 #include "lib/math.cuh"
 #include "lib/elementary.cuh"
 #include "lib/elements.cuh"
@@ -67,8 +68,16 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
   const int width = is_key ? Config::kHeadDim : Config::kQRank;
   float weight[8] = {};
   if (column < width) load_eight(weight, (is_key ? kv_norm : q_norm) + column);
+  const bool is_there = token < actual_tokens(m_on_device, m);
+  const bool is_rotated = is_there && is_key && column >= kPlainDim && column < width;
+  float2 turns[4] = {};
+  if (is_rotated) {
+    const float2* of_position = rope + int64_t{of_step(positions, token)} * (Config::kRopeDim / 2);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) turns[i] = of_position[(column - kPlainDim) / 2 + i];
+  }
   wait_for_dependency();
-  if (token >= actual_tokens(m_on_device, m)) return;
+  if (!is_there) return;
   float values[8] = {};
   if (column < width) {
     const bf16* row = qkv + int64_t{token} * (Config::kQRank + Config::kHeadDim);
@@ -83,10 +92,7 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
 #pragma unroll
   for (int i = 0; i < 8; ++i) values[i] = values[i] * factor * weight[i];
   if (is_key) {
-    if (column >= kPlainDim && column < width) {
-      const float2* turns = rope + int64_t{positions[token]} * (Config::kRopeDim / 2);
-      rotate_pairs(values, turns, (column - kPlainDim) / 2);
-    }
+    if (is_rotated) rotate_pairs(values, turns, 0);
     if constexpr (Config::kHasFakeFp8) {
       float rounded[8];
 #pragma unroll

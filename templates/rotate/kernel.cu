@@ -22,6 +22,7 @@ $#-
 #include "arch/bf16.cuh"
 #include "arch/dependent.cuh"
 #include "lib/bucket.cuh"
+#include "lib/step_arrays.cuh"
 #include "lib/math.cuh"
 #include "lib/elementary.cuh"
 #include "lib/elements.cuh"
@@ -108,10 +109,22 @@ __device__ __forceinline__ void round_to_mxfp4(Vector& values) {
 extern "C" __global__ void __launch_bounds__(Config::kWarps * 32)
     rotate(bf16* q, const float2* rope, const int* positions, const int* m_on_device, int m) {
   launch_dependents();
-  wait_for_dependency();
   const int token = blockIdx.y, lane = threadIdx.x % 32;
   const int head = blockIdx.x * Config::kWarps + threadIdx.x / 32;
-  if (token >= actual_tokens(m_on_device, m) || head >= Config::kHeads) return;
+  const bool is_there = token < actual_tokens(m_on_device, m) && head < Config::kHeads;
+  const float2* of_position = rope + int64_t{is_there ? of_step(positions, token) : 0} * (Config::kRopeDim / 2);
+  // Asked for before the wait: lib/step_arrays.cuh.
+  float2 turns[kChunks][kVector / 2] = {};
+#pragma unroll
+  for (int chunk = 0; chunk < kChunks; ++chunk) {
+    const int element = (chunk * 32 + lane) * kVector, rotated = element - (Config::kDim - Config::kRopeDim);
+#pragma unroll
+    for (int i = 0; i < kVector / 2; ++i) {
+      if (rotated >= 0 && element < Config::kDim) turns[chunk][i] = of_position[rotated / 2 + i];
+    }
+  }
+  wait_for_dependency();
+  if (!is_there) return;
   bf16* row = q + (int64_t{token} * Config::kHeads + head) * Config::kDim;
   Vector values[kChunks] = {};
 #pragma unroll
@@ -119,11 +132,10 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32)
     const int element = (chunk * 32 + lane) * kVector;
     if (element < Config::kDim) load_vector(values[chunk], row + element);
   }
-  const float2* turns = rope + int64_t{positions[token]} * (Config::kRopeDim / 2);
 #pragma unroll
   for (int chunk = 0; chunk < kChunks; ++chunk) {
     const int element = (chunk * 32 + lane) * kVector, rotated = element - (Config::kDim - Config::kRopeDim);
-    if (rotated >= 0 && element < Config::kDim) rotate_pairs(values[chunk], turns, rotated / 2);
+    if (rotated >= 0 && element < Config::kDim) rotate_pairs(values[chunk], turns[chunk], 0);
     if constexpr (Config::kHasHadamard) {
       transform(values[chunk], lane);
       round_to_mxfp4(values[chunk]);

@@ -27,6 +27,7 @@ $#-
 #include "arch/dependent.cuh"
 #include "arch/bf16.cuh"
 #include "lib/bucket.cuh"
+#include "lib/step_arrays.cuh"
 #include "lib/math.cuh"
 #include "lib/elementary.cuh"
 #include "lib/elements.cuh"
@@ -139,19 +140,20 @@ extern "C" __global__ void __launch_bounds__(Config::kTokens * kTokenThreads)
     const int expert = i * kTokenThreads + thread;
     if (bias != nullptr && expert < Config::kExperts) own_bias[i] = bias[expert];
   }
+  const int n_tokens = actual_tokens(m_on_device, m);
+  bool is_bad = false;
+  int own_expert = 0;
+  if constexpr (Config::kIsHashed) {
+    if (token < n_tokens) own_expert = listed_expert(tid2eid, of_step(token_ids, token), is_bad, lane);
+  }
   wait_for_dependency();
   if constexpr (Config::kBalances) {
     if (token >= m) {
-      const bool is_there = token - m < actual_tokens(m_on_device, m);
-      if (is_there && threadIdx.x < 32) balance_mix<Config>(mix + int64_t{token - m} * 20);
+      if (token - m < n_tokens && threadIdx.x < 32) balance_mix<Config>(mix + int64_t{token - m} * 20);
       return;
     }
   }
-  if (token >= actual_tokens(m_on_device, m)) return;
-  bool is_bad = false;
-  int own_expert = 0;
-  // The list takes two loads, one after the other, which the scores hide.
-  if constexpr (Config::kIsHashed) own_expert = listed_expert(tid2eid, token_ids[token], is_bad, lane);
+  if (token >= n_tokens) return;
   Scores& scores = shared[of_block];
   is_bad |= score_experts(scores, logits + int64_t{token} * Config::kExperts, own_bias, thread);
   if constexpr (Config::kTokenWarps > 1) {

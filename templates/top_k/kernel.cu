@@ -26,6 +26,7 @@ $#-
 #include "lib/words.cuh"
 #include "arch/dependent.cuh"
 #include "lib/bucket.cuh"
+#include "lib/step_arrays.cuh"
 
 struct Config {
   static constexpr int kRatio = ${ op.ratio }$;      // tokens of an entry
@@ -224,10 +225,11 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
     top_k(const float* scores, const int* positions, int* picks, const int* m_on_device, int m, int capacity) {
   __shared__ Shared shared;
   launch_dependents();
-  wait_for_dependency();
   const int token = blockIdx.x;
-  const int position = positions[token];  // asked for together with the number of tokens
-  if (token >= actual_tokens(m_on_device, m)) return;
+  const bool is_there = token < actual_tokens(m_on_device, m);
+  const int position = is_there ? of_step(positions, token) : 0;
+  wait_for_dependency();
+  if (!is_there) return;
   const int n = smaller((position + 1) / Config::kRatio, capacity);
   picks += int64_t{token} * Config::kTopK;
   scores += int64_t{token} * capacity;

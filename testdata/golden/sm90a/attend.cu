@@ -466,6 +466,14 @@ __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capac
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
 #line 54 "templates/attend/kernel.cu"
+#line 1 "templates/lib/step_arrays.cuh"
+// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. Only the host writes
+// them, and templates/advance, which lets nobody start before it has ended. So a kernel of a step may ask for them
+// before it waits for the launch ahead, and behind its wait one way to memory is left where there were two or three.
+//
+// Past the L1, which an SM may have kept from the step before.
+__device__ __forceinline__ int of_step(const int* array, int idx) { return __ldcg(array + idx); }
+#line 55 "templates/attend/kernel.cu"
 #line 1 "templates/lib/pieces.cuh"
 // Rows of BF16 in shared memory as 16-byte pieces, placed so that ldmatrix meets no bank conflict.
 
@@ -477,7 +485,7 @@ __device__ __forceinline__ uint32_t piece_address(uint32_t base, int row, int pi
   const int pattern = kPieces == 4 ? row >> 1 & 3 : row & 7;
   return base + (row * kPieces + (piece ^ pattern)) * 16;
 }
-#line 55 "templates/attend/kernel.cu"
+#line 56 "templates/attend/kernel.cu"
 #line 1 "templates/lib/attended.cuh"
 // The keys of a token in the order in which they are summed: its window from the oldest position on, then its entries.
 
@@ -521,10 +529,10 @@ constexpr float kLog2E = 1.44269502162933349609375f;
 __device__ __forceinline__ float2 rotated_back(float2 pair, float2 turn) {
   return make_float2(__fmaf_rn(pair.y, turn.y, pair.x * turn.x), __fmaf_rn(-pair.x, turn.y, pair.y * turn.x));
 }
-#line 56 "templates/attend/kernel.cu"
+#line 57 "templates/attend/kernel.cu"
 #line 1 "templates/lib/attention_block.cuh"
 // What the blocks of templates/attend and templates/attend_wgmma have in common: how warps share scores, where a
-// token's keys lie, what becomes of its queries, and the softmax between the two products.
+// token's keys lie, how its queries are fetched, and the softmax between the two products.
 
 // Warps across heads and keys while scores are computed, and byte offsets in shared memory.
 template <class Config>
@@ -584,39 +592,6 @@ __device__ __forceinline__ void fetch_queries(uint32_t smem, const bf16* q, int 
     for (int piece = lane; piece < Block::kPieces; piece += 32) {
       const bf16* from = q + (is_there ? int64_t{head} * Config::kHeadDim + piece * 8 : 0);
       copy_async_16_or_zeros(Place::address(smem, head, piece), from, is_there ? 16 : 0);
-    }
-  }
-}
-
-// Divides a warp's heads by their root mean squares and rotates their ends by `turns`, in place and rounded to BF16
-// once. The copies that this thread has started have arrived.
-template <class Config, class Place>
-__device__ __forceinline__ void normalise_queries(uint8_t* shared, const float2* turns, int warp, int lane) {
-  using Block = AttentionBlock<Config>;
-  constexpr int kChunks = ceil_divide(Block::kPieces, 32);
-  static_assert(Config::kRopeDim % 8 == 0, "a piece is rotated, or it is not");
-#pragma unroll 2
-  for (int head = warp; head < Config::kHeadTile; head += Block::kWarps) {
-    float values[kChunks][8] = {};
-    float squares = 0.0f;
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const int piece = chunk * 32 + lane;
-      const uint8_t* from = shared + Place::address(0, head, piece);
-      if (piece < Block::kPieces) load_eight(values[chunk], reinterpret_cast<const bf16*>(from));
-#pragma unroll
-      for (int i = 0; i < 8; ++i) squares = __fmaf_rn(values[chunk][i], values[chunk][i], squares);
-    }
-    const float factor = reciprocal_root(lane_sum(squares) / Config::kHeadDim + Config::kNormEpsilon);
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const int piece = chunk * 32 + lane;
-      if (piece >= Block::kPieces) continue;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) values[chunk][i] *= factor;
-      const int rotated = piece * 8 - (Config::kHeadDim - Config::kRopeDim);
-      if (rotated >= 0) rotate_pairs(values[chunk], turns, rotated / 2);
-      store_eight(reinterpret_cast<bf16*>(shared + Place::address(0, head, piece)), values[chunk]);
     }
   }
 }
@@ -711,7 +686,75 @@ __device__ __forceinline__ float with_tile(float sum, const uint8_t* shared, int
 __device__ __forceinline__ float inverse_of(float sum, float sink, float running) {
   return 1.0f / (sum + exp2_defined(sink * kLog2E - running));
 }
-#line 57 "templates/attend/kernel.cu"
+#line 58 "templates/attend/kernel.cu"
+#line 1 "templates/lib/head_norm.cuh"
+// Norm and rotation of the queries of a token where they lie in shared memory: several heads of a warp at once.
+
+// By what a lane rotates the pieces of a head that it normalises: the row `turns` of the position, asked for early.
+template <class Config>
+struct HeadTurns {
+  static constexpr int kChunks = ceil_divide(AttentionBlock<Config>::kPieces, 32);
+  float2 of[kChunks][4];
+
+  __device__ __forceinline__ HeadTurns(const float2* turns, int lane) {
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int piece = chunk * 32 + lane;
+      const int rotated = piece * 8 - (Config::kHeadDim - Config::kRopeDim);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        of[chunk][i] = make_float2(1.0f, 0.0f);
+        if (piece < AttentionBlock<Config>::kPieces && rotated >= 0) of[chunk][i] = turns[rotated / 2 + i];
+      }
+    }
+  }
+};
+
+// Divides a warp's heads by their root mean squares and rotates their ends, in place and rounded to BF16 once. kAtOnce
+// heads are under way together, and each of as many lanes finds the factor of one: root and division are long, and
+// branch.
+template <class Config, class Place, int kAtOnce>
+__device__ __forceinline__ void normalise_heads(uint8_t* shared, const HeadTurns<Config>& turns, int warp, int lane) {
+  using Block = AttentionBlock<Config>;
+  constexpr int kChunks = HeadTurns<Config>::kChunks;
+  static_assert(Config::kRopeDim % 8 == 0, "a piece is rotated, or it is not");
+  static_assert(Config::kHeadTile % (kAtOnce * Block::kWarps) == 0 && kAtOnce <= 32, "whole turns, a lane a head");
+  for (int first = warp; first < Config::kHeadTile; first += kAtOnce * Block::kWarps) {
+    float values[kAtOnce][kChunks][8] = {};
+    float factor_of_lane = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      float squares = 0.0f;
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        const int piece = chunk * 32 + lane;
+        const uint8_t* from = shared + Place::address(0, first + i * Block::kWarps, piece);
+        if (piece < Block::kPieces) load_eight(values[i][chunk], reinterpret_cast<const bf16*>(from));
+#pragma unroll
+        for (int j = 0; j < 8; ++j) squares = __fmaf_rn(values[i][chunk][j], values[i][chunk][j], squares);
+      }
+      const float sum = lane_sum(squares);
+      if (lane == i) factor_of_lane = sum;
+    }
+    factor_of_lane = reciprocal_root(factor_of_lane / Config::kHeadDim + Config::kNormEpsilon);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const float factor = __shfl_sync(0xFFFFFFFFu, factor_of_lane, i);
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        const int piece = chunk * 32 + lane;
+        if (piece >= Block::kPieces) continue;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) values[i][chunk][j] *= factor;
+        const int rotated = piece * 8 - (Config::kHeadDim - Config::kRopeDim);
+        if (rotated >= 0) rotate_pairs(values[i][chunk], turns.of[chunk], 0);
+        const uint32_t to = Place::address(0, first + i * Block::kWarps, piece);
+        store_eight(reinterpret_cast<bf16*>(shared + to), values[i][chunk]);
+      }
+    }
+  }
+}
+#line 59 "templates/attend/kernel.cu"
 
 struct Config {
   static constexpr Compressed kCompressed = Compressed::kListed;
@@ -865,9 +908,9 @@ struct Block {
   Values values = {};
   Scores<Config> scores;
   float sum = 0.0f;  // of probabilities, in thread h for head h
-  const float2* turns;  // of the token's position
 
-  __device__ __forceinline__ void run(uint8_t* shared, const Keys<Config>& keys, TileRange range, int warp, int lane) {
+  __device__ __forceinline__ void run(uint8_t* shared, const Keys<Config>& keys, TileRange range,
+                                      const HeadTurns<Config>& turns, int warp, int lane) {
     const uint32_t smem = smem_address(shared);
     const int head_warp = warp % kHeadWarps;
     const int key_warp = warp / kHeadWarps;
@@ -882,7 +925,7 @@ struct Block {
     // Addresses take two dependent loads: they are looked up a tile ahead of their copies.
     const bf16* next = key_of(range.begin + 1);
     wait_copies<1>();  // the queries have arrived, the keys may be on their way
-    normalise_queries<Config, Place>(shared, turns, warp, lane);
+    normalise_heads<Config, Place, 2>(shared, turns, warp, lane);
     for (int tile = range.begin; tile < range.end; ++tile) {
       const int buffer = (tile - range.begin) & 1;
       const uint32_t tile_keys = smem + Shape::kKeysAt + buffer * Shape::kTileBytes;
@@ -923,38 +966,40 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
            int max_pages, float* mix) {
   extern __shared__ __align__(128) uint8_t shared[];
   launch_dependents();
-  wait_for_dependency();
   const int token = blockIdx.x;
-  const int position = positions[token];  // asked for together with the number of tokens
-  const int slot = sequences[token];
-  if (token >= actual_tokens(m_on_device, m)) return;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
+  const bool is_there = token < actual_tokens(m_on_device, m);
+  // A row that is no token has any number there, which must not become an address.
+  const int position = is_there ? of_step(positions, token) : 0;
+  const int slot = is_there ? of_step(sequences, token) : 0;
+  const int row_of_start = of_step(first_row, slot), start = of_step(step_start, slot);
+  const float2* turns = rope + int64_t{position} * (Config::kRopeDim / 2);
+  const HeadTurns<Config> head_turns(turns, lane);
+  wait_for_dependency();
+  if (!is_there) return;
   const int splits = gridDim.z - (Config::kBalances ? 1 : 0);
-  if constexpr (Config::kBalances) {
-    if (blockIdx.z == splits) {
-      if (blockIdx.y == 0 && warp == 0) balance_mix<Config>(mix + int64_t{token} * 20);
-      return;
-    }
+  if (Config::kBalances && blockIdx.z == splits) {
+    if (blockIdx.y == 0 && warp == 0) balance_mix<Config>(mix + int64_t{token} * 20);
+    return;
   }
   const Attended<Config> attended(position);
   const TileRange range = attended.range(blockIdx.z, splits);
   if (range.begin == range.end) return;  // attend_combine knows
   const Keys<Config> keys{attended,
-                  kv_step + int64_t{first_row[slot]} * Config::kHeadDim,
+                  kv_step + int64_t{row_of_start} * Config::kHeadDim,
                   kv_ring + int64_t{slot} * Config::kWindow * Config::kHeadDim,
                   pool,
                   table + int64_t{slot} * max_pages,
                   picks + int64_t{token} * Config::kTopK,
-                  step_start[slot]};
+                  start};
   const int first_head = blockIdx.y * Config::kHeadTile;
   const int n_heads = smaller(Config::kHeadTile, Config::kHeads - first_head);
   const int64_t row = int64_t{token} * Config::kHeads + first_head;
   fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head, warp, lane);
   commit_copies();
   Block block;
-  block.turns = rope + int64_t{position} * (Config::kRopeDim / 2);
-  block.run(shared, keys, range, warp, lane);
+  block.run(shared, keys, range, head_turns, warp, lane);
   const float* running = reinterpret_cast<const float*>(shared + Shape::kRunningAt);
   if constexpr (Config::kIsPartial) {
     const int64_t rows = int64_t{m} * Config::kHeads;
@@ -970,6 +1015,6 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
       inverses[threadIdx.x] = inverse_of(block.sum, sinks[first_head + threadIdx.x], running[threadIdx.x]);
     }
     __syncthreads();
-    block.values.store(o + row * Config::kHeadDim, inverses, block.turns, n_heads, warp, lane);
+    block.values.store(o + row * Config::kHeadDim, inverses, turns, n_heads, warp, lane);
   }
 }

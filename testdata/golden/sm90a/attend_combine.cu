@@ -112,6 +112,14 @@ __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capac
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
 #line 26 "templates/attend_combine/kernel.cu"
+#line 1 "templates/lib/step_arrays.cuh"
+// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. Only the host writes
+// them, and templates/advance, which lets nobody start before it has ended. So a kernel of a step may ask for them
+// before it waits for the launch ahead, and behind its wait one way to memory is left where there were two or three.
+//
+// Past the L1, which an SM may have kept from the step before.
+__device__ __forceinline__ int of_step(const int* array, int idx) { return __ldcg(array + idx); }
+#line 27 "templates/attend_combine/kernel.cu"
 #line 1 "templates/lib/lanes.cuh"
 // Sums over the lanes of a warp and the warps of a block, in an order that never changes.
 
@@ -162,7 +170,7 @@ __device__ __forceinline__ float thread_sum(float value, float* shared, int n_wa
   for (int warp = 0; warp < n_warps; ++warp) sum += shared[warp];
   return sum;
 }
-#line 27 "templates/attend_combine/kernel.cu"
+#line 28 "templates/attend_combine/kernel.cu"
 #line 1 "templates/lib/attended.cuh"
 // The keys of a token in the order in which they are summed: its window from the oldest position on, then its entries.
 
@@ -206,7 +214,7 @@ constexpr float kLog2E = 1.44269502162933349609375f;
 __device__ __forceinline__ float2 rotated_back(float2 pair, float2 turn) {
   return make_float2(__fmaf_rn(pair.y, turn.y, pair.x * turn.x), __fmaf_rn(-pair.x, turn.y, pair.y * turn.x));
 }
-#line 28 "templates/attend_combine/kernel.cu"
+#line 29 "templates/attend_combine/kernel.cu"
 #line 1 "templates/lib/step_rows.cuh"
 // What later steps need of a step, one token by one block: its key to the window ring of its sequence, c and g + ape to
 // the state rings of the compressors. It happens after everything that reads the rings.
@@ -268,7 +276,7 @@ struct StepRows {
     }
   }
 };
-#line 29 "templates/attend_combine/kernel.cu"
+#line 30 "templates/attend_combine/kernel.cu"
 
 struct Config {
   static constexpr Compressed kCompressed = Compressed::kListed;
@@ -352,14 +360,23 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   launch_dependents();
   const bool is_storing = Config::kStores && blockIdx.y == Config::kHeads;
   const float sink = is_storing ? 0.0f : sinks[blockIdx.y] * kLog2E;
+  const int token = blockIdx.x, column = threadIdx.x * 4;
+  const int n_tokens = actual_tokens(m_on_device, m);
+  const bool is_there = token < n_tokens, has_columns = column < Config::kHeadDim;
+  // A row that is no token has any number there, which must not become an address.
+  const int position = is_there ? of_step(positions, token) : 0;
+  const int rotated = column - (Config::kHeadDim - Config::kRopeDim);
+  // Asked for before the wait: lib/step_arrays.cuh.
+  float4 turns = {};
+  if (has_columns && rotated >= 0) {
+    turns = *reinterpret_cast<const float4*>(rope + int64_t{position} * (Config::kRopeDim / 2) + rotated / 2);
+  }
   wait_for_dependency();
-  const int token = blockIdx.x;
+  if (!is_there) return;
+  // The last row of blocks has no head: it stores the step.
   if constexpr (Config::kStores) {
     if (is_storing) {
-      const int position = positions[token];  // asked for together with the number of tokens
-      const int slot = sequences[token];
-      const int n_tokens = actual_tokens(m_on_device, m);
-      if (token >= n_tokens) return;
+      const int slot = of_step(sequences, token);
       const StepRows rows{kv_step, kv_ring, cg, ape, state, index_cg, index_ape, index_state, ld_cg, ld_index_cg};
       rows.store<Config, kThreads>(sequences, token, n_tokens, slot, position);
       return;
@@ -368,18 +385,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const int64_t rows = int64_t{m} * Config::kHeads;
   const int64_t row = int64_t{token} * Config::kHeads + blockIdx.y;
   const float2* statistics = reinterpret_cast<const float2*>(workspace + splits * rows * Config::kHeadDim) + row;
-  const int column = threadIdx.x * 4;
   workspace += row * Config::kHeadDim + column;
-  // No condition on the row stands before these loads: it would be one more wait for memory ahead of them.
   Parts parts;
-  const bool has_columns = column < Config::kHeadDim;
   parts.load(workspace, rows * Config::kHeadDim, has_columns ? splits : 0);
   const int batch_lane = threadIdx.x % kBatch;
   float2 statistic = load_statistic(statistics, rows, batch_lane, splits);
-  const int noted_position = positions[token];
-  const bool is_there = token < actual_tokens(m_on_device, m);
-  // A row that is no token has any number there, which must not become an address.
-  const int position = is_there ? noted_position : 0;
   const Attended<Config> attended(position);
   const float most = largest_maximum(statistic, statistics, attended, rows, splits);
   float4 values = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -394,13 +404,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const float inverse = 1.0f / (sum + exp2_defined(sink - most));
   float2 left = make_float2(values.x * inverse, values.y * inverse);
   float2 right = make_float2(values.z * inverse, values.w * inverse);
-  const int rotated = column - (Config::kHeadDim - Config::kRopeDim);
   if (has_columns && rotated >= 0) {
-    const float2* turns = rope + int64_t{position} * (Config::kRopeDim / 2) + rotated / 2;
-    left = rotated_back(left, turns[0]);
-    right = rotated_back(right, turns[1]);
+    left = rotated_back(left, make_float2(turns.x, turns.y));
+    right = rotated_back(right, make_float2(turns.z, turns.w));
   }
-  if (!is_there || !has_columns) return;
+  if (!has_columns) return;
   const uint2 bits = make_uint2(pair_from_floats(left.x, left.y), pair_from_floats(right.x, right.y));
   *reinterpret_cast<uint2*>(o + row * Config::kHeadDim + column) = bits;
 }

@@ -117,6 +117,14 @@ __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capac
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
 #line 31 "templates/compress/kernel.cu"
+#line 1 "templates/lib/step_arrays.cuh"
+// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. Only the host writes
+// them, and templates/advance, which lets nobody start before it has ended. So a kernel of a step may ask for them
+// before it waits for the launch ahead, and behind its wait one way to memory is left where there were two or three.
+//
+// Past the L1, which an SM may have kept from the step before.
+__device__ __forceinline__ int of_step(const int* array, int idx) { return __ldcg(array + idx); }
+#line 32 "templates/compress/kernel.cu"
 #line 1 "templates/lib/entry_rounding.cuh"
 // Quantised and back at once: what a value becomes when it is kept in E4M3 or E2M1 under a power-of-two scale.
 
@@ -151,7 +159,7 @@ __device__ __forceinline__ float nearest_e2m1(float x) {
                                              : 6.0f;
   return copysignf(nearest, x);
 }
-#line 32 "templates/compress/kernel.cu"
+#line 33 "templates/compress/kernel.cu"
 
 enum class Rounding { kBf16, kFakeFp8, kHadamardMxfp4 };
 
@@ -308,17 +316,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
              const int* m_on_device, int64_t ld_cg, int m, int max_pages, float norm_eps) {
   __shared__ Shared shared;
   launch_dependents();
-  wait_for_dependency();
   const int token = blockIdx.x;
-  if (token >= actual_tokens(m_on_device, m)) return;
-  const int position = positions[token];
-  if ((position + 1) % Config::kRatio != 0) return;
-  const int slot = sequences[token];
+  const bool is_there = token < actual_tokens(m_on_device, m);
+  const int position = is_there ? of_step(positions, token) : 0;
+  const int slot = is_there ? of_step(sequences, token) : 0;
+  const int row_of_start = of_step(first_row, slot), start = of_step(step_start, slot);
+  wait_for_dependency();
+  if (!is_there || (position + 1) % Config::kRatio != 0) return;
   const int entry = position / Config::kRatio;
   const int part = threadIdx.x / Config::kHeadDim;
   const int channel = threadIdx.x % Config::kHeadDim;
-  const Inputs inputs{cg + first_row[slot] * ld_cg, ape, state + int64_t{slot} * kRows * (2 * kWidth), ld_cg,
-                      step_start[slot]};
+  const Inputs inputs{cg + row_of_start * ld_cg, ape, state + int64_t{slot} * kRows * (2 * kWidth), ld_cg,
+                      start};
   float value = pooled(shared, inputs, entry, part, channel);
   value = normalised(shared, value, norm[channel], norm_eps, part, channel);
   value = rotated(value, rope, entry * Config::kRatio, channel);

@@ -607,8 +607,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   if (kTokens == 1 && column < Config::kHidden) load_eight(weight, norm_weight + column);
   const float own_base = lane < Config::kRows ? base[lane] : 0.0f;
   const float own_scale = scale[kIsHead || lane < 4 ? 0 : lane < 8 ? 1 : 2];
-  wait_for_dependency();
   const int n_tokens = smaller(kTokens, actual_tokens(m_on_device, m) - first);
+  wait_for_dependency();
   float h[4][8] = {};
   const float value = mixing_values(operands, h, shared, own_scale, own_base, first, m);
   if (n_tokens <= 0) return;

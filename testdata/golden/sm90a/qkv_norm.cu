@@ -89,6 +89,14 @@ __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capac
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
 #line 27 "templates/qkv_norm/kernel.cu"
+#line 1 "templates/lib/step_arrays.cuh"
+// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. Only the host writes
+// them, and templates/advance, which lets nobody start before it has ended. So a kernel of a step may ask for them
+// before it waits for the launch ahead, and behind its wait one way to memory is left where there were two or three.
+//
+// Past the L1, which an SM may have kept from the step before.
+__device__ __forceinline__ int of_step(const int* array, int idx) { return __ldcg(array + idx); }
+#line 28 "templates/qkv_norm/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -113,7 +121,7 @@ __device__ __forceinline__ float exp2_defined(float x) {
   const int low = n >> 1;
   return p * power_of_two(low) * power_of_two(n - low);
 }
-#line 28 "templates/qkv_norm/kernel.cu"
+#line 29 "templates/qkv_norm/kernel.cu"
 #line 1 "templates/lib/elementary.cuh"
 // More elementary functions from FMA and IEEE operations, beside those of lib/math.cuh: the same bits on every chip.
 // NaN in is NaN out.
@@ -157,7 +165,7 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_de
 
 // 1 / sqrt(x), two IEEE operations.
 __device__ __forceinline__ float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
-#line 29 "templates/qkv_norm/kernel.cu"
+#line 30 "templates/qkv_norm/kernel.cu"
 #line 1 "templates/lib/elements.cuh"
 // Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
 
@@ -242,7 +250,7 @@ __device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
 __device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
   *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
 }
-#line 30 "templates/qkv_norm/kernel.cu"
+#line 31 "templates/qkv_norm/kernel.cu"
 #line 1 "templates/lib/lanes.cuh"
 // Sums over the lanes of a warp and the warps of a block, in an order that never changes.
 
@@ -293,7 +301,7 @@ __device__ __forceinline__ float thread_sum(float value, float* shared, int n_wa
   for (int warp = 0; warp < n_warps; ++warp) sum += shared[warp];
   return sum;
 }
-#line 31 "templates/qkv_norm/kernel.cu"
+#line 32 "templates/qkv_norm/kernel.cu"
 #line 1 "templates/lib/rotary.cuh"
 // Rotation of neighbouring elements by an angle of their position: (a, b) -> (a cos - b sin, a sin + b cos).
 
@@ -308,7 +316,7 @@ __device__ __forceinline__ void rotate_pairs(float (&values)[kCount], const floa
     values[2 * i + 1] = a * turn.y + b * turn.x;
   }
 }
-#line 32 "templates/qkv_norm/kernel.cu"
+#line 33 "templates/qkv_norm/kernel.cu"
 #line 1 "templates/lib/entry_rounding.cuh"
 // Quantised and back at once: what a value becomes when it is kept in E4M3 or E2M1 under a power-of-two scale.
 
@@ -343,7 +351,7 @@ __device__ __forceinline__ float nearest_e2m1(float x) {
                                              : 6.0f;
   return copysignf(nearest, x);
 }
-#line 33 "templates/qkv_norm/kernel.cu"
+#line 34 "templates/qkv_norm/kernel.cu"
 
 struct Config {
   static constexpr int kQRank = 1024;
@@ -381,8 +389,16 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
   const int width = is_key ? Config::kHeadDim : Config::kQRank;
   float weight[8] = {};
   if (column < width) load_eight(weight, (is_key ? kv_norm : q_norm) + column);
+  const bool is_there = token < actual_tokens(m_on_device, m);
+  const bool is_rotated = is_there && is_key && column >= kPlainDim && column < width;
+  float2 turns[4] = {};
+  if (is_rotated) {
+    const float2* of_position = rope + int64_t{of_step(positions, token)} * (Config::kRopeDim / 2);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) turns[i] = of_position[(column - kPlainDim) / 2 + i];
+  }
   wait_for_dependency();
-  if (token >= actual_tokens(m_on_device, m)) return;
+  if (!is_there) return;
   float values[8] = {};
   if (column < width) {
     const bf16* row = qkv + int64_t{token} * (Config::kQRank + Config::kHeadDim);
@@ -397,10 +413,7 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads)
 #pragma unroll
   for (int i = 0; i < 8; ++i) values[i] = values[i] * factor * weight[i];
   if (is_key) {
-    if (column >= kPlainDim && column < width) {
-      const float2* turns = rope + int64_t{positions[token]} * (Config::kRopeDim / 2);
-      rotate_pairs(values, turns, (column - kPlainDim) / 2);
-    }
+    if (is_rotated) rotate_pairs(values, turns, 0);
     if constexpr (Config::kHasFakeFp8) {
       float rounded[8];
 #pragma unroll

@@ -87,6 +87,14 @@ __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capac
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
 #line 25 "templates/rotate/kernel.cu"
+#line 1 "templates/lib/step_arrays.cuh"
+// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. Only the host writes
+// them, and templates/advance, which lets nobody start before it has ended. So a kernel of a step may ask for them
+// before it waits for the launch ahead, and behind its wait one way to memory is left where there were two or three.
+//
+// Past the L1, which an SM may have kept from the step before.
+__device__ __forceinline__ int of_step(const int* array, int idx) { return __ldcg(array + idx); }
+#line 26 "templates/rotate/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -111,7 +119,7 @@ __device__ __forceinline__ float exp2_defined(float x) {
   const int low = n >> 1;
   return p * power_of_two(low) * power_of_two(n - low);
 }
-#line 26 "templates/rotate/kernel.cu"
+#line 27 "templates/rotate/kernel.cu"
 #line 1 "templates/lib/elementary.cuh"
 // More elementary functions from FMA and IEEE operations, beside those of lib/math.cuh: the same bits on every chip.
 // NaN in is NaN out.
@@ -155,7 +163,7 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_de
 
 // 1 / sqrt(x), two IEEE operations.
 __device__ __forceinline__ float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
-#line 27 "templates/rotate/kernel.cu"
+#line 28 "templates/rotate/kernel.cu"
 #line 1 "templates/lib/elements.cuh"
 // Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
 
@@ -240,7 +248,7 @@ __device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
 __device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
   *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
 }
-#line 28 "templates/rotate/kernel.cu"
+#line 29 "templates/rotate/kernel.cu"
 #line 1 "templates/lib/lanes.cuh"
 // Sums over the lanes of a warp and the warps of a block, in an order that never changes.
 
@@ -291,7 +299,7 @@ __device__ __forceinline__ float thread_sum(float value, float* shared, int n_wa
   for (int warp = 0; warp < n_warps; ++warp) sum += shared[warp];
   return sum;
 }
-#line 29 "templates/rotate/kernel.cu"
+#line 30 "templates/rotate/kernel.cu"
 #line 1 "templates/lib/rotary.cuh"
 // Rotation of neighbouring elements by an angle of their position: (a, b) -> (a cos - b sin, a sin + b cos).
 
@@ -306,7 +314,7 @@ __device__ __forceinline__ void rotate_pairs(float (&values)[kCount], const floa
     values[2 * i + 1] = a * turn.y + b * turn.x;
   }
 }
-#line 30 "templates/rotate/kernel.cu"
+#line 31 "templates/rotate/kernel.cu"
 #line 1 "templates/lib/entry_rounding.cuh"
 // Quantised and back at once: what a value becomes when it is kept in E4M3 or E2M1 under a power-of-two scale.
 
@@ -341,7 +349,7 @@ __device__ __forceinline__ float nearest_e2m1(float x) {
                                              : 6.0f;
   return copysignf(nearest, x);
 }
-#line 31 "templates/rotate/kernel.cu"
+#line 32 "templates/rotate/kernel.cu"
 
 struct Config {
   static constexpr int kHeads = 64;
@@ -422,10 +430,22 @@ __device__ __forceinline__ void round_to_mxfp4(Vector& values) {
 extern "C" __global__ void __launch_bounds__(Config::kWarps * 32)
     rotate(bf16* q, const float2* rope, const int* positions, const int* m_on_device, int m) {
   launch_dependents();
-  wait_for_dependency();
   const int token = blockIdx.y, lane = threadIdx.x % 32;
   const int head = blockIdx.x * Config::kWarps + threadIdx.x / 32;
-  if (token >= actual_tokens(m_on_device, m) || head >= Config::kHeads) return;
+  const bool is_there = token < actual_tokens(m_on_device, m) && head < Config::kHeads;
+  const float2* of_position = rope + int64_t{is_there ? of_step(positions, token) : 0} * (Config::kRopeDim / 2);
+  // Asked for before the wait: lib/step_arrays.cuh.
+  float2 turns[kChunks][kVector / 2] = {};
+#pragma unroll
+  for (int chunk = 0; chunk < kChunks; ++chunk) {
+    const int element = (chunk * 32 + lane) * kVector, rotated = element - (Config::kDim - Config::kRopeDim);
+#pragma unroll
+    for (int i = 0; i < kVector / 2; ++i) {
+      if (rotated >= 0 && element < Config::kDim) turns[chunk][i] = of_position[rotated / 2 + i];
+    }
+  }
+  wait_for_dependency();
+  if (!is_there) return;
   bf16* row = q + (int64_t{token} * Config::kHeads + head) * Config::kDim;
   Vector values[kChunks] = {};
 #pragma unroll
@@ -433,11 +453,10 @@ extern "C" __global__ void __launch_bounds__(Config::kWarps * 32)
     const int element = (chunk * 32 + lane) * kVector;
     if (element < Config::kDim) load_vector(values[chunk], row + element);
   }
-  const float2* turns = rope + int64_t{positions[token]} * (Config::kRopeDim / 2);
 #pragma unroll
   for (int chunk = 0; chunk < kChunks; ++chunk) {
     const int element = (chunk * 32 + lane) * kVector, rotated = element - (Config::kDim - Config::kRopeDim);
-    if (rotated >= 0 && element < Config::kDim) rotate_pairs(values[chunk], turns, rotated / 2);
+    if (rotated >= 0 && element < Config::kDim) rotate_pairs(values[chunk], turns[chunk], 0);
     if constexpr (Config::kHasHadamard) {
       transform(values[chunk], lane);
       round_to_mxfp4(values[chunk]);

@@ -92,6 +92,14 @@ __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capac
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
 #line 30 "templates/route/kernel.cu"
+#line 1 "templates/lib/step_arrays.cuh"
+// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. Only the host writes
+// them, and templates/advance, which lets nobody start before it has ended. So a kernel of a step may ask for them
+// before it waits for the launch ahead, and behind its wait one way to memory is left where there were two or three.
+//
+// Past the L1, which an SM may have kept from the step before.
+__device__ __forceinline__ int of_step(const int* array, int idx) { return __ldcg(array + idx); }
+#line 31 "templates/route/kernel.cu"
 #line 1 "templates/lib/math.cuh"
 // Elementary functions from FMA and IEEE operations only, so that their bits are defined: src/quant/math.rs has the
 // same operations in the same order and gives the same bits on the CPU.
@@ -116,7 +124,7 @@ __device__ __forceinline__ float exp2_defined(float x) {
   const int low = n >> 1;
   return p * power_of_two(low) * power_of_two(n - low);
 }
-#line 31 "templates/route/kernel.cu"
+#line 32 "templates/route/kernel.cu"
 #line 1 "templates/lib/elementary.cuh"
 // More elementary functions from FMA and IEEE operations, beside those of lib/math.cuh: the same bits on every chip.
 // NaN in is NaN out.
@@ -160,7 +168,7 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_de
 
 // 1 / sqrt(x), two IEEE operations.
 __device__ __forceinline__ float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
-#line 32 "templates/route/kernel.cu"
+#line 33 "templates/route/kernel.cu"
 #line 1 "templates/lib/elements.cuh"
 // Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
 
@@ -245,7 +253,7 @@ __device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
 __device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
   *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
 }
-#line 33 "templates/route/kernel.cu"
+#line 34 "templates/route/kernel.cu"
 #line 1 "templates/arch/sm80/reciprocal.cuh"
 // The chip's estimate of a reciprocal.
 
@@ -255,7 +263,7 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
-#line 34 "templates/route/kernel.cu"
+#line 35 "templates/route/kernel.cu"
 #line 1 "templates/lib/reciprocal.cuh"
 // A reciprocal for long chains of them.
 
@@ -266,7 +274,7 @@ __device__ __forceinline__ float reciprocal_in_range(float x) {
   const float estimate = reciprocal_estimate(x);
   return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
 }
-#line 35 "templates/route/kernel.cu"
+#line 36 "templates/route/kernel.cu"
 #line 1 "templates/lib/sinkhorn.cuh"
 // Mixing matrices: rows and columns brought to a sum of 1 in turn.
 //
@@ -332,7 +340,7 @@ __device__ __forceinline__ void balance_mix(float* mix) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) rows[j] = make_float4(k[j][0], k[j][1], k[j][2], k[j][3]);
 }
-#line 36 "templates/route/kernel.cu"
+#line 37 "templates/route/kernel.cu"
 
 struct Config {
   static constexpr int kExperts = 256;
@@ -439,19 +447,20 @@ extern "C" __global__ void __launch_bounds__(Config::kTokens * kTokenThreads)
     const int expert = i * kTokenThreads + thread;
     if (bias != nullptr && expert < Config::kExperts) own_bias[i] = bias[expert];
   }
+  const int n_tokens = actual_tokens(m_on_device, m);
+  bool is_bad = false;
+  int own_expert = 0;
+  if constexpr (Config::kIsHashed) {
+    if (token < n_tokens) own_expert = listed_expert(tid2eid, of_step(token_ids, token), is_bad, lane);
+  }
   wait_for_dependency();
   if constexpr (Config::kBalances) {
     if (token >= m) {
-      const bool is_there = token - m < actual_tokens(m_on_device, m);
-      if (is_there && threadIdx.x < 32) balance_mix<Config>(mix + int64_t{token - m} * 20);
+      if (token - m < n_tokens && threadIdx.x < 32) balance_mix<Config>(mix + int64_t{token - m} * 20);
       return;
     }
   }
-  if (token >= actual_tokens(m_on_device, m)) return;
-  bool is_bad = false;
-  int own_expert = 0;
-  // The list takes two loads, one after the other, which the scores hide.
-  if constexpr (Config::kIsHashed) own_expert = listed_expert(tid2eid, token_ids[token], is_bad, lane);
+  if (token >= n_tokens) return;
   Scores& scores = shared[of_block];
   is_bad |= score_experts(scores, logits + int64_t{token} * Config::kExperts, own_bias, thread);
   if constexpr (Config::kTokenWarps > 1) {

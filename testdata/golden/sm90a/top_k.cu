@@ -68,6 +68,14 @@ __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capac
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
 #line 29 "templates/top_k/kernel.cu"
+#line 1 "templates/lib/step_arrays.cuh"
+// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. Only the host writes
+// them, and templates/advance, which lets nobody start before it has ended. So a kernel of a step may ask for them
+// before it waits for the launch ahead, and behind its wait one way to memory is left where there were two or three.
+//
+// Past the L1, which an SM may have kept from the step before.
+__device__ __forceinline__ int of_step(const int* array, int idx) { return __ldcg(array + idx); }
+#line 30 "templates/top_k/kernel.cu"
 
 struct Config {
   static constexpr int kRatio = 4;      // tokens of an entry
@@ -266,10 +274,11 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
     top_k(const float* scores, const int* positions, int* picks, const int* m_on_device, int m, int capacity) {
   __shared__ Shared shared;
   launch_dependents();
-  wait_for_dependency();
   const int token = blockIdx.x;
-  const int position = positions[token];  // asked for together with the number of tokens
-  if (token >= actual_tokens(m_on_device, m)) return;
+  const bool is_there = token < actual_tokens(m_on_device, m);
+  const int position = is_there ? of_step(positions, token) : 0;
+  wait_for_dependency();
+  if (!is_there) return;
   const int n = smaller((position + 1) / Config::kRatio, capacity);
   picks += int64_t{token} * Config::kTopK;
   scores += int64_t{token} * capacity;
