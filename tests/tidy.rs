@@ -193,6 +193,26 @@ fn ptx_stands_in_the_folders_of_the_architectures() {
     expect_none("PTX outside of templates/arch/", found.filter(has_code).map(|file| file.path).collect());
 }
 
+/// A thread that leaves before it has waited breaks the chain: the launch behind may start before the one ahead has
+/// ended. And who reads a step's arrays before it waits relies on it that `advance` lets nobody start early.
+#[test]
+fn kernels_wait_before_they_leave() {
+    let mut broken = Vec::new();
+    for file in cuda().into_iter().filter(|file| file.path.ends_with("kernel.cu")) {
+        let code = file.text.lines().map(|line| line.split("//").next().unwrap_or(line));
+        let body: Vec<&str> = code.skip_while(|line| !line.contains("extern \"C\"")).collect();
+        let waits = body.iter().position(|line| line.contains("wait_for_dependency()"));
+        let leaves = body.iter().position(|line| line.contains("return"));
+        if waits.zip(leaves).is_some_and(|(waits, leaves)| leaves < waits) {
+            broken.push(format!("{}: leaves before it has waited", file.path));
+        }
+        if file.path.contains("/advance/") && body.iter().any(|line| line.contains("launch_dependents()")) {
+            broken.push(format!("{}: lets others start before the arrays are written", file.path));
+        }
+    }
+    expect_none("a kernel waits for the launch ahead", broken);
+}
+
 #[test]
 fn templates_are_cuda_with_a_few_values() {
     let mut broken = Vec::new();
