@@ -194,7 +194,8 @@ fn ptx_stands_in_the_folders_of_the_architectures() {
 }
 
 /// A thread that leaves before it has waited breaks the chain: the launch behind may start before the one ahead has
-/// ended. And who reads a step's arrays before it waits relies on it that `advance` lets nobody start early.
+/// ended. Looked at are bodies that wait themselves, up to their first wait. And `advance` lets nobody start early:
+/// others read its arrays before they wait.
 #[test]
 fn kernels_wait_before_they_leave() {
     let mut broken = Vec::new();

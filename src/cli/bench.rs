@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::args::{BenchArgs, CommonArgs};
 use super::context::{Paths, Target, target};
-use super::measure::{Measure, ROUNDS, Reads};
+use super::measure::{LONG_US, Measure, REST, ROUNDS, Reads};
 use super::results::{make_room, read_peers, read_report, save_report};
 use super::suite::AttentionChain;
 use super::table::Table;
@@ -331,7 +331,7 @@ fn meta(run: &Run, peers: Option<&Peers>) -> BenchMeta {
         nvrtc: settings.toolchain.nvrtc.clone(),
         commit: crate::COMMIT.to_string(),
         written_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        method: METHOD.replace("ROUNDS", &ROUNDS.to_string()),
+        method: method(),
         peers: peers.map(|peers| peers.gpu.clone()).unwrap_or_default(),
     }
 }
@@ -370,9 +370,15 @@ const CHAIN_TOKENS: [u32; 2] = [1, 16];
 /// Of a budget, what tuning may take before winners are measured.
 const TUNING_SHARE: f64 = 0.6;
 
+/// How the rows of a bench were measured.
+fn method() -> String {
+    let numbers = [("ROUNDS", ROUNDS.to_string()), ("REST", REST.as_secs().to_string()), ("LONG", LONG_US.to_string())];
+    numbers.iter().fold(METHOD.to_string(), |text, (name, number)| text.replace(name, number))
+}
+
 const METHOD: &str = "\
 CUDA graphs of launches over rotating copies of the weights, and of experts over eight routing tables in turn, so that \
 weights come from device memory; medians of ROUNDS replays, chained (programmatic dependent launch; where the result \
 is BF16 without SwiGLU, each launch reads what the one before wrote) and unchained (no overlap) in turn; every element \
-checked against f64 first; random data; clocks untouched; the GPU idle for a second before a problem whose floor is \
-500 us or more.";
+checked against f64 first; random data; clocks untouched; in rows of commits from \
+4148099a72cb on the GPU idle for REST s before a problem whose floor is LONG us or more.";

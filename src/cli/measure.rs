@@ -197,6 +197,5 @@ pub const ROUNDS: usize = 7;
 /// Launches that are long enough for the power limit to lower the clock, by their floor.
 pub const LONG_US: f64 = 500.0;
 
-/// How long the GPU is idle before such launches are timed: checking them and timing the row before have warmed it. The
-/// peers' times stand behind idle seconds too, in which Python made the next row's data and kernels.
+/// How long the GPU is idle before such launches are timed: checking them and timing the row before have warmed it.
 pub const REST: Duration = Duration::from_secs(1);

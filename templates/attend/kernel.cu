@@ -15,8 +15,8 @@ $#-
 //   table       [slots, max_pages]           int32, pages of entry w / 64      read for each key
 //   picks       [m, top_k]                   int32, entries of a list          read for each key
 //   sinks       [heads]                      f32                               read at the end
-//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read with Q and at the end
-//   positions, sequences    [m]              int32, of each token              read first
+//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read first and at the end
+//   positions, sequences    [m]              int32, of each token              read before the launch ahead has ended
 //   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written (one split)
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     written (several splits)

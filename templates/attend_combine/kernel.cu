@@ -16,7 +16,7 @@ $#-
 //
 // Storing needs only that attention has read the rings, and here a step does not wait for one more launch.
 // What a short step waits for is memory, so the parts of up to kBatch splits are asked for at once, before it is known
-// whether they have keys and whether the row is a token.
+// whether they have keys; sinks, positions and angles are read before the launch ahead has ended.
 // Exactness: f32 sums in the order of the splits, one rounding to BF16.
 #include "lib/words.cuh"
 #include "arch/bf16.cuh"

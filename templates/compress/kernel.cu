@@ -14,7 +14,7 @@ $#-
 //   norm      [head_dim]                    f32                                read
 //   rope      [positions, rope_dim / 2]     f32 pairs (cos, sin)               read
 //   table     [slots, max_pages]            int32, pages of entry w / 64       read
-//   positions, sequences    [m]             int32, of each token               read first
+//   positions, sequences    [m]             int32, of each token               read before the launch ahead has ended
 //   step_start, first_row   [slots]         int32, position and row of the first token of a sequence in the step
 //   pool      [pages, 64, head_dim]         BF16                               one entry written
 //

@@ -9,8 +9,8 @@ $#-
 //   qkv       [m, q_rank + head_dim]        BF16, row-major                    read once
 //   q_norm    [q_rank]                      f32                                read before the launch ahead has ended
 //   kv_norm   [head_dim]                    f32                                as q_norm
-//   rope      [positions, rope_dim / 2]     float2 (cos, sin)                  a row a token
-//   positions [m]                           int32                              read
+//   rope      [positions, rope_dim / 2]     float2 (cos, sin)                  as q_norm, a row a token
+//   positions [m]                           int32                              as q_norm
 //   qr        [m, q_rank]                   BF16                               written
 //   kv_step   [m, head_dim]                 BF16                               written: keys, and values, of this step
 //

@@ -7,8 +7,8 @@ $#-
 //
 //   operand    shape                       in memory                     written / read
 //   q          [m, heads, dim]             BF16, row-major               read and written once
-//   rope       [positions, rope_dim / 2]   float2 (cos, sin)             a row a token
-//   positions  [m]                         int32                         read
+//   rope       [positions, rope_dim / 2]   float2 (cos, sin)             read before the launch ahead has ended
+//   positions  [m]                         int32                         as rope
 //
 //   block = kWarps warps, one head each; grid = (head blocks, tokens); no shared memory, no barriers
 //   lane: kVector neighbouring elements of each chunk of 32 * kVector

@@ -8,8 +8,8 @@ $#-
 //   operand    shape                 in memory        written / read
 //   logits     [m, experts]          f32, row-major   read once
 //   bias       [experts]             f32, or null     added for the choice, read before the launch ahead has ended
-//   tid2eid    [vocabulary, top_k]   int32, or null   the choice by token id, with kIsHashed
-//   token_ids  [m]                   int32            read with kIsHashed
+//   tid2eid    [vocabulary, top_k]   int32, or null   the choice by token id, with kIsHashed, as bias
+//   token_ids  [m]                   int32            read with kIsHashed, as bias
 //   experts    [m, top_k]            int32            written
 //   weights    [m, top_k]            f32              written
 //   mix        [m, 20]               f32              C balanced in place, with kBalances

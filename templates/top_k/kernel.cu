@@ -8,6 +8,7 @@ $#-
 //
 //   operand   shape            in memory                             written / read
 //   scores    [m, capacity]    f32, visible entries only             read once; of long rows four times
+//   positions [m]              int32                                 read before the launch ahead has ended
 //   picks     [m, top_k]       int32                                 written
 //
 //   block = kThreads threads, one token; grid = tokens

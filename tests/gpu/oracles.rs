@@ -67,6 +67,7 @@ pub fn cases() -> Vec<Case> {
     for directory in ["small-nvfp4", "wide-nvfp4_full"] {
         cases.push(case(directory, "a step with branches as one in a row", steps::branches));
     }
+    cases.push(case("small-nvfp4", "a step that an observer ended is made again", steps::interrupted));
     cases.push(case("small-nvfp4", "batch-invariant: the same tokens in any company", company));
     cases.push(case("small-nvfp4", "mixes of streams run on their winners", mixes::winners));
     cases.push(case("small-nvfp4", "mistakes are sentences", mistakes));

@@ -13,8 +13,8 @@
 //   table       [slots, max_pages]           int32, pages of entry w / 64      read for each key
 //   picks       [m, top_k]                   int32, entries of a list          read for each key
 //   sinks       [heads]                      f32                               read at the end
-//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read with Q and at the end
-//   positions, sequences    [m]              int32, of each token              read first
+//   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read first and at the end
+//   positions, sequences    [m]              int32, of each token              read before the launch ahead has ended
 //   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written (one split)
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     written (several splits)
@@ -467,9 +467,11 @@ __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capac
 }
 #line 54 "templates/attend/kernel.cu"
 #line 1 "templates/lib/step_arrays.cuh"
-// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. Only the host writes
-// them, and templates/advance, which lets nobody start before it has ended. So a kernel of a step may ask for them
-// before it waits for the launch ahead, and behind its wait one way to memory is left where there were two or three.
+// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. The host writes them
+// while its stream is idle, and templates/advance ends a step: behind it stands no launch of the same graph, and the
+// host waits before it launches another step in a row. So a kernel of a step may ask for them before it waits for the
+// launch ahead, and behind its wait one way to memory is left where there were two or three. (Two steps in one graph
+// would need a full edge between them; that advance lets nobody start early is a second lock, not the first.)
 //
 // Past the L1, which an SM may have kept from the step before.
 __device__ __forceinline__ int of_step(const int* array, int idx) { return __ldcg(array + idx); }

@@ -14,7 +14,7 @@
 //
 // Storing needs only that attention has read the rings, and here a step does not wait for one more launch.
 // What a short step waits for is memory, so the parts of up to kBatch splits are asked for at once, before it is known
-// whether they have keys and whether the row is a token.
+// whether they have keys; sinks, positions and angles are read before the launch ahead has ended.
 // Exactness: f32 sums in the order of the splits, one rounding to BF16.
 #line 1 "templates/lib/words.cuh"
 // Machine words and the small arithmetic of every kernel: names that NVRTC does not bring along without headers.
@@ -113,9 +113,11 @@ __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capac
 }
 #line 26 "templates/attend_combine/kernel.cu"
 #line 1 "templates/lib/step_arrays.cuh"
-// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. Only the host writes
-// them, and templates/advance, which lets nobody start before it has ended. So a kernel of a step may ask for them
-// before it waits for the launch ahead, and behind its wait one way to memory is left where there were two or three.
+// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. The host writes them
+// while its stream is idle, and templates/advance ends a step: behind it stands no launch of the same graph, and the
+// host waits before it launches another step in a row. So a kernel of a step may ask for them before it waits for the
+// launch ahead, and behind its wait one way to memory is left where there were two or three. (Two steps in one graph
+// would need a full edge between them; that advance lets nobody start early is a second lock, not the first.)
 //
 // Past the L1, which an SM may have kept from the step before.
 __device__ __forceinline__ int of_step(const int* array, int idx) { return __ldcg(array + idx); }

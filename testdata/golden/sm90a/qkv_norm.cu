@@ -7,8 +7,8 @@
 //   qkv       [m, q_rank + head_dim]        BF16, row-major                    read once
 //   q_norm    [q_rank]                      f32                                read before the launch ahead has ended
 //   kv_norm   [head_dim]                    f32                                as q_norm
-//   rope      [positions, rope_dim / 2]     float2 (cos, sin)                  a row a token
-//   positions [m]                           int32                              read
+//   rope      [positions, rope_dim / 2]     float2 (cos, sin)                  as q_norm, a row a token
+//   positions [m]                           int32                              as q_norm
 //   qr        [m, q_rank]                   BF16                               written
 //   kv_step   [m, head_dim]                 BF16                               written: keys, and values, of this step
 //
@@ -90,9 +90,11 @@ __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capac
 }
 #line 27 "templates/qkv_norm/kernel.cu"
 #line 1 "templates/lib/step_arrays.cuh"
-// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. Only the host writes
-// them, and templates/advance, which lets nobody start before it has ended. So a kernel of a step may ask for them
-// before it waits for the launch ahead, and behind its wait one way to memory is left where there were two or three.
+// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. The host writes them
+// while its stream is idle, and templates/advance ends a step: behind it stands no launch of the same graph, and the
+// host waits before it launches another step in a row. So a kernel of a step may ask for them before it waits for the
+// launch ahead, and behind its wait one way to memory is left where there were two or three. (Two steps in one graph
+// would need a full edge between them; that advance lets nobody start early is a second lock, not the first.)
 //
 // Past the L1, which an SM may have kept from the step before.
 __device__ __forceinline__ int of_step(const int* array, int idx) { return __ldcg(array + idx); }

@@ -6,8 +6,8 @@
 //   operand    shape                 in memory        written / read
 //   logits     [m, experts]          f32, row-major   read once
 //   bias       [experts]             f32, or null     added for the choice, read before the launch ahead has ended
-//   tid2eid    [vocabulary, top_k]   int32, or null   the choice by token id, with kIsHashed
-//   token_ids  [m]                   int32            read with kIsHashed
+//   tid2eid    [vocabulary, top_k]   int32, or null   the choice by token id, with kIsHashed, as bias
+//   token_ids  [m]                   int32            read with kIsHashed, as bias
 //   experts    [m, top_k]            int32            written
 //   weights    [m, top_k]            f32              written
 //   mix        [m, 20]               f32              C balanced in place, with kBalances
@@ -93,9 +93,11 @@ __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capac
 }
 #line 30 "templates/route/kernel.cu"
 #line 1 "templates/lib/step_arrays.cuh"
-// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. Only the host writes
-// them, and templates/advance, which lets nobody start before it has ended. So a kernel of a step may ask for them
-// before it waits for the launch ahead, and behind its wait one way to memory is left where there were two or three.
+// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. The host writes them
+// while its stream is idle, and templates/advance ends a step: behind it stands no launch of the same graph, and the
+// host waits before it launches another step in a row. So a kernel of a step may ask for them before it waits for the
+// launch ahead, and behind its wait one way to memory is left where there were two or three. (Two steps in one graph
+// would need a full edge between them; that advance lets nobody start early is a second lock, not the first.)
 //
 // Past the L1, which an SM may have kept from the step before.
 __device__ __forceinline__ int of_step(const int* array, int idx) { return __ldcg(array + idx); }

@@ -6,6 +6,7 @@
 //
 //   operand   shape            in memory                             written / read
 //   scores    [m, capacity]    f32, visible entries only             read once; of long rows four times
+//   positions [m]              int32                                 read before the launch ahead has ended
 //   picks     [m, top_k]       int32                                 written
 //
 //   block = kThreads threads, one token; grid = tokens
@@ -45,7 +46,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 27 "templates/top_k/kernel.cu"
+#line 28 "templates/top_k/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -58,7 +59,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // Before it a kernel writes nothing, and reads what no kernel writes, or what an earlier grid has written for certain;
 // every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 28 "templates/top_k/kernel.cu"
+#line 29 "templates/top_k/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -67,15 +68,17 @@ __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcon
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 29 "templates/top_k/kernel.cu"
+#line 30 "templates/top_k/kernel.cu"
 #line 1 "templates/lib/step_arrays.cuh"
-// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. Only the host writes
-// them, and templates/advance, which lets nobody start before it has ended. So a kernel of a step may ask for them
-// before it waits for the launch ahead, and behind its wait one way to memory is left where there were two or three.
+// The arrays that say what a step is: how many tokens, where each stands, of which sequence it is. The host writes them
+// while its stream is idle, and templates/advance ends a step: behind it stands no launch of the same graph, and the
+// host waits before it launches another step in a row. So a kernel of a step may ask for them before it waits for the
+// launch ahead, and behind its wait one way to memory is left where there were two or three. (Two steps in one graph
+// would need a full edge between them; that advance lets nobody start early is a second lock, not the first.)
 //
 // Past the L1, which an SM may have kept from the step before.
 __device__ __forceinline__ int of_step(const int* array, int idx) { return __ldcg(array + idx); }
-#line 30 "templates/top_k/kernel.cu"
+#line 31 "templates/top_k/kernel.cu"
 
 struct Config {
   static constexpr int kRatio = 4;      // tokens of an entry

@@ -77,3 +77,31 @@ impl Observer for Launches {
         Ok(())
     }
 }
+
+/// A step that its observer ends behind the last launch, when the arrays on the device have moved on, did not happen.
+pub fn interrupted(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
+    let greedy = Sampling::default();
+    let (mut whole, mut cut) = (oracle.forward(context, &options())?, oracle.forward(context, &options())?);
+    let prompt = [(0, &oracle.tokens[..50])];
+    let mut answers = [whole.prefill(&prompt, &greedy)?, cut.prefill(&prompt, &greedy)?];
+    for step in 0..8 {
+        if step % 3 == 2 && cut.observed_decode(&[0], &greedy, &mut Ends).is_ok() {
+            return Err("an observer's error did not end the step".to_string().into());
+        }
+        answers[0].extend(whole.decode(&[0], &greedy)?);
+        answers[1].extend(cut.decode(&[0], &greedy)?);
+    }
+    match answers[0] == answers[1] {
+        true => Ok(answers[0].len()),
+        false => Err(format!("expected {:?}, with steps that ended early {:?}", answers[0], answers[1]).into()),
+    }
+}
+
+/// Ends a step behind its last launch.
+struct Ends;
+
+impl Observer for Ends {
+    fn launched(&mut self, op: OpId, _: &[View]) -> Result<(), EngineError> {
+        if op.name == "advance" { Err(EngineError::Observer("enough".into())) } else { Ok(()) }
+    }
+}

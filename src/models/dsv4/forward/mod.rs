@@ -185,7 +185,8 @@ impl Forward {
         Ok(logits)
     }
 
-    /// As [`LanguageModel::decode`], told to `observer`: launches stand in a row then, and no graph is made of them.
+    /// As [`LanguageModel::decode`], told to `observer`, which has to want every op: launches stand in a row then, and
+    /// no graph is made of them.
     ///
     /// # Errors
     /// As [`LanguageModel::decode`], and what the observer ends the step with.
@@ -195,7 +196,9 @@ impl Forward {
         sampling: &Sampling,
         observer: &mut dyn Observer,
     ) -> Result<Vec<u32>, ForwardError> {
-        self.decode_by(slots, sampling, |forward, (count, _)| forward.launch_decode(count, observer))
+        let answer = self.decode_by(slots, sampling, |forward, (count, _)| forward.launch_decode(count, observer));
+        self.sequences.decoding.clear();
+        answer
     }
 
     /// Runs layer `layer` alone on the first tokens of an empty sequence: `streams` `[tokens, 4 * hidden]` in, what the
@@ -345,6 +348,8 @@ impl Forward {
             self.check(slot, &[sampled.unwrap_or(0)])?;
             fed.push([sampled.ok_or(ForwardError::NotSampled { slot })?]);
         }
+        // A step that its observer ended may have left launches that still read the tables.
+        self.stream.synchronize()?;
         for &slot in slots {
             self.reserve(slot, self.length(slot) + 1)?;
         }
@@ -410,8 +415,12 @@ impl Forward {
         let Some(m) = bucket_of(slots.len() as u32).filter(|_| !slots.is_empty()) else { return Ok(Vec::new()) };
         self.set_sampling(sampling)?;
         self.prepare_decode(slots)?;
-        step(self, (slots.len() as u32, m))?;
-        self.stream.synchronize()?;
+        let stepped = step(self, (slots.len() as u32, m)).and_then(|()| Ok(self.stream.synchronize()?));
+        if stepped.is_err() {
+            // Whether the arrays on the device have moved on is not known.
+            self.sequences.decoding.clear();
+        }
+        stepped?;
         let sampled: Vec<i32> = self.model.buffers.sampled.download(slots.len())?;
         for &slot in slots {
             self.sequences.lengths[slot as usize] += 1;
