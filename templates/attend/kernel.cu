@@ -16,7 +16,7 @@ $#-
 //   picks       [m, top_k]                   int32, entries of a list          read for each key
 //   sinks       [heads]                      f32                               read at the end
 //   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read first and at the end
-//   positions, sequences    [m]              int32, of each token              read before the launch ahead has ended
+//   positions, sequences    [m]              int32, of each token              read first, before the wait: kAsksEarly
 //   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written (one split)
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     written (several splits)
@@ -79,6 +79,9 @@ struct Config {
 using Shape = AttentionBlock<Config>;
 constexpr int kPieces = Shape::kPieces;
 constexpr int kHeadWarps = Shape::kHeadWarps;
+// A step of many tokens, whose blocks have more heads, has neither the registers nor the need to ask for the place of a
+// token before the wait.
+constexpr bool kAsksEarly = Config::kHeadTile == 16;
 constexpr int kColumnTiles = Config::kHeadDim / 8 / Shape::kWarps;  // 8-column tiles of a warp, for O
 static_assert(Config::kHeadDim % 64 == 0 && Config::kHeadTile % 16 == 0 && Config::kRopeDim % 2 == 0, "whole tiles");
 static_assert(Shape::kBytes == Config::kSmemBytes, "host and device disagree on shared memory");
@@ -209,9 +212,10 @@ struct Block {
   Values values = {};
   Scores<Config> scores;
   float sum = 0.0f;  // of probabilities, in thread h for head h
+  const float2* turns;  // of the token's position
 
   __device__ __forceinline__ void run(uint8_t* shared, const Keys<Config>& keys, TileRange range,
-                                      const HeadTurns<Config>& turns, int warp, int lane) {
+                                      const HeadTurns<Config>& early_turns, int warp, int lane) {
     const uint32_t smem = smem_address(shared);
     const int head_warp = warp % kHeadWarps;
     const int key_warp = warp / kHeadWarps;
@@ -226,7 +230,11 @@ struct Block {
     // Addresses take two dependent loads: they are looked up a tile ahead of their copies.
     const bf16* next = key_of(range.begin + 1);
     wait_copies<1>();  // the queries have arrived, the keys may be on their way
-    normalise_heads<Config, Place, 2>(shared, turns, warp, lane);
+    if constexpr (kAsksEarly) {
+      normalise_heads<Config, Place, 2>(shared, early_turns, warp, lane);
+    } else {
+      normalise_queries<Config, Place>(shared, turns, warp, lane);
+    }
     for (int tile = range.begin; tile < range.end; ++tile) {
       const int buffer = (tile - range.begin) & 1;
       const uint32_t tile_keys = smem + Shape::kKeysAt + buffer * Shape::kTileBytes;
@@ -267,17 +275,17 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
            int max_pages, float* mix) {
   extern __shared__ __align__(128) uint8_t shared[];
   launch_dependents();
-  const int token = blockIdx.x;
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
+  const int token = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if constexpr (!kAsksEarly) wait_for_dependency();
   const bool is_there = token < actual_tokens(m_on_device, m);
   // A row that is no token has any number there, which must not become an address.
-  const int position = is_there ? of_step(positions, token) : 0;
-  const int slot = is_there ? of_step(sequences, token) : 0;
-  const int row_of_start = of_step(first_row, slot), start = of_step(step_start, slot);
+  const int position = !kAsksEarly ? positions[token] : is_there ? of_step(positions, token) : 0;
+  const int slot = !kAsksEarly ? sequences[token] : is_there ? of_step(sequences, token) : 0;
+  const int row_of_start = kAsksEarly ? of_step(first_row, slot) : 0;
+  const int start = kAsksEarly ? of_step(step_start, slot) : 0;
   const float2* turns = rope + int64_t{position} * (Config::kRopeDim / 2);
-  const HeadTurns<Config> head_turns(turns, lane);
-  wait_for_dependency();
+  const HeadTurns<Config> early_turns(kAsksEarly ? turns : rope, lane);
+  if constexpr (kAsksEarly) wait_for_dependency();
   if (!is_there) return;
   const int splits = gridDim.z - (Config::kBalances ? 1 : 0);
   if (Config::kBalances && blockIdx.z == splits) {
@@ -288,19 +296,20 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   const TileRange range = attended.range(blockIdx.z, splits);
   if (range.begin == range.end) return;  // attend_combine knows
   const Keys<Config> keys{attended,
-                  kv_step + int64_t{row_of_start} * Config::kHeadDim,
+                  kv_step + int64_t{kAsksEarly ? row_of_start : first_row[slot]} * Config::kHeadDim,
                   kv_ring + int64_t{slot} * Config::kWindow * Config::kHeadDim,
                   pool,
                   table + int64_t{slot} * max_pages,
                   picks + int64_t{token} * Config::kTopK,
-                  start};
+                  kAsksEarly ? start : step_start[slot]};
   const int first_head = blockIdx.y * Config::kHeadTile;
   const int n_heads = smaller(Config::kHeadTile, Config::kHeads - first_head);
   const int64_t row = int64_t{token} * Config::kHeads + first_head;
   fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head, warp, lane);
   commit_copies();
   Block block;
-  block.run(shared, keys, range, head_turns, warp, lane);
+  block.turns = turns;
+  block.run(shared, keys, range, early_turns, warp, lane);
   const float* running = reinterpret_cast<const float*>(shared + Shape::kRunningAt);
   if constexpr (Config::kIsPartial) {
     const int64_t rows = int64_t{m} * Config::kHeads;

@@ -14,7 +14,7 @@
 //   picks       [m, top_k]                   int32, entries of a list          read for each key
 //   sinks       [heads]                      f32                               read at the end
 //   rope        [positions, rope_dim / 2]    f32 pairs (cos, sin)              read first and at the end
-//   positions, sequences    [m]              int32, of each token              read before the launch ahead has ended
+//   positions, sequences    [m]              int32, of each token              read first, before the wait: kAsksEarly
 //   step_start, first_row   [slots]          int32, position and row of the first token of a sequence in the step
 //   o           [m, heads, head_dim]         BF16                              written (one split)
 //   workspace   [splits, m, heads, head_dim] f32 sums, then (maximum, sum)     written (several splits)
@@ -534,7 +534,7 @@ __device__ __forceinline__ float2 rotated_back(float2 pair, float2 turn) {
 #line 57 "templates/attend/kernel.cu"
 #line 1 "templates/lib/attention_block.cuh"
 // What the blocks of templates/attend and templates/attend_wgmma have in common: how warps share scores, where a
-// token's keys lie, how its queries are fetched, and the softmax between the two products.
+// token's keys lie, what becomes of its queries, and the softmax between the two products.
 
 // Warps across heads and keys while scores are computed, and byte offsets in shared memory.
 template <class Config>
@@ -594,6 +594,40 @@ __device__ __forceinline__ void fetch_queries(uint32_t smem, const bf16* q, int 
     for (int piece = lane; piece < Block::kPieces; piece += 32) {
       const bf16* from = q + (is_there ? int64_t{head} * Config::kHeadDim + piece * 8 : 0);
       copy_async_16_or_zeros(Place::address(smem, head, piece), from, is_there ? 16 : 0);
+    }
+  }
+}
+
+// Divides a warp's heads by their root mean squares and rotates their ends by `turns`, in place and rounded to BF16
+// once. The copies that this thread has started have arrived. Angles are looked up where they are used: many heads
+// leave no registers for them. (lib/head_norm.cuh asks for them early.)
+template <class Config, class Place>
+__device__ __forceinline__ void normalise_queries(uint8_t* shared, const float2* turns, int warp, int lane) {
+  using Block = AttentionBlock<Config>;
+  constexpr int kChunks = ceil_divide(Block::kPieces, 32);
+  static_assert(Config::kRopeDim % 8 == 0, "a piece is rotated, or it is not");
+#pragma unroll 2
+  for (int head = warp; head < Config::kHeadTile; head += Block::kWarps) {
+    float values[kChunks][8] = {};
+    float squares = 0.0f;
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int piece = chunk * 32 + lane;
+      const uint8_t* from = shared + Place::address(0, head, piece);
+      if (piece < Block::kPieces) load_eight(values[chunk], reinterpret_cast<const bf16*>(from));
+#pragma unroll
+      for (int i = 0; i < 8; ++i) squares = __fmaf_rn(values[chunk][i], values[chunk][i], squares);
+    }
+    const float factor = reciprocal_root(lane_sum(squares) / Config::kHeadDim + Config::kNormEpsilon);
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int piece = chunk * 32 + lane;
+      if (piece >= Block::kPieces) continue;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[chunk][i] *= factor;
+      const int rotated = piece * 8 - (Config::kHeadDim - Config::kRopeDim);
+      if (rotated >= 0) rotate_pairs(values[chunk], turns, rotated / 2);
+      store_eight(reinterpret_cast<bf16*>(shared + Place::address(0, head, piece)), values[chunk]);
     }
   }
 }
@@ -780,6 +814,9 @@ struct Config {
 using Shape = AttentionBlock<Config>;
 constexpr int kPieces = Shape::kPieces;
 constexpr int kHeadWarps = Shape::kHeadWarps;
+// A step of many tokens, whose blocks have more heads, has neither the registers nor the need to ask for the place of a
+// token before the wait.
+constexpr bool kAsksEarly = Config::kHeadTile == 16;
 constexpr int kColumnTiles = Config::kHeadDim / 8 / Shape::kWarps;  // 8-column tiles of a warp, for O
 static_assert(Config::kHeadDim % 64 == 0 && Config::kHeadTile % 16 == 0 && Config::kRopeDim % 2 == 0, "whole tiles");
 static_assert(Shape::kBytes == Config::kSmemBytes, "host and device disagree on shared memory");
@@ -910,9 +947,10 @@ struct Block {
   Values values = {};
   Scores<Config> scores;
   float sum = 0.0f;  // of probabilities, in thread h for head h
+  const float2* turns;  // of the token's position
 
   __device__ __forceinline__ void run(uint8_t* shared, const Keys<Config>& keys, TileRange range,
-                                      const HeadTurns<Config>& turns, int warp, int lane) {
+                                      const HeadTurns<Config>& early_turns, int warp, int lane) {
     const uint32_t smem = smem_address(shared);
     const int head_warp = warp % kHeadWarps;
     const int key_warp = warp / kHeadWarps;
@@ -927,7 +965,11 @@ struct Block {
     // Addresses take two dependent loads: they are looked up a tile ahead of their copies.
     const bf16* next = key_of(range.begin + 1);
     wait_copies<1>();  // the queries have arrived, the keys may be on their way
-    normalise_heads<Config, Place, 2>(shared, turns, warp, lane);
+    if constexpr (kAsksEarly) {
+      normalise_heads<Config, Place, 2>(shared, early_turns, warp, lane);
+    } else {
+      normalise_queries<Config, Place>(shared, turns, warp, lane);
+    }
     for (int tile = range.begin; tile < range.end; ++tile) {
       const int buffer = (tile - range.begin) & 1;
       const uint32_t tile_keys = smem + Shape::kKeysAt + buffer * Shape::kTileBytes;
@@ -968,17 +1010,17 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
            int max_pages, float* mix) {
   extern __shared__ __align__(128) uint8_t shared[];
   launch_dependents();
-  const int token = blockIdx.x;
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
+  const int token = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if constexpr (!kAsksEarly) wait_for_dependency();
   const bool is_there = token < actual_tokens(m_on_device, m);
   // A row that is no token has any number there, which must not become an address.
-  const int position = is_there ? of_step(positions, token) : 0;
-  const int slot = is_there ? of_step(sequences, token) : 0;
-  const int row_of_start = of_step(first_row, slot), start = of_step(step_start, slot);
+  const int position = !kAsksEarly ? positions[token] : is_there ? of_step(positions, token) : 0;
+  const int slot = !kAsksEarly ? sequences[token] : is_there ? of_step(sequences, token) : 0;
+  const int row_of_start = kAsksEarly ? of_step(first_row, slot) : 0;
+  const int start = kAsksEarly ? of_step(step_start, slot) : 0;
   const float2* turns = rope + int64_t{position} * (Config::kRopeDim / 2);
-  const HeadTurns<Config> head_turns(turns, lane);
-  wait_for_dependency();
+  const HeadTurns<Config> early_turns(kAsksEarly ? turns : rope, lane);
+  if constexpr (kAsksEarly) wait_for_dependency();
   if (!is_there) return;
   const int splits = gridDim.z - (Config::kBalances ? 1 : 0);
   if (Config::kBalances && blockIdx.z == splits) {
@@ -989,19 +1031,20 @@ extern "C" __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   const TileRange range = attended.range(blockIdx.z, splits);
   if (range.begin == range.end) return;  // attend_combine knows
   const Keys<Config> keys{attended,
-                  kv_step + int64_t{row_of_start} * Config::kHeadDim,
+                  kv_step + int64_t{kAsksEarly ? row_of_start : first_row[slot]} * Config::kHeadDim,
                   kv_ring + int64_t{slot} * Config::kWindow * Config::kHeadDim,
                   pool,
                   table + int64_t{slot} * max_pages,
                   picks + int64_t{token} * Config::kTopK,
-                  start};
+                  kAsksEarly ? start : step_start[slot]};
   const int first_head = blockIdx.y * Config::kHeadTile;
   const int n_heads = smaller(Config::kHeadTile, Config::kHeads - first_head);
   const int64_t row = int64_t{token} * Config::kHeads + first_head;
   fetch_queries<Config, Place>(smem_address(shared), q + row * Config::kHeadDim, first_head, warp, lane);
   commit_copies();
   Block block;
-  block.run(shared, keys, range, head_turns, warp, lane);
+  block.turns = turns;
+  block.run(shared, keys, range, early_turns, warp, lane);
   const float* running = reinterpret_cast<const float*>(shared + Shape::kRunningAt);
   if constexpr (Config::kIsPartial) {
     const int64_t rows = int64_t{m} * Config::kHeads;

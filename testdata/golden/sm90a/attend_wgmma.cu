@@ -704,7 +704,7 @@ __device__ __forceinline__ float2 rotated_back(float2 pair, float2 turn) {
 #line 69 "templates/attend_wgmma/kernel.cu"
 #line 1 "templates/lib/attention_block.cuh"
 // What the blocks of templates/attend and templates/attend_wgmma have in common: how warps share scores, where a
-// token's keys lie, how its queries are fetched, and the softmax between the two products.
+// token's keys lie, what becomes of its queries, and the softmax between the two products.
 
 // Warps across heads and keys while scores are computed, and byte offsets in shared memory.
 template <class Config>
@@ -764,6 +764,40 @@ __device__ __forceinline__ void fetch_queries(uint32_t smem, const bf16* q, int 
     for (int piece = lane; piece < Block::kPieces; piece += 32) {
       const bf16* from = q + (is_there ? int64_t{head} * Config::kHeadDim + piece * 8 : 0);
       copy_async_16_or_zeros(Place::address(smem, head, piece), from, is_there ? 16 : 0);
+    }
+  }
+}
+
+// Divides a warp's heads by their root mean squares and rotates their ends by `turns`, in place and rounded to BF16
+// once. The copies that this thread has started have arrived. Angles are looked up where they are used: many heads
+// leave no registers for them. (lib/head_norm.cuh asks for them early.)
+template <class Config, class Place>
+__device__ __forceinline__ void normalise_queries(uint8_t* shared, const float2* turns, int warp, int lane) {
+  using Block = AttentionBlock<Config>;
+  constexpr int kChunks = ceil_divide(Block::kPieces, 32);
+  static_assert(Config::kRopeDim % 8 == 0, "a piece is rotated, or it is not");
+#pragma unroll 2
+  for (int head = warp; head < Config::kHeadTile; head += Block::kWarps) {
+    float values[kChunks][8] = {};
+    float squares = 0.0f;
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int piece = chunk * 32 + lane;
+      const uint8_t* from = shared + Place::address(0, head, piece);
+      if (piece < Block::kPieces) load_eight(values[chunk], reinterpret_cast<const bf16*>(from));
+#pragma unroll
+      for (int i = 0; i < 8; ++i) squares = __fmaf_rn(values[chunk][i], values[chunk][i], squares);
+    }
+    const float factor = reciprocal_root(lane_sum(squares) / Config::kHeadDim + Config::kNormEpsilon);
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int piece = chunk * 32 + lane;
+      if (piece >= Block::kPieces) continue;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[chunk][i] *= factor;
+      const int rotated = piece * 8 - (Config::kHeadDim - Config::kRopeDim);
+      if (rotated >= 0) rotate_pairs(values[chunk], turns, rotated / 2);
+      store_eight(reinterpret_cast<bf16*>(shared + Place::address(0, head, piece)), values[chunk]);
     }
   }
 }

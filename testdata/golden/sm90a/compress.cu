@@ -321,10 +321,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const int token = blockIdx.x;
   const bool is_there = token < actual_tokens(m_on_device, m);
   const int position = is_there ? of_step(positions, token) : 0;
-  const int slot = is_there ? of_step(sequences, token) : 0;
-  const int row_of_start = of_step(first_row, slot), start = of_step(step_start, slot);
+  const bool closes = is_there && (position + 1) % Config::kRatio == 0;
+  // In a prompt most tokens close nothing, and their blocks must not look up more than they have to.
+  const int slot = closes ? of_step(sequences, token) : 0;
+  const int row_of_start = closes ? of_step(first_row, slot) : 0, start = closes ? of_step(step_start, slot) : 0;
   wait_for_dependency();
-  if (!is_there || (position + 1) % Config::kRatio != 0) return;
+  if (!closes) return;
   const int entry = position / Config::kRatio;
   const int part = threadIdx.x / Config::kHeadDim;
   const int channel = threadIdx.x % Config::kHeadDim;

@@ -78,7 +78,8 @@ impl Observer for Launches {
     }
 }
 
-/// A step that its observer ends behind the last launch, when the arrays on the device have moved on, did not happen.
+/// A step that its observer ends behind the last launch counts as not made, though the arrays on the device have moved
+/// on.
 pub fn interrupted(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
     let greedy = Sampling::default();
     let (mut whole, mut cut) = (oracle.forward(context, &options())?, oracle.forward(context, &options())?);

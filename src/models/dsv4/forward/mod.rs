@@ -197,7 +197,9 @@ impl Forward {
         observer: &mut dyn Observer,
     ) -> Result<Vec<u32>, ForwardError> {
         let answer = self.decode_by(slots, sampling, |forward, (count, _)| forward.launch_decode(count, observer));
-        self.sequences.decoding.clear();
+        if answer.is_ok() {
+            self.sequences.decoding.clear();
+        }
         answer
     }
 
@@ -415,13 +417,15 @@ impl Forward {
         let Some(m) = bucket_of(slots.len() as u32).filter(|_| !slots.is_empty()) else { return Ok(Vec::new()) };
         self.set_sampling(sampling)?;
         self.prepare_decode(slots)?;
-        let stepped = step(self, (slots.len() as u32, m)).and_then(|()| Ok(self.stream.synchronize()?));
+        let stepped: Result<Vec<i32>, ForwardError> = step(self, (slots.len() as u32, m)).and_then(|()| {
+            self.stream.synchronize()?;
+            Ok(self.model.buffers.sampled.download(slots.len())?)
+        });
         if stepped.is_err() {
             // Whether the arrays on the device have moved on is not known.
             self.sequences.decoding.clear();
         }
-        stepped?;
-        let sampled: Vec<i32> = self.model.buffers.sampled.download(slots.len())?;
+        let sampled = stepped?;
         for &slot in slots {
             self.sequences.lengths[slot as usize] += 1;
         }
