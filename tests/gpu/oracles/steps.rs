@@ -1,4 +1,4 @@
-//! Decode steps as graphs against the same launches in a row.
+//! Decode steps as graphs against the same launches in a row, and a step that its observer ended against a whole one.
 
 use tilekiln::engine::{EngineError, LanguageModel, Observer, OpId, Sampling, View};
 use tilekiln::models::dsv4::forward::ForwardOptions;
@@ -28,13 +28,14 @@ pub fn graphs(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> 
     Ok(answer.len())
 }
 
-/// Every branch reads and writes what it would in a row: the same tokens, and behind them the same caches to the bit.
+/// Every branch reads and writes what it would in a row: the same tokens, and behind them the same logits to the bit, in
+/// which all caches have a say.
 pub fn branches(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
     const STEPS: usize = 40;
     let greedy = Sampling::default();
     let several = ForwardOptions { sequences: 16, ..options() };
     let (mut graph, mut row) = (oracle.forward(context, &several)?, oracle.forward(context, &several)?);
-    // Rooms of buckets that are full and not, beyond the tokens at which a window and an entry of 128 end.
+    // Buckets that are full, and one that is not; beyond the tokens at which a window and an entry of 128 end.
     for count in [1, 3, 16] {
         let slots: Vec<u32> = (0..count).collect();
         let prompts: Vec<(u32, &[u32])> =
