@@ -28,8 +28,8 @@ pub fn graphs(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> 
     Ok(answer.len())
 }
 
-/// Every branch reads and writes what it would in a row: the same tokens, and behind them the same logits to the bit, in
-/// which all caches have a say.
+/// Every branch reads and writes what it would in a row: the same tokens, and behind them the same logits to the bit,
+/// in which all caches have a say.
 pub fn branches(context: &mut Context, oracle: &Oracle) -> Result<usize, Failure> {
     const STEPS: usize = 40;
     let greedy = Sampling::default();
