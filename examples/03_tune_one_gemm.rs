@@ -51,7 +51,7 @@ fn tune(problem: &Problem, gpu: &GpuSpec, bench: &mut dyn Bench) -> Result<(), B
     let found = search.run(bench, &mut |tile, outcome, _| {
         // A candidate of the final is reported again, with all its rounds.
         if seen.insert(tile.clone()) {
-            println!("  {:<40} {tile}", tuner::sentence(outcome));
+            println!("  {:<40} {tile}", outcome.to_string());
         }
     })?;
     let us = found.winner.timing.chained_us;

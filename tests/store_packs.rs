@@ -257,6 +257,7 @@ fn trials() -> Vec<Trial> {
     trials[7].outcome = Outcome::FailedToCompile { message: "kernel.cu(12): error: \"x\" is undefined".to_string() };
     trials[8].outcome = Outcome::FailedToRun { message: "an illegal memory access".to_string() };
     trials[9].outcome = Outcome::TimedOut { seconds: 2.0 };
+    trials[11].outcome = Outcome::WrongElement { found: 2.5, limit: f64::INFINITY };
     trials[10].toolchain.driver = "590.1".to_string();
     trials
 }

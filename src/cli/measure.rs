@@ -8,7 +8,7 @@ use super::voice::talk;
 use crate::arch::GpuSpec;
 use crate::problem::{Problem, Routing, Tile};
 use crate::report::{BenchRow, Peers};
-use crate::tuner::{Bench, Miss, Mode, Spent, WorkerBench, WorkerError, median_and_half_width, sentence};
+use crate::tuner::{Bench, Miss, Mode, Spent, WorkerBench, WorkerError, median_and_half_width};
 
 /// Measures rows with one worker.
 pub struct Measure<'a> {
@@ -63,7 +63,7 @@ impl Measure<'_> {
             }
             Err(Miss::Fatal(reason)) => Err(CliError::failed(reason, None)),
             Err(Miss::Candidate(outcome)) => {
-                talk(&format!("error: `{problem}` {tile}: {}", sentence(&outcome)));
+                talk(&format!("error: `{problem}` {tile}: {outcome}"));
                 Ok(Vec::new())
             }
         }

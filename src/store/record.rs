@@ -1,5 +1,7 @@
 //! What is kept: every trial, and for each problem on each GPU the winner with its evidence.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::arch::GpuIdentity;
@@ -26,7 +28,7 @@ pub enum Outcome {
         /// The driver's message.
         message: String,
     },
-    /// It ran, and an element of the result was wrong.
+    /// It ran, and the result was wrong as a whole, or not finite.
     Wrong {
         /// Relative L2 error; infinite when an element was not finite or not written.
         relative_l2: f64,
@@ -36,6 +38,31 @@ pub enum Outcome {
         /// The limit, seconds.
         seconds: f64,
     },
+    /// It ran, and all elements together are right, but not each of them. (Last, so that older records are read.)
+    WrongElement {
+        /// What the worst one is off by, beyond its rounding.
+        found: f64,
+        /// What it may be off by.
+        limit: f64,
+    },
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Measured(timing) => write!(f, "{:.2} us", timing.chained_us),
+            Self::Rejected { rule } => write!(f, "refused by rule `{rule}`"),
+            Self::FailedToCompile { message } | Self::FailedToRun { message } => f.write_str(message),
+            Self::Wrong { relative_l2 } if !relative_l2.is_finite() || *relative_l2 == f64::MAX => {
+                f.write_str("wrong result (elements that are not finite or were not written)")
+            }
+            Self::Wrong { relative_l2 } => write!(f, "wrong result (relative L2 error {relative_l2:.2e})"),
+            Self::WrongElement { found, limit } => {
+                write!(f, "wrong result (an element is off by {found:.2e} beyond rounding, the limit is {limit:.2e})")
+            }
+            Self::TimedOut { seconds } => write!(f, "ran longer than {seconds:.1} s"),
+        }
+    }
 }
 
 /// Time of one launch (of all launches of a plan), from interleaved rounds of CUDA-graph replays.

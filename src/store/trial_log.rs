@@ -236,6 +236,12 @@ enum LineOutcome {
         #[serde(with = "number")]
         seconds: f64,
     },
+    WrongElement {
+        #[serde(with = "number")]
+        found: f64,
+        #[serde(with = "number")]
+        limit: f64,
+    },
 }
 
 /// [`Timing`] with its numbers as [`number`] writes them.

@@ -16,7 +16,7 @@ pub use calibration::{Calibration, Correlation, calibration};
 pub use live::{ChainLink, Live, LiveError, Mode, Sample, touched_experts};
 pub use predict::{Bound, bound, predict, predict_compiled, rank_correlation, ranked};
 pub use race::median_and_half_width;
-pub use search::{Contender, Effort, Found, OnTrial, Search, SearchError, sentence};
+pub use search::{Contender, Effort, Found, OnTrial, Search, SearchError};
 pub use session::{
     INCUMBENT_BAND, Job, Progress, Session, SessionError, Settings, Summary, failure, headline, predicted_record,
 };

@@ -461,7 +461,7 @@ impl Field<'_, '_> {
         let (problem, tried) = (self.search.problem.to_string(), self.tried.len());
         match &self.first_failure {
             _ if self.is_cut_short => SearchError::Stopped { problem },
-            Some(outcome) => SearchError::AllFailed { problem, tried, first: sentence(outcome) },
+            Some(outcome) => SearchError::AllFailed { problem, tried, first: outcome.to_string() },
             None => SearchError::AllFailed { problem, tried, first: "it failed in an earlier run".to_string() },
         }
     }
@@ -564,17 +564,6 @@ impl Field<'_, '_> {
         let routings = self.bench.routings().len().max(1);
         let by_routing_us = (0..routings).map(|routing_idx| entrant.times.median(routing_idx)).collect();
         Contender { tile: entrant.tile.clone(), timing, by_routing_us }
-    }
-}
-
-/// An outcome as words.
-pub fn sentence(outcome: &Outcome) -> String {
-    match outcome {
-        Outcome::Measured(timing) => format!("{:.2} us", timing.chained_us),
-        Outcome::Rejected { rule } => format!("refused by rule `{rule}`"),
-        Outcome::FailedToCompile { message } | Outcome::FailedToRun { message } => message.clone(),
-        Outcome::Wrong { relative_l2 } => format!("wrong result (relative L2 error {relative_l2:.2e})"),
-        Outcome::TimedOut { seconds } => format!("ran longer than {seconds:.1} s"),
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::ahead::{CompileAhead, Urgency};
 use super::bench::Bench;
+use super::predict;
 use super::search::{Contender, Effort, Found, Search, SearchError, first_field, neighbours};
-use super::{predict, sentence};
 use crate::arch::GpuSpec;
 use crate::dispatch::kernels_hash;
 use crate::jit::Jit;
@@ -550,7 +550,7 @@ pub fn headline(record: &Record, gpu: &GpuSpec) -> String {
 
 /// An outcome that is no time, as words for a list of failures.
 pub fn failure(tile: &Tile, outcome: &Outcome) -> Option<String> {
-    (!matches!(outcome, Outcome::Measured(_))).then(|| format!("{tile}: {}", sentence(outcome)))
+    (!matches!(outcome, Outcome::Measured(_))).then(|| format!("{tile}: {outcome}"))
 }
 
 /// A measured incumbent stays unless it is beaten by this much: times of one tile move by a few per cent between runs.

@@ -46,7 +46,7 @@ pub enum WorkerError {
         limit: Duration,
     },
     /// The request failed in the child.
-    #[error("{}", crate::tuner::sentence(outcome))]
+    #[error("{outcome}")]
     Failed {
         /// What became of it.
         outcome: Outcome,
@@ -388,7 +388,7 @@ impl Bench for WorkerBench {
         let started = Instant::now();
         let request = Request::Open { problem: problem.clone(), routings: self.routings.clone(), seed: self.seed };
         let reply = self.ask(&request, OPEN_LIMIT).map_err(|miss| match miss {
-            Miss::Candidate(outcome) => crate::tuner::sentence(&outcome),
+            Miss::Candidate(outcome) => outcome.to_string(),
             Miss::Fatal(reason) => reason,
         })?;
         self.is_warm = matches!(reply, Reply::Opened { is_warm: true });

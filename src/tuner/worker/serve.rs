@@ -147,13 +147,11 @@ impl Server {
 fn outcome(error: LiveError) -> Outcome {
     match error {
         LiveError::Rejected(rejection) => Outcome::Rejected { rule: rejection.rule.to_string() },
-        LiveError::Wrong(wrong) => {
-            let relative_l2 = match wrong {
-                crate::check::Wrong::Error { found, .. } | crate::check::Wrong::Element { found, .. } => found,
-                crate::check::Wrong::NotFinite { .. } => f64::MAX,
-            };
-            Outcome::Wrong { relative_l2 }
-        }
+        LiveError::Wrong(wrong) => match wrong {
+            crate::check::Wrong::Error { found, .. } => Outcome::Wrong { relative_l2: found },
+            crate::check::Wrong::Element { found, limit } => Outcome::WrongElement { found, limit },
+            crate::check::Wrong::NotFinite { .. } => Outcome::Wrong { relative_l2: f64::MAX },
+        },
         LiveError::Jit(JitError::TimedOut { limit, .. }) => Outcome::TimedOut { seconds: limit.as_secs_f64() },
         LiveError::Jit(error) => Outcome::FailedToCompile { message: error.to_string() },
         LiveError::Codegen(error) => Outcome::FailedToCompile { message: error.to_string() },
