@@ -8,7 +8,7 @@ use super::plan::{BoxBase, Workspace, word_of};
 use super::space::{first_that_fits, number, tile_values};
 use super::{Axis, BoxMap, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
-use crate::codegen::{Request, Values, Widths};
+use crate::codegen::{Request, Value, Values, Widths};
 use crate::problem::{Activations, Dense, Epilogue, Problem, Tile};
 use crate::quant::PackedLayout;
 
@@ -179,12 +179,16 @@ pub(super) fn raster_makes_a_difference(tile: &Tile, problem: &Problem, _: &GpuS
     Err("there is one tile of tokens, both orders are the same".to_string())
 }
 
-fn values(dense: &Dense, tile: &Tile, group: &Group, gpu: &GpuSpec) -> Values {
-    let problem = BTreeMap::from([
+/// What a template is told of the problem.
+pub(super) fn problem_values(dense: &Dense) -> BTreeMap<&'static str, Value> {
+    BTreeMap::from([
         ("weights", word_of(dense.weights).into()),
         ("out", out_word(dense.output).into()),
         ("swiglu", (dense.epilogue == Epilogue::SwiGlu).into()),
-    ]);
+    ])
+}
+
+fn values(dense: &Dense, tile: &Tile, group: &Group, gpu: &GpuSpec) -> Values {
     // Along the rows, whichever axis of the grid these are.
     let cluster = match (number(tile, "cluster"), number(tile, "raster")) {
         (1, _) => String::new(),
@@ -197,7 +201,7 @@ fn values(dense: &Dense, tile: &Tile, group: &Group, gpu: &GpuSpec) -> Values {
         ("blocks_per_sm", group.blocks_per_sm(gpu).into()),
         ("smem_bytes", group.smem_bytes().into()),
     ]);
-    BTreeMap::from([("problem", problem), ("tile", tile_values(tile, &AXES)), ("launch", launch)])
+    BTreeMap::from([("problem", problem_values(dense)), ("tile", tile_values(tile, &AXES)), ("launch", launch)])
 }
 
 fn work(dense: &Dense, group: &Group, tile: &Tile) -> Work {

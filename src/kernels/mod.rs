@@ -5,6 +5,7 @@
 
 mod convert;
 mod dense_mma;
+mod dense_persistent;
 mod dense_wgmma;
 mod dense_wgmma_a8;
 mod group;
@@ -24,6 +25,7 @@ mod tools;
 
 pub use convert::Quantise;
 pub use dense_mma::DenseMma;
+pub use dense_persistent::DensePersistent;
 pub use dense_wgmma::DenseWgmma;
 pub use dense_wgmma_a8::DenseWgmmaA8;
 pub use hc_mix::{HcMix, mix_splits};
@@ -71,8 +73,19 @@ pub trait Family: Sync {
 }
 
 /// Every family. A new one is a file here, a folder in `templates/` and a line in this list.
-pub static FAMILIES: [&dyn Family; 10] =
-    [&DenseMma, &DenseWgmma, &DenseWgmmaA8, &MoeWalk, &MoeStaged, &MoeMma, &MoeWgmma, &MoeWgmmaA8, &Quantise, &HcMix];
+pub static FAMILIES: [&dyn Family; 11] = [
+    &DenseMma,
+    &DenseWgmma,
+    &DensePersistent,
+    &DenseWgmmaA8,
+    &MoeWalk,
+    &MoeStaged,
+    &MoeMma,
+    &MoeWgmma,
+    &MoeWgmmaA8,
+    &Quantise,
+    &HcMix,
+];
 
 /// The family of that name.
 pub fn family(name: &str) -> Option<&'static dyn Family> {
