@@ -56,6 +56,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("generate|--model-dir|MODEL|--tokens|1|--scale|checkpoint", "expected `--activation a4` with `--scale`", "a4"),
     ("generate|--model-dir|MODEL|--tokens|1|--scale|dynamic", "checkpoint, warmup or fixed(X) for `--scale`", ""),
     ("generate|--model-dir|MODEL|--tokens|1|--scale|fixed(0)", "expected a tensor scale above zero, found 0", ""),
+    ("generate|--model-dir|MODEL|--tokens|1|--streams|bf16", "expected `--streams f32` on the CPU, found bf16", "GPU"),
     ("generate|--model-dir|MODEL|--tokens|1|--kv|fp4", "expected bf16 or fp8 for `--kv <KV>`, found `fp4`", ""),
     ("generate|--model-dir|MODEL|--tokens|1|--index|fp8", "expected bf16 or mxfp4 for `--index <INDEX>`", ""),
     ("generate|--model-dir|MODEL|--tokens|1|--check|nan", "expected finite or finite=op for `--check <WHAT>`", ""),

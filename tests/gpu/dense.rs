@@ -33,7 +33,7 @@ fn tiles_of(text: &'static str, count: usize) -> Case {
 const TILES_SAMPLED: usize = 14;
 
 /// Tails: rows that fill no block of 64 or 16, k that fills no slab, tokens that fill no tile.
-const SAMPLED: [&str; 54] = [
+const SAMPLED: [&str; 58] = [
     "nvfp4 64x64 m1",
     "nvfp4 100x208 m1",
     "nvfp4 72x16 m3",
@@ -88,6 +88,10 @@ const SAMPLED: [&str; 54] = [
     "fp8 2x1024x512 a8 m64",
     "fp8 256x1040 a8 swiglu m70",
     "fp8 512x2048 a8 f32 m200",
+    "nvfp4 3000x1040 m1300",
+    "mxfp4 4096x1056 swiglu m1100",
+    "fp8 2x1500x512 m2900",
+    "bf16 3x1000x520 f32 m1500",
 ];
 
 const WHOLE_SPACES: [&str; 2] = ["nvfp4 256x1024 m8", "nvfp4 384x1024 m300"];

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::bench_args::BenchArgs;
 use super::meter;
-use super::numerics_args::{Activation, Index, Kv, RouterWeight, Scale};
+use super::numerics_args::{Activation, Index, Kv, RouterWeight, Scale, Streams};
 use super::subject::Subject;
 use crate::arch::GpuSpec;
 use crate::cli::voice::{self, talk};
@@ -159,6 +159,7 @@ fn meta(args: &BenchArgs, subject: &Subject, gpu: &GpuSpec) -> RunnerMeta {
     }];
     words.push(format!("kv {}", if numerics.kv == Kv::Fp8 { "fp8" } else { "bf16" }));
     words.push(format!("index {}", if numerics.index == Index::Mxfp4 { "mxfp4" } else { "bf16" }));
+    words.extend((numerics.streams == Streams::Bf16).then(|| "streams bf16".to_string()));
     words.extend((numerics.router_weight == RouterWeight::Before).then(|| "router weight before w2".to_string()));
     words.extend(args.batch_invariant.then(|| "batch-invariant".to_string()));
     RunnerMeta {

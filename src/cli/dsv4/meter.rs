@@ -33,6 +33,7 @@ pub fn open<'a>(args: &BenchArgs, subject: &'a Subject) -> Result<Box<dyn StepMe
     let options = ForwardOptions {
         numerics: session::numerics(&args.numerics)?,
         is_batch_invariant: args.batch_invariant,
+        streams: args.numerics.stream_element(),
         has_nvfp4_experts: args.numerics.experts == Experts::Nvfp4,
         ..ForwardOptions::default()
     };

@@ -3,6 +3,7 @@
 use clap::{Args, ValueEnum};
 
 use crate::cli::CliError;
+use crate::kernels::runner::Element;
 use crate::quant::ScalePolicy;
 
 /// How values are rounded on their way through the model.
@@ -20,6 +21,9 @@ pub struct NumericsArgs {
     /// Indexer: as it is, or rotated and rounded to MXFP4
     #[arg(long, value_enum, default_value_t = Index::Bf16)]
     pub index: Index,
+    /// Residual streams: f32, or rounded to BF16 behind every sublayer as in DeepSeek's own code
+    #[arg(long, value_enum, default_value_t = Streams::F32)]
+    pub streams: Streams,
     /// Where an expert's output meets its routing weight: after w2, or before it as in DeepSeek's own code
     #[arg(long, value_enum, default_value_t = RouterWeight::After)]
     pub router_weight: RouterWeight,
@@ -83,6 +87,15 @@ pub enum Index {
     Mxfp4,
 }
 
+/// Residual streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Streams {
+    /// As they are summed
+    F32,
+    /// Rounded behind every sublayer: half the bytes, and about twice the error that is left of a layer
+    Bf16,
+}
+
 /// Where an expert's output meets its routing weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RouterWeight {
@@ -102,6 +115,14 @@ pub enum Experts {
 }
 
 impl NumericsArgs {
+    /// What the GPU keeps residual streams as.
+    pub fn stream_element(&self) -> Element {
+        match self.streams {
+            Streams::F32 => Element::F32,
+            Streams::Bf16 => Element::Bf16,
+        }
+    }
+
     /// The scale policy of a run with 4-bit activations; `None` with 16 bits.
     ///
     /// # Errors

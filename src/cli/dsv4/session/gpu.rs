@@ -46,6 +46,7 @@ pub fn open(
         context: size.context,
         sequences: size.sequences,
         is_batch_invariant: run.batch_invariant,
+        streams: run.numerics.stream_element(),
         has_nvfp4_experts: run.numerics.experts == Experts::Nvfp4,
         ..ForwardOptions::default()
     };

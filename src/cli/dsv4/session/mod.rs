@@ -10,7 +10,7 @@ use place::{Place, place};
 use std::path::Path;
 
 use super::args::{Check, ModelArgs, RunArgs};
-use super::numerics_args::{Activation, Experts, Index, Kv, NumericsArgs, RouterWeight, Scale};
+use super::numerics_args::{Activation, Experts, Index, Kv, NumericsArgs, RouterWeight, Scale, Streams};
 use crate::cli::CliError;
 use crate::cli::voice::talk;
 use crate::engine::dump::DumpWriter;
@@ -71,6 +71,12 @@ pub fn open_model(args: &ModelArgs, config: &ConfigFile, size: Size) -> Result<B
     let run = &args.run;
     let numerics = numerics(&run.numerics)?;
     let place = place(run)?;
+    if place == Place::Cpu && run.numerics.streams == Streams::Bf16 {
+        return Err(CliError::usage(
+            "expected `--streams f32` on the CPU, found bf16: the reference keeps streams as they are summed",
+            "leave `--streams` out, or run on a GPU",
+        ));
+    }
     let dump = run.diagnostics.dump.as_deref().map(DumpWriter::create).transpose();
     let dump = dump.map_err(|error| {
         CliError::failed(error.to_string(), Some("name a folder that is empty or not there yet".into()))
