@@ -1,7 +1,7 @@
 //! Dense GEMM on `wgmma` for many tiles: a block an SM goes from one to the next, and its ring does not run empty.
 
 use super::dense_mma::dense_of;
-use super::dense_wgmma::{problem_values, raster_makes_a_difference};
+use super::dense_wgmma::problem_values;
 use super::group::Group;
 use super::plan::BoxBase;
 use super::space::{first_that_fits, number, tile_values};
@@ -119,12 +119,11 @@ const MIN_TILES: u32 = 128;
 
 const AXES: [&str; 5] = ["consumers", "tokens", "block_k", "stages", "signal"];
 
-const RULES: [Rule; 5] = [
+const RULES: [Rule; 4] = [
     Rule { name: "smem", check: |tile, problem, gpu| group_of(tile, problem).fits_shared_memory(gpu) },
     Rule { name: "registers", check: |tile, problem, _| group_of(tile, problem).fits_registers() },
     Rule { name: "slabs", check: |tile, problem, _| group_of(tile, problem).k_is_whole_slabs() },
     Rule { name: "stages-idle", check: the_ring_is_used },
-    Rule { name: "raster-moot", check: raster_makes_a_difference },
 ];
 
 fn group_of(tile: &Tile, problem: &Problem) -> Group {
