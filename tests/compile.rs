@@ -68,9 +68,10 @@ fn every_family_is_reached_on_every_class_or_says_why_not() {
     let without: Vec<&str> =
         ArchSpec::all().iter().filter(|arch| !arch.capabilities.wgmma).map(|arch| &arch.name[..]).collect();
     assert_eq!(without, ["sm80", "sm100a", "sm120a"], "classes on which the wgmma families must refuse");
-    for family in ["dense_wgmma", "dense_persistent", "dense_wgmma_a8", "moe_wgmma", "moe_wgmma_a8"]
-        .into_iter()
-        .filter_map(kernels::family)
+    for family in
+        ["dense_wgmma", "dense_persistent", "dense_wgmma_a8", "dense_persistent_a8", "moe_wgmma", "moe_wgmma_a8"]
+            .into_iter()
+            .filter_map(kernels::family)
     {
         for arch in without.iter().filter_map(|name| ArchSpec::named(name)) {
             let served = PROBLEMS.iter().any(|text| family.serves(&text.parse().unwrap(), arch).is_ok());
@@ -141,7 +142,7 @@ fn fault(source: &Source, compiled: Result<Cubin, JitError>) -> Option<String> {
     }
     let opcode = match source.entry {
         "dense_mma" | "moe_mma" | "moe_staged" => "mma.sync.aligned.m16n8k16",
-        "dense_wgmma_a8" | "moe_wgmma_a8" => "k32.f32.e4m3.e4m3",
+        "dense_wgmma_a8" | "dense_persistent_a8" | "moe_wgmma_a8" => "k32.f32.e4m3.e4m3",
         "dense_wgmma" | "dense_persistent" | "moe_wgmma" => "wgmma.mma_async.sync.aligned.m64n",
         _ => return None,
     };

@@ -380,5 +380,5 @@ const METHOD: &str = "\
 CUDA graphs of launches over rotating copies of the weights, and of experts over eight routing tables in turn, so that \
 weights come from device memory; medians of ROUNDS replays, chained (programmatic dependent launch; where the result \
 is BF16 without SwiGLU, each launch reads what the one before wrote) and unchained (no overlap) in turn; every element \
-checked against f64 first; random data; clocks untouched; in rows of 4148099a72cb and \
-later commits the GPU idle for REST s before a problem whose floor is LONG us or more.";
+checked against f64 first; random data; clocks untouched; in rows of 4148099a72cb and later commits the GPU idle for \
+REST s before a problem whose floor is LONG us or more.";

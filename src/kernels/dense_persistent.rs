@@ -3,7 +3,6 @@
 use super::dense_mma::dense_of;
 use super::dense_wgmma::problem_values;
 use super::group::Group;
-use super::plan::BoxBase;
 use super::space::{first_that_fits, number, tile_values};
 use super::{Axis, BoxMap, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
@@ -29,20 +28,13 @@ impl Family for DensePersistent {
         if !arch.capabilities.wgmma {
             return Err(format!("{} has no wgmma", arch.name));
         }
-        if dense.m < MIN_TOKENS {
-            return Err(format!("expected at least {MIN_TOKENS} tokens, found {}", dense.m));
-        }
-        let tiles = dense.groups * dense.n.div_ceil(ROWS) * dense.m.div_ceil(MOST_TOKENS);
-        if tiles >= MIN_TILES {
-            return Ok(());
-        }
-        Err(format!("expected at least {MIN_TILES} tiles of {ROWS} rows and {MOST_TOKENS} tokens, found {tiles}"))
+        is_worth_walking(dense)
     }
 
     fn axes(&self, _: &Problem, _: &ArchSpec) -> Vec<Axis> {
         vec![
             Axis::new("consumers", [ROWS / 64]),
-            Axis::new("tokens", [128, 160, 192, 224, MOST_TOKENS]),
+            Axis::new("tokens", TOKENS),
             Axis::new("block_k", [128, 256]),
             Axis::new("stages", [2, 3, 4]),
             Axis::new("signal", [0, 3]),
@@ -66,25 +58,18 @@ impl Family for DensePersistent {
     fn plan(&self, problem: &Problem, tile: &Tile, gpu: &GpuSpec) -> Plan {
         let dense = dense_of(problem);
         let group = group_of(tile, problem);
-        let map = BoxMap {
-            base: BoxBase::Activations,
-            element: Activations::A16,
-            k: dense.k.into(),
-            groups: dense.groups.into(),
-            tokens: group.tokens,
-        };
         Plan::single(Launch {
             kernel: Request {
                 template: self.name(),
                 values: values(dense, tile, &group),
                 wgmma_tokens: Some(Widths::single(group.tokens)),
             },
-            grid: [tiles(dense, &group).min(gpu.sm_count()), 1, 1],
+            grid: [tiles(dense, group.tokens).min(gpu.sm_count()), 1, 1],
             threads: group.threads(),
             smem_bytes: group.smem_bytes(),
             params: vec![
                 Param::Operand(Operand::Weights),
-                Param::Box(map),
+                Param::Box(BoxMap::of_tokens(dense, group.tokens)),
                 Param::Operand(Operand::Output),
                 Param::TokensOnDevice,
                 Param::OutputStride,
@@ -106,16 +91,55 @@ impl Family for DensePersistent {
 }
 
 /// Rows of a tile.
-const ROWS: u32 = 128;
+pub(super) const ROWS: u32 = 128;
+
+/// Tokens of a tile.
+pub(super) const TOKENS: [u32; 5] = [128, 160, 192, 224, MOST_TOKENS];
 
 /// Tokens of the widest tile.
-const MOST_TOKENS: u32 = 256;
+pub(super) const MOST_TOKENS: u32 = 256;
 
 /// Below this the weights are read for a tile of tokens or two, and memory is waited for whoever walks.
 const MIN_TOKENS: u32 = 512;
 
 /// Tiles below which `dense_wgmma` has nothing to wait for either: hardly one for each SM of any GPU.
 const MIN_TILES: u32 = 128;
+
+/// Refuses what has too few tiles to walk over.
+pub(super) fn is_worth_walking(dense: &Dense) -> Result<(), String> {
+    if dense.m < MIN_TOKENS {
+        return Err(format!("expected at least {MIN_TOKENS} tokens, found {}", dense.m));
+    }
+    let tiles = tiles(dense, MOST_TOKENS);
+    if tiles >= MIN_TILES {
+        return Ok(());
+    }
+    Err(format!("expected at least {MIN_TILES} tiles of {ROWS} rows and {MOST_TOKENS} tokens, found {tiles}"))
+}
+
+/// Tiles of D that have `tokens` tokens.
+pub(super) fn tiles(dense: &Dense, tokens: u32) -> u32 {
+    dense.groups * dense.n.div_ceil(ROWS) * dense.m.div_ceil(tokens)
+}
+
+/// Tiles of the block that has most of them: to the model it is one long block.
+pub(super) fn rounds(dense: &Dense, tokens: u32, gpu: &GpuSpec) -> f64 {
+    f64::from(tiles(dense, tokens).div_ceil(gpu.sm_count()))
+}
+
+/// Room of a consumer for results on their way out, bytes.
+pub(super) fn staging_bytes(dense: &Dense) -> u32 {
+    let columns = if dense.epilogue == Epilogue::SwiGlu { 32 } else { 64 };
+    STAGING_TOKENS * (columns * 2 + 16)
+}
+
+/// Refuses a ring that is longer than a tile.
+pub(super) fn ring_is_used(ring: u32, stages_of_tile: u32) -> Result<(), String> {
+    if ring <= stages_of_tile.max(2) {
+        return Ok(());
+    }
+    Err(format!("a tile has {stages_of_tile} stages of work, a ring of {ring} only copies further ahead"))
+}
 
 const AXES: [&str; 5] = ["consumers", "tokens", "block_k", "stages", "signal"];
 
@@ -128,7 +152,6 @@ const RULES: [Rule; 4] = [
 
 fn group_of(tile: &Tile, problem: &Problem) -> Group {
     let dense = dense_of(problem);
-    let columns = if dense.epilogue == Epilogue::SwiGlu { 32 } else { 64 };
     Group {
         layout: PackedLayout::of(dense.weights, dense.activations),
         consumers: number(tile, "consumers"),
@@ -136,25 +159,16 @@ fn group_of(tile: &Tile, problem: &Problem) -> Group {
         block_k: number(tile, "block_k"),
         stages: number(tile, "stages"),
         producers: 128,
-        staging_bytes: STAGING_TOKENS * (columns * 2 + 16),
+        staging_bytes: staging_bytes(dense),
     }
 }
 
 /// Tokens whose results leave together.
 const STAGING_TOKENS: u32 = 16;
 
-/// Tiles of D.
-fn tiles(dense: &Dense, group: &Group) -> u32 {
-    dense.groups * dense.n.div_ceil(group.rows()) * dense.m.div_ceil(group.tokens)
-}
-
 fn the_ring_is_used(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
     let group = group_of(tile, problem);
-    let stages = group.stages_of(dense_of(problem).k);
-    if group.stages <= stages.max(2) {
-        return Ok(());
-    }
-    Err(format!("a tile has {stages} stages of work, a ring of {} only copies further ahead", group.stages))
+    ring_is_used(group.stages, group.stages_of(dense_of(problem).k))
 }
 
 fn values(dense: &Dense, tile: &Tile, group: &Group) -> Values {
@@ -163,16 +177,13 @@ fn values(dense: &Dense, tile: &Tile, group: &Group) -> Values {
 }
 
 fn work(dense: &Dense, group: &Group, gpu: &GpuSpec) -> Work {
-    let tiles = tiles(dense, group);
-    let blocks = tiles.min(gpu.sm_count());
-    // To the model it is one long block, as long as the longest.
-    let rounds = f64::from(tiles.div_ceil(blocks));
+    let tiles = tiles(dense, group.tokens);
+    let rounds = rounds(dense, group.tokens, gpu);
     let k = group.layout.padded_k(dense.k as usize) as f64;
-    let tile_weights = k / group.layout.slab_k() as f64 * f64::from(group.consumers) * group.layout.slab_bytes() as f64;
     Work {
-        blocks: f64::from(blocks),
+        blocks: f64::from(tiles.min(gpu.sm_count())),
         memory_bytes: (dense.weight_bytes() + dense.activation_bytes()) as f64,
-        l2_bytes: f64::from(tiles) * (tile_weights + k * 2.0 * f64::from(group.tokens)),
+        l2_bytes: f64::from(tiles) * (group.weight_bytes_of(k) + k * 2.0 * f64::from(group.tokens)),
         bytes_in_flight: f64::from(group.bytes_in_flight()),
         block_flops: rounds * 2.0 * k * f64::from(group.rows() * group.tokens),
         is_wgmma: true,

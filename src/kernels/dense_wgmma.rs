@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::dense_mma::{dense_of, out_word, parts, parts_meet_in_one_place};
 use super::group::{Group, token_choices};
-use super::plan::{BoxBase, Workspace, word_of};
+use super::plan::{Workspace, word_of};
 use super::space::{first_that_fits, number, tile_values};
 use super::{Axis, BoxMap, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
@@ -69,13 +69,6 @@ impl Family for DenseWgmma {
         let mut workspace = Workspace::default();
         let all = u64::from(rows) * u64::from(token_tiles);
         let (partials, tickets) = workspace.take_splits(split, all, group.tokens * group.rows());
-        let map = BoxMap {
-            base: BoxBase::Activations,
-            element: Activations::A16,
-            k: dense.k.into(),
-            groups: dense.groups.into(),
-            tokens: group.tokens,
-        };
         let launch = Launch {
             kernel: Request {
                 template: self.name(),
@@ -87,7 +80,7 @@ impl Family for DenseWgmma {
             smem_bytes: group.smem_bytes(),
             params: vec![
                 Param::Operand(Operand::Weights),
-                Param::Box(map),
+                Param::Box(BoxMap::of_tokens(dense, group.tokens)),
                 Param::Operand(Operand::Output),
                 Param::TokensOnDevice,
                 partials,
@@ -210,8 +203,7 @@ fn work(dense: &Dense, group: &Group, tile: &Tile) -> Work {
     let token_tiles = f64::from(dense.m.div_ceil(group.tokens));
     let blocks = rows * token_tiles * f64::from(parts);
     let k = group.layout.padded_k(dense.k as usize) as f64 / f64::from(parts);
-    let block_weights =
-        k / group.layout.slab_k() as f64 * f64::from(group.consumers) * group.layout.slab_bytes() as f64;
+    let block_weights = group.weight_bytes_of(k);
     let partials = if split > 1 { 8.0 * f64::from(group.tokens * group.rows()) } else { 0.0 };
     Work {
         blocks,

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::dense_mma::{dense_of, out_word};
-use super::dense_wgmma::raster_makes_a_difference;
+use super::dense_mma::dense_of;
+use super::dense_wgmma::{problem_values, raster_makes_a_difference};
 use super::group::token_choices;
 use super::group_a8::{GroupA8, sums_of};
-use super::plan::{BoxBase, Workspace, word_of};
+use super::plan::Workspace;
 use super::space::{first_that_fits, number, tile_values};
 use super::{Axis, BoxMap, Family, Launch, Operand, Param, Plan, Rule, Work};
 use crate::arch::{ArchSpec, GpuSpec};
 use crate::codegen::{Request, Values, Widths};
-use crate::problem::{Activations, Dense, Epilogue, Problem, Tile};
+use crate::problem::{Activations, Dense, Problem, Tile};
 use crate::quant::{PackedLayout, WeightFormat};
 
 /// `templates/dense_wgmma_a8`.
@@ -94,13 +94,6 @@ impl Family for DenseWgmmaA8 {
         let mut workspace = Workspace::default();
         let all = u64::from(rows) * u64::from(token_tiles);
         let (partials, tickets) = workspace.take_splits(split, all, group.tokens * group.rows());
-        let map = BoxMap {
-            base: BoxBase::Activations,
-            element: Activations::A8,
-            k: dense.k.into(),
-            groups: dense.groups.into(),
-            tokens: group.tokens / group.cluster,
-        };
         let launch = Launch {
             kernel: Request {
                 template: self.name(),
@@ -112,7 +105,7 @@ impl Family for DenseWgmmaA8 {
             smem_bytes: group.smem_bytes(),
             params: vec![
                 Param::Operand(Operand::Weights),
-                Param::Box(map),
+                Param::Box(BoxMap::of_tokens(dense, group.tokens / group.cluster)),
                 Param::Operand(Operand::RowScales),
                 Param::Operand(Operand::Output),
                 Param::TokensOnDevice,
@@ -182,7 +175,7 @@ fn fits_shared_memory(tile: &Tile, problem: &Problem, gpu: &GpuSpec) -> Result<(
     }
 }
 
-fn sums_fit_twice(tile: &Tile, _: &Problem, _: &GpuSpec) -> Result<(), String> {
+pub(super) fn sums_fit_twice(tile: &Tile, _: &Problem, _: &GpuSpec) -> Result<(), String> {
     let tokens = number(tile, "tokens");
     if number(tile, "promote") == 0 || tokens <= 128 {
         return Ok(());
@@ -190,7 +183,7 @@ fn sums_fit_twice(tile: &Tile, _: &Problem, _: &GpuSpec) -> Result<(), String> {
     Err(format!("{tokens} tokens take more registers than a thread has if their sums are kept twice"))
 }
 
-fn scales_belong_to_chains(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
+pub(super) fn scales_belong_to_chains(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
     match (dense_of(problem).weights, number(tile, "promote")) {
         (WeightFormat::Fp8, chain) if chain != 128 => {
             Err(format!("a scale of fp8 weights is for 128 k, a chain of {chain} would need several"))
@@ -200,9 +193,13 @@ fn scales_belong_to_chains(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Resul
 }
 
 fn chains_end_before_k(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
-    let (dense, chain) = (dense_of(problem), number(tile, "promote"));
-    let range = dense.k.div_ceil(number(tile, "split"));
-    if chain < range || dense.weights == WeightFormat::Fp8 {
+    chain_ends_before(dense_of(problem).k.div_ceil(number(tile, "split")), tile, problem)
+}
+
+/// Refuses chains that are as long as the `range` of k that a block has.
+pub(super) fn chain_ends_before(range: u32, tile: &Tile, problem: &Problem) -> Result<(), String> {
+    let chain = number(tile, "promote");
+    if chain < range || dense_of(problem).weights == WeightFormat::Fp8 {
         return Ok(());
     }
     Err(format!("a chain of {chain} never ends before the {range} k of a block"))
@@ -246,11 +243,6 @@ fn split_fills_idle_sms(tile: &Tile, problem: &Problem, gpu: &GpuSpec) -> Result
 }
 
 fn values(dense: &Dense, tile: &Tile, group: &GroupA8, gpu: &GpuSpec) -> Values {
-    let problem = BTreeMap::from([
-        ("weights", word_of(dense.weights).into()),
-        ("out", out_word(dense.output).into()),
-        ("swiglu", (dense.epilogue == Epilogue::SwiGlu).into()),
-    ]);
     // Along the rows, whichever axis of the grid these are.
     let cluster = match (group.cluster, number(tile, "raster")) {
         (1, _) => String::new(),
@@ -263,7 +255,7 @@ fn values(dense: &Dense, tile: &Tile, group: &GroupA8, gpu: &GpuSpec) -> Values 
         ("smem_bytes", group.smem_bytes().into()),
         ("cluster", cluster.into()),
     ]);
-    BTreeMap::from([("problem", problem), ("tile", tile_values(tile, &AXES)), ("launch", launch)])
+    BTreeMap::from([("problem", problem_values(dense)), ("tile", tile_values(tile, &AXES)), ("launch", launch)])
 }
 
 fn work(dense: &Dense, group: &GroupA8, split: u32) -> Work {
@@ -271,8 +263,7 @@ fn work(dense: &Dense, group: &GroupA8, split: u32) -> Work {
     let token_tiles = f64::from(dense.m.div_ceil(group.tokens));
     let blocks = rows * token_tiles * f64::from(split);
     let k = group.layout.padded_k(dense.k as usize) as f64 / f64::from(split);
-    let block_weights =
-        k / group.layout.slab_k() as f64 * f64::from(group.consumers) * group.layout.slab_bytes() as f64;
+    let block_weights = group.weight_bytes_of(k);
     let block_tokens = k * f64::from(group.tokens) / f64::from(group.cluster);
     let partials = if split > 1 { 8.0 * f64::from(group.tokens * group.rows()) } else { 0.0 };
     Work {

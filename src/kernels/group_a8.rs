@@ -108,6 +108,11 @@ impl GroupA8 {
         f64::from(self.consumers) * 4.0 * (k / 32.0 * (decode + WGMMA_ISSUES) + promotions)
     }
 
+    /// Bytes of `k` of a block's rows.
+    pub fn weight_bytes_of(&self, k: f64) -> f64 {
+        k / self.layout.slab_k() as f64 * f64::from(self.consumers) * self.layout.slab_bytes() as f64
+    }
+
     pub fn fits_shared_memory(&self, gpu: &GpuSpec) -> Result<(), String> {
         let (need, have) = (self.smem_bytes(), gpu.arch.smem_per_block);
         if need <= have {

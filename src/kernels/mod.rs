@@ -6,6 +6,7 @@
 mod convert;
 mod dense_mma;
 mod dense_persistent;
+mod dense_persistent_a8;
 mod dense_wgmma;
 mod dense_wgmma_a8;
 mod group;
@@ -26,6 +27,7 @@ mod tools;
 pub use convert::Quantise;
 pub use dense_mma::DenseMma;
 pub use dense_persistent::DensePersistent;
+pub use dense_persistent_a8::DensePersistentA8;
 pub use dense_wgmma::DenseWgmma;
 pub use dense_wgmma_a8::DenseWgmmaA8;
 pub use hc_mix::{HcMix, mix_splits};
@@ -42,7 +44,7 @@ pub use tools::{
 };
 
 use crate::arch::{ArchSpec, GpuSpec};
-use crate::problem::{BUCKETS, Problem, Tile};
+use crate::problem::{Activations, BUCKETS, Problem, Tile};
 
 /// Kernels that share a template and a search space.
 pub trait Family: Sync {
@@ -73,11 +75,12 @@ pub trait Family: Sync {
 }
 
 /// Every family. A new one is a file here, a folder in `templates/` and a line in this list.
-pub static FAMILIES: [&dyn Family; 11] = [
+pub static FAMILIES: [&dyn Family; 12] = [
     &DenseMma,
     &DenseWgmma,
     &DensePersistent,
     &DenseWgmmaA8,
+    &DensePersistentA8,
     &MoeWalk,
     &MoeStaged,
     &MoeMma,
@@ -107,7 +110,10 @@ pub fn refusals(problem: &Problem, arch: &ArchSpec) -> Vec<String> {
 pub fn default_tile(problem: &Problem, gpu: &GpuSpec) -> Option<Tile> {
     let families = serving(problem, gpu.arch);
     let preferred = families.iter().find(|family| match problem {
-        Problem::Dense(dense) => (family.name() == "dense_wgmma") == (dense.m > 32),
+        Problem::Dense(dense) => match dense.activations {
+            Activations::A8 => family.name() == "dense_wgmma_a8",
+            _ => (family.name() == "dense_wgmma") == (dense.m > 32),
+        },
         Problem::MoeBlock(block) => match block.m {
             0..=4 => family.name() == "moe_walk",
             5..=32 => family.name() == "moe_staged",

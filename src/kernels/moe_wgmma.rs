@@ -205,8 +205,7 @@ impl Step {
         let blocks = pieces.min(f64::from(self.grid(block, gpu)));
         let rounds = if pieces > blocks { pieces / blocks + 0.5 } else { 1.0 };
         let k = group.layout.padded_k(self.k as usize) as f64;
-        let block_weights =
-            k / group.layout.slab_k() as f64 * f64::from(group.consumers) * group.layout.slab_bytes() as f64;
+        let block_weights = group.weight_bytes_of(k);
         let matrix = block.weights.bytes(self.n.into(), self.k.into()) as f64 * block.touched_experts();
         let columns = if self.is_down { 4.0 * f64::from(self.n) } else { f64::from(self.n) };
         let slots = block.local_slots() / average.tiles;

@@ -1,7 +1,7 @@
 //! What is to be launched, by name: a plan knows no pointer and no stream.
 
 use crate::codegen;
-use crate::problem::Activations;
+use crate::problem::{Activations, Dense};
 use crate::quant::WeightFormat;
 
 /// The launches of one tile for one problem, in order.
@@ -112,6 +112,14 @@ pub struct BoxMap {
     pub groups: u64,
     /// Rows of a box.
     pub tokens: u32,
+}
+
+impl BoxMap {
+    /// The activations of `dense`, `tokens` of them at a time.
+    pub(super) fn of_tokens(dense: &Dense, tokens: u32) -> Self {
+        let (k, groups) = (dense.k.into(), dense.groups.into());
+        Self { base: BoxBase::Activations, element: dense.activations, k, groups, tokens }
+    }
 }
 
 /// Where a tensor map begins.

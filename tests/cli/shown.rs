@@ -29,6 +29,7 @@ fn a_space_names_its_axes_rules_and_strangers() {
     let strangers = [
         "not served by\n  dense_persistent: expected at least 512 tokens, found 64",
         "  dense_wgmma_a8: expected a8 activations, found a16",
+        "  dense_persistent_a8: expected a8 activations, found a16",
         "  moe_walk: expected a block",
     ]
     .join("\n");

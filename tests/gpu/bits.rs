@@ -378,6 +378,7 @@ fn parameter_sizes(context: &mut Context) -> Result<usize, Failure> {
         "nvfp4 256x256 m1",
         "nvfp4 256x256 m64",
         "nvfp4 8192x256 m512",
+        "nvfp4 8192x256 a8 m512",
         "nvfp4 256x256 a8 m64",
         "moe nvfp4 8 top2 256x256 m4",
         "moe nvfp4 8 top2 256x256 a8 m4",

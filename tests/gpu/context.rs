@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use tilekiln::codegen::{self, Request};
 use tilekiln::device::{Buffer, Geometry, Gpu, Kernel, Stream};
+use tilekiln::dispatch::Bound;
 use tilekiln::environment;
 use tilekiln::jit::{Jit, KernelCache, Search};
 use tilekiln::kernels::{self, Family};
 use tilekiln::problem::{Problem, Routing, Tile};
+use tilekiln::quant::{self, Activations, PackedWeights, RowOrder, SourceMatrix, WeightFormat};
 use tilekiln::tuner::{Live, LiveError};
 
 /// One thing to be shown.
@@ -81,6 +83,19 @@ impl Context {
         Ok(())
     }
 
+    /// `tile` of `problem`, ready to be launched with the caller's arguments.
+    pub fn bound(&self, problem: &Problem, tile: &Tile) -> Result<Bound, Failure> {
+        let spec = self.gpu.spec();
+        let plan = kernels::plan(problem, tile, spec).map_err(|error| format!("{tile}: {error}"))?;
+        let kernels = plan.launches.iter().map(|launch| -> Result<Arc<Kernel>, Failure> {
+            let source = codegen::render(&launch.kernel, spec.arch, &spec.target).map_err(|error| error.to_string())?;
+            let (cubin, _) = self.jit.compile(&source).map_err(|error| error.to_string())?;
+            Ok(Arc::new(Kernel::load(&self.gpu, &cubin, launch.smem_bytes)?))
+        });
+        let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
+        Ok(Bound::new(problem.clone(), plan, kernels, spec))
+    }
+
     /// Checks every tile of `tiles` on data made for `data`: right, the same bits twice, and of a dense
     /// GEMM nothing written outside.
     pub fn check_tiles(
@@ -148,6 +163,25 @@ impl Context {
     pub fn buffer<T: tilekiln::device::Plain>(&self, values: &[T]) -> Result<Buffer, Failure> {
         Ok(Buffer::of(&self.gpu, values)?)
     }
+}
+
+/// NVFP4 weights are rounded for FP8 tensor cores, MXFP4 weights are not.
+pub fn format_for(activations: Activations) -> WeightFormat {
+    match activations {
+        Activations::A16 => WeightFormat::Nvfp4,
+        Activations::A8 => WeightFormat::Mxfp4,
+    }
+}
+
+/// A matrix of ones: E2M1 code 2, E4M3 byte 0x38 and UE8M0 byte 127 are all 1.
+pub fn ones(activations: Activations, n: usize, k: usize, order: RowOrder) -> Result<PackedWeights, Failure> {
+    let codes = &vec![0x22; n * k / 2];
+    let (of_16, of_32) = (vec![0x38; n * k / 16], vec![127; n * k / 32]);
+    let source = match activations {
+        Activations::A16 => SourceMatrix::Nvfp4 { n, k, codes, scales: &of_16 },
+        Activations::A8 => SourceMatrix::Mxfp4 { n, k, codes, scales: &of_32 },
+    };
+    quant::pack_for(activations, &source, order).map_err(|error| error.to_string().into())
 }
 
 /// The default tile and up to `count` others, spread over the space.

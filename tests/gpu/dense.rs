@@ -33,7 +33,7 @@ fn tiles_of(text: &'static str, count: usize) -> Case {
 const TILES_SAMPLED: usize = 14;
 
 /// Tails: rows that fill no block of 64 or 16, k that fills no slab, tokens that fill no tile.
-const SAMPLED: [&str; 58] = [
+const SAMPLED: [&str; 62] = [
     "nvfp4 64x64 m1",
     "nvfp4 100x208 m1",
     "nvfp4 72x16 m3",
@@ -92,6 +92,10 @@ const SAMPLED: [&str; 58] = [
     "mxfp4 4096x1056 swiglu m1100",
     "fp8 2x1500x512 m2900",
     "bf16 3x1000x520 f32 m1500",
+    "nvfp4 3000x1040 a8 m1300",
+    "mxfp4 4096x1056 a8 swiglu m1100",
+    "fp8 2x1500x528 a8 m2900",
+    "mxfp4 3x1000x4128 a8 f32 m1500",
 ];
 
 const WHOLE_SPACES: [&str; 2] = ["nvfp4 256x1024 m8", "nvfp4 384x1024 m300"];

@@ -2,16 +2,13 @@
 //! the bucket. Weights and the values of a token are constant, so that results have a closed form: FP8 holds them too,
 //! and MXFP4 weights without an error. What is not finite in a token is counted.
 
-use std::sync::Arc;
-
-use tilekiln::codegen;
-use tilekiln::device::{Buffer, Kernel};
+use tilekiln::device::Buffer;
 use tilekiln::dispatch::{Bound, LaunchArgs};
 use tilekiln::kernels;
-use tilekiln::problem::{Problem, Tile};
-use tilekiln::quant::{self, Activations, PackedWeights, RowOrder, SourceMatrix, WeightFormat, bf16, math};
+use tilekiln::problem::Problem;
+use tilekiln::quant::{Activations, RowOrder, bf16, math};
 
-use crate::context::{Case, Context, Failure};
+use crate::context::{Case, Context, Failure, format_for, ones};
 
 pub fn cases() -> Vec<Case> {
     let case = |family: &'static str, activations: Activations, m: u32| Case {
@@ -37,7 +34,7 @@ fn run(context: &mut Context, family: &str, activations: Activations, m: u32) ->
     let mut checked = 0;
     for tile in spread {
         let named = |failure: Failure| Failure { reason: format!("{tile}: {}", failure.reason), ..failure };
-        let bound = bound(context, &problem, tile)?;
+        let bound = context.bound(&problem, tile)?;
         rank.check(&bound, context, m).map_err(named)?;
         if activations == Activations::A8 {
             rank.check_counters(&bound, context, m).map_err(named)?;
@@ -45,18 +42,6 @@ fn run(context: &mut Context, family: &str, activations: Activations, m: u32) ->
         checked += 1;
     }
     Ok(checked)
-}
-
-fn bound(context: &Context, problem: &Problem, tile: &Tile) -> Result<Bound, Failure> {
-    let spec = context.gpu.spec();
-    let plan = kernels::plan(problem, tile, spec).map_err(|error| format!("{tile}: {error}"))?;
-    let kernels = plan.launches.iter().map(|launch| -> Result<Arc<Kernel>, Failure> {
-        let source = codegen::render(&launch.kernel, spec.arch, &spec.target).map_err(|error| error.to_string())?;
-        let (cubin, _) = context.jit.compile(&source).map_err(|error| error.to_string())?;
-        Ok(Arc::new(Kernel::load(&context.gpu, &cubin, launch.smem_bytes)?))
-    });
-    let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
-    Ok(Bound::new(problem.clone(), plan, kernels, spec))
 }
 
 /// What a step of a rank has on the device; behind the tokens there is nonsense that nobody may read.
@@ -196,25 +181,6 @@ fn experts_of(token: usize) -> [i32; TOP_K] {
 
 fn scale(expert: usize) -> f32 {
     (expert + 1) as f32 / 4.0
-}
-
-/// NVFP4 weights are rounded for FP8 tensor cores, MXFP4 weights are not.
-fn format_for(activations: Activations) -> WeightFormat {
-    match activations {
-        Activations::A16 => WeightFormat::Nvfp4,
-        Activations::A8 => WeightFormat::Mxfp4,
-    }
-}
-
-/// A matrix of ones: E2M1 code 2, E4M3 byte 0x38 and UE8M0 byte 127 are all 1.
-fn ones(activations: Activations, n: usize, k: usize, order: RowOrder) -> Result<PackedWeights, Failure> {
-    let codes = &vec![0x22; n * k / 2];
-    let (of_16, of_32) = (vec![0x38; n * k / 16], vec![127; n * k / 32]);
-    let source = match activations {
-        Activations::A16 => SourceMatrix::Nvfp4 { n, k, codes, scales: &of_16 },
-        Activations::A8 => SourceMatrix::Mxfp4 { n, k, codes, scales: &of_32 },
-    };
-    quant::pack_for(activations, &source, order).map_err(|error| error.to_string().into())
 }
 
 const EXPERTS: usize = 16;

@@ -6,6 +6,7 @@ mod bits;
 mod context;
 mod dense;
 mod experts;
+mod fewer;
 mod mixes;
 mod moe;
 mod oracles;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         dense::cases(),
         moe::cases(),
         experts::cases(),
+        fewer::cases(),
         mixes::cases(),
         serving::cases(),
         oracles::cases(),

@@ -2,7 +2,7 @@
 // Generated from templates/dense_persistent for sm90a, dense_persistent block_k=128 consumers=2 signal=3 stages=3 tokens=256. Do not edit.
 //
 // dense_persistent: D[m, g * n + r] = alpha[segment(r)] * sum_k A[m, g * k + k'] * W[g][r, k'], packed weights, BF16
-// tokens. dense_wgmma for many tiles: a block an SM goes from tile to tile, and its ring does not run empty between.
+// tokens. dense_wgmma for many tiles: a block an SM goes from tile to tile (lib/tile_walk.cuh).
 //
 //   operand  shape               in memory                          read by
 //   W        [groups][n, k]      packed slabs (lib/format.cuh)      producer (bulk copy of contiguous slabs)
@@ -14,16 +14,10 @@
 //   one thread   producer    wait stage_free[s]   copy tokens and weights      -> stage_full[s]
 //   warpgroups   consumers   wait stage_full[s]   decode, kBlockK / 16 wgmma   -> stage_free[s]
 //
-//   producer  |tile 0 ...      |tile 1 ...      |tile 2     a tile's first stages are there when the results of the
-//   consumers    |tile 0 ...   |out|tile 1 ...   |out|      last one are out, and D drains under its products
-//
 //   barrier      arrivals              announces
 //   stage_full   1 + bytes             weights and tokens of the stage have landed
 //   stage_free   4 * kConsumers        each consumer warp's wgmma have read the stage
 //   0            all threads           (__syncthreads) the barriers above are ready
-//
-// Results leave by sixteen tokens through a little room behind the ring, of which each warp has columns of its own, so
-// that warps wait for nobody.
 //
 // Tuned: consumers, tokens, block_k, stages, signal, raster (src/kernels/dense_persistent.rs). Limits: k in whole scale
 // groups, A on 16 bytes, lda % 8 == 0; what lies beyond k or m comes as zeros from the tensor map.
@@ -53,7 +47,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 35 "templates/dense_persistent/kernel.cu"
+#line 29 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/arch/sm90a/barrier.cuh"
 // mbarriers in shared memory: arrivals and bytes are counted, phases alternate between parity 0 and 1.
 
@@ -101,7 +95,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 __device__ __forceinline__ void named_barrier_sync(int barrier_idx, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier_idx), "r"(threads) : "memory");
 }
-#line 36 "templates/dense_persistent/kernel.cu"
+#line 30 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -125,7 +119,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 37 "templates/dense_persistent/kernel.cu"
+#line 31 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/arch/sm80/bits.cuh"
 // Bit selection in one instruction.
 
@@ -146,7 +140,7 @@ __device__ __forceinline__ uint32_t half_twice(uint32_t word, int half) {
   }
   return twice;
 }
-#line 38 "templates/dense_persistent/kernel.cu"
+#line 32 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/arch/sm90a/bulk_copy.cuh"
 // The copy engine: whole runs of bytes and boxes of tensors, counted in at an mbarrier.
 
@@ -180,7 +174,7 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 
 // fence.proxy.async: what threads have written to shared memory is there for the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-#line 39 "templates/dense_persistent/kernel.cu"
+#line 33 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/arch/sm80/clamp.cuh"
 // The smaller and the larger of two numbers in one instruction that keeps a NaN, as fminf and fmaxf do not.
 
@@ -197,7 +191,7 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
   return out;
 }
-#line 40 "templates/dense_persistent/kernel.cu"
+#line 34 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -210,7 +204,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // Before it a kernel writes nothing, and reads what no kernel writes, or what an earlier grid has written for certain;
 // every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 41 "templates/dense_persistent/kernel.cu"
+#line 35 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/arch/sm80/reciprocal.cuh"
 // The chip's estimate of a reciprocal.
 
@@ -220,7 +214,7 @@ __device__ __forceinline__ float reciprocal_estimate(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
-#line 42 "templates/dense_persistent/kernel.cu"
+#line 36 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/arch/sm90a/store_matrix.cuh"
 // stmatrix: fragments to shared memory, the way ldmatrix reads them.
 
@@ -236,7 +230,7 @@ __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t smem_to, uin
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(smem_to), "r"(from0), "r"(from1)
                : "memory");
 }
-#line 43 "templates/dense_persistent/kernel.cu"
+#line 37 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/arch/sm90a/wgmma.cuh"
 // Warpgroup MMA: four warps multiply 64 rows held in registers with tokens held in shared memory.
 // The instruction itself comes from generated/wgmma.cuh, for the one width that a kernel uses.
@@ -273,7 +267,7 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem_address) {
   constexpr uint64_t kSwizzle128 = 1;
   return uint64_t{(smem_address & 0x3FFFF) >> 4} | (uint64_t{1} << 16) | (kEightRows << 32) | (kSwizzle128 << 62);
 }
-#line 44 "templates/dense_persistent/kernel.cu"
+#line 38 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/generated/wgmma.cuh"
 // wgmma.mma_async m64n256k16: d += a (64 x 16, BF16, registers) * b (16 x 256, BF16, shared memory).
 __device__ __forceinline__ void wgmma_generated(float (&d)[128], const uint32_t (&a)[4], uint64_t tokens) {
@@ -315,7 +309,7 @@ __device__ __forceinline__ void wgmma_generated(float (&d)[128], const uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens));
 }
 
-#line 45 "templates/dense_persistent/kernel.cu"
+#line 39 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/lib/format.cuh"
 // Packed weights: the bytes of a slab, and how a lane turns its bytes into MMA operands.
 //
@@ -482,7 +476,7 @@ struct Slab {
   static constexpr int kTileCodeBytes = Format::kCodeBytes / 4;
   static constexpr int kTileScaleBytes = Format::kScaleBytes / 4;
 };
-#line 46 "templates/dense_persistent/kernel.cu"
+#line 40 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/lib/reciprocal.cuh"
 // A reciprocal for long chains of them.
 
@@ -493,7 +487,7 @@ __device__ __forceinline__ float reciprocal_in_range(float x) {
   const float estimate = reciprocal_estimate(x);
   return __fmaf_rn(estimate, __fmaf_rn(-x, estimate, 1.0f), estimate);
 }
-#line 47 "templates/dense_persistent/kernel.cu"
+#line 41 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/lib/swiglu.cuh"
 // The activation of gated layers, with defined bits: from FMA and IEEE operations, and a division that rounds as IEEE's
 // does. src/quant/math.rs gives the same bits on the CPU.
@@ -529,7 +523,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   up = larger_or_nan(smaller_or_nan(up, limit), -limit);
   return silu(gate) * up;
 }
-#line 48 "templates/dense_persistent/kernel.cu"
+#line 42 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -538,7 +532,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 49 "templates/dense_persistent/kernel.cu"
+#line 43 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/lib/epilogue.cuh"
 // From f32 sums to stored results: the alpha of a row's segment, and one rounding to BF16 or none.
 
@@ -558,7 +552,7 @@ __device__ __forceinline__ float alpha_of_row(const Segments& segments, int row)
 
 __device__ __forceinline__ void store_value(bf16* to, float value) { *to = bf16_from_float(value); }
 __device__ __forceinline__ void store_value(float* to, float value) { *to = value; }
-#line 50 "templates/dense_persistent/kernel.cu"
+#line 44 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/lib/ring.cuh"
 // A ring of stages in shared memory between producers and consumers, with two mbarriers a stage.
 
@@ -596,7 +590,7 @@ struct RingPosition {
     }
   }
 };
-#line 51 "templates/dense_persistent/kernel.cu"
+#line 45 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/lib/warpgroup_multiply.cuh"
 // One warpgroup multiplies 64 rows of packed weights with kTokens tokens, stage by stage, on wgmma.
 //
@@ -751,7 +745,7 @@ __device__ __forceinline__ void multiply_stages(GroupSums<Config>& sums, const u
   multiply_run<Config, kTokensByThreads, Config::kTokens>(sums, stages, ring, position, n_stages, Config::kTokens,
                                                           consumer, warp, lane);
 }
-#line 52 "templates/dense_persistent/kernel.cu"
+#line 46 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/lib/last_arrival.cuh"
 // Blocks that share a tile count their arrivals; the last one finds everything that the others wrote.
 
@@ -772,7 +766,7 @@ __device__ __forceinline__ bool is_last_arrival(unsigned* ticket, unsigned n_blo
   if (is_last) __threadfence();
   return is_last;
 }
-#line 53 "templates/dense_persistent/kernel.cu"
+#line 47 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/lib/warpgroup_store.cuh"
 // From the registers of a warpgroup to memory: sums over parts of k, alpha, SwiGLU, one rounding, only inside N and M.
 //
@@ -1030,7 +1024,7 @@ struct TileStore {
     }
   }
 };
-#line 54 "templates/dense_persistent/kernel.cu"
+#line 48 "templates/dense_persistent/kernel.cu"
 #line 1 "templates/lib/weight_stage.cuh"
 // Packed weights into a stage of the ring: runs of slabs, one for each consumer's block of 64 rows, by bulk copies.
 //
@@ -1068,33 +1062,30 @@ struct PackedMatrix {
     }
   }
 };
-#line 55 "templates/dense_persistent/kernel.cu"
+#line 49 "templates/dense_persistent/kernel.cu"
+#line 1 "templates/lib/tile_walk.cuh"
+// A block an SM goes over the tiles of D, and its ring does not run empty between: what the families of
+// dense_persistent share.
+//
+//   producer  |tile 0 ...      |tile 1 ...      |tile 2     a tile's first stages are there when the results of the
+//   consumers    |tile 0 ...   |out|tile 1 ...   |out|      last one are out, and D drains under its products
+//
+// A grid is built for the tokens of a bucket, and a launch may have fewer: tiles of which no token is there are neither
+// copied nor multiplied, but for a block's first, whose weights are on their way before the count is known.
+//
+// BF16 results leave by sixteen tokens through a little room behind the ring, of which each warp has columns of its
+// own, so that warps wait for nobody.
+//
+// Config gives: Weights, Out, kSwiGlu, kConsumers, kTokens, kBlockK, kStages, kSignal. Stage<Config> and the products
+// stand in the header that multiplies (lib/warpgroup_multiply.cuh or lib/warpgroup_multiply_a8.cuh).
 
-struct Config {
-  using Weights = Nvfp4;                    // format of W
-  using Out = bf16;                            // element of D
-  static constexpr bool kSwiGlu = false;     // rows alternate: 8 gate, 8 up
-  static constexpr int kConsumers = 2;   // warpgroups, 64 rows each
-  static constexpr int kTokens = 256;         // tokens of a tile
-  static constexpr int kBlockK = 128;        // k of a stage
-  static constexpr int kStages = 3;         // stages in the ring
-  static constexpr int kSplitK = 1;
-  static constexpr int kSignal = 3;         // when the next grid is let go: 0 at once, else at the end
-  static constexpr int kThreads = 384;     // consumers, then a warpgroup of producers
-  static constexpr int kSmemBytes = 228928;
-};
-
-constexpr int kConsumerThreads = Config::kConsumers * 128;
-static_assert(Config::kConsumers == 2 && Config::kThreads == kConsumerThreads + 128,
-              "three warpgroups of 168 registers fill an SM");
 constexpr int kStagingTokens = 16;
-constexpr int kStagingBytes = kStagingTokens * ((Config::kSwiGlu ? kRowBlock / 2 : kRowBlock) * 2 + 16);
-constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
-// Behind the ring: each consumer's room for results on their way out, then the barriers.
-constexpr int kBarrierOffset = kRingBytes + Config::kConsumers * kStagingBytes;
-static_assert(kBarrierOffset + Ring<Config::kStages>::kBarrierBytes + 16 == Config::kSmemBytes,
-              "host and device disagree on shared memory");
-static_assert(Config::kTokens % kStagingTokens == 0, "results leave by sixteen tokens");
+
+// Bytes of a consumer's room for results on their way out.
+template <class Config>
+constexpr int staging_bytes() {
+  return kStagingTokens * ((Config::kSwiGlu ? kRowBlock / 2 : kRowBlock) * 2 + 16);
+}
 
 // One tile of D.
 struct Work {
@@ -1104,29 +1095,43 @@ struct Work {
 };
 
 // All tiles; a block takes every gridDim.x-th.
-struct WorkList {
-  int row_tiles;       // of a group
+template <class Config>
+struct TileList {
+  int row_tiles;      // of a group
   int all_row_tiles;
   int token_tiles;
-  int tokens;          // that there are
+  int is_by_token;    // the tokens of a row tile one after the other; else the rows of a token tile
 
   __device__ __forceinline__ int end() const { return all_row_tiles * token_tiles; }
 
-  // By token: the tokens of a row tile one after the other; else the rows of a token tile.
-  __device__ __forceinline__ Work at(int item, int is_by_token) const {
+  __device__ __forceinline__ Work at(int item) const {
     const int row = is_by_token ? item / token_tiles : item % all_row_tiles;
     const int token = is_by_token ? item % token_tiles : item / all_row_tiles;
     return {row / row_tiles, row % row_tiles * Config::kConsumers * kRowBlock, token * Config::kTokens};
   }
+
+  // The block's next tile behind `item` that has one of the tokens that there are.
+  __device__ __forceinline__ int after(int item, int tokens) const {
+    do {
+      item += gridDim.x;
+    } while (item < end() && at(item).first_token >= tokens);
+    return item;
+  }
 };
 
+template <class Config>
+__device__ __forceinline__ TileList<Config> list_of_tiles(int m, int row_blocks, int groups, int is_by_token) {
+  const int row_tiles = ceil_divide(row_blocks, Config::kConsumers);
+  return {row_tiles, groups * row_tiles, ceil_divide(m, Config::kTokens), is_by_token};
+}
+
 // What the producer copies from.
+template <class Config>
 struct Source {
   const uint8_t* weights;
   const TensorMap* a;
   int row_blocks;   // blocks of 64 rows in a group
   int n_slabs;
-  int is_by_token;
 
   __device__ __forceinline__ void copy_weights(const Work& work, int stage_idx, uint32_t stage, uint32_t full) const {
     const PackedMatrix matrix{weights, work.group, row_blocks, n_slabs};
@@ -1134,21 +1139,24 @@ struct Source {
   }
 
   __device__ __forceinline__ void copy_tokens(const Work& work, int stage_idx, uint32_t stage, uint32_t full) const {
+    constexpr int kBoxes = Stage<Config>::kTokenBytes / Stage<Config>::kBoxBytes;
 #pragma unroll
-    for (int box = 0; box < Config::kBlockK / 64; ++box) {
-      const int k = stage_idx * Config::kBlockK + box * 64;
+    for (int box = 0; box < kBoxes; ++box) {
+      const int k = stage_idx * Config::kBlockK + box * (Config::kBlockK / kBoxes);
       copy_box(stage + box * Stage<Config>::kBoxBytes, a, k, work.first_token, work.group, full);
     }
   }
 };
 
 // One thread feeds the ring. The weights of the first tile's first stages come before the grid ahead has ended.
-__device__ __forceinline__ void produce(const WorkList& list, const Source& from, int n_stages, uint32_t stages,
+template <class Config>
+__device__ __forceinline__ void produce(const TileList<Config>& list, const Source<Config>& from,
+                                        const int* m_on_device, int m, int n_stages, uint32_t stages,
                                         Ring<Config::kStages> ring) {
   constexpr int kStageBytes = Config::kConsumers * Stage<Config>::kWeightBytes + Stage<Config>::kTokenBytes;
   prefetch_map(from.a);
   const int early = smaller(n_stages, Config::kStages);
-  Work work = list.at(blockIdx.x, from.is_by_token);
+  Work work = list.at(blockIdx.x);
   for (int i = 0; i < early; ++i) {
     barrier_arrive_and_expect(ring.full(i), kStageBytes);
     from.copy_weights(work, i, stages + i * Stage<Config>::kBytes, ring.full(i));
@@ -1159,9 +1167,10 @@ __device__ __forceinline__ void produce(const WorkList& list, const Source& from
     from.copy_tokens(work, i, stages + i * Stage<Config>::kBytes, ring.full(i));
     position.advance();
   }
+  const int tokens = actual_tokens(m_on_device, m);
   int i = early;
-  for (int item = blockIdx.x; item < list.end(); item += gridDim.x) {
-    work = list.at(item, from.is_by_token);
+  for (int item = blockIdx.x; item < list.end(); item = list.after(item, tokens)) {
+    work = list.at(item);
     for (; i < n_stages; ++i) {
       // A slot is free from the start: the phase before the first one is over.
       barrier_wait(ring.free(position.slot), position.parity ^ 1);
@@ -1177,16 +1186,18 @@ __device__ __forceinline__ void produce(const WorkList& list, const Source& from
 }
 
 // Rows of D for the tokens of a tile.
+template <class Out>
 struct TokenRows {
-  Config::Out* d;
+  Out* d;
   int64_t ldd;
   int count;
-  __device__ __forceinline__ Config::Out* row(int token) const { return d + token * ldd; }
+  __device__ __forceinline__ Out* row(int token) const { return d + token * ldd; }
   __device__ __forceinline__ float factor(int) const { return 1.0f; }
 };
-// BF16: a warp's rows of sixteen tokens after sixteen. They are stored when the next ones are on their way, so that
-// nobody waits for shared memory. (A template: f32 results have no such way out.)
-template <class Store>
+
+// A warp's rows of sixteen tokens after sixteen. They are stored when the next ones are on their way, so that nobody
+// waits for shared memory.
+template <class Config, class Store>
 __device__ __forceinline__ void store_pairs(const Store& store, const GroupSums<Config>& sums, uint8_t* staging,
                                             int warp, int lane) {
   constexpr int kPieces = Config::kSwiGlu ? 1 : 2;  // of 16 bytes, of a warp's rows of a token
@@ -1213,15 +1224,56 @@ __device__ __forceinline__ void store_pairs(const Store& store, const GroupSums<
   }
 }
 
-template <class Store>
+// A tile of one consumer, in BF16 or f32.
+template <class Config, class Store>
 __device__ __forceinline__ void store_tile(const Store& store, const GroupSums<Config>& sums, uint8_t* staging,
                                            int warp, int lane) {
-  if constexpr (sizeof(Config::Out) == 4) {
+  if constexpr (sizeof(typename Config::Out) == 4) {
     store.floats(sums, warp, lane);
   } else {
-    store_pairs(store, sums, staging, warp, lane);
+    store_pairs<Config>(store, sums, staging, warp, lane);
   }
 }
+
+// The consumer's rows of a tile, and what multiplies them.
+template <class Config>
+__device__ __forceinline__ TileStore<Config, TokenRows<typename Config::Out>> store_of_tile(
+    typename Config::Out* d, int64_t ldd, const Work& work, const Segments& segments, int tokens, int n, int consumer,
+    int warp, int lane, float limit) {
+  const int columns = Config::kSwiGlu ? n / 2 : n;
+  const int first_row = work.first_row + consumer * kRowBlock;
+  const int row = first_row + warp * kRowTile + lane / 4;
+  const float alpha_upper = Config::kSwiGlu ? segments.alpha[0] : alpha_of_row(segments, row);
+  const float alpha_lower = Config::kSwiGlu ? segments.alpha[1] : alpha_of_row(segments, row + 8);
+  const TokenRows<typename Config::Out> rows{d + work.first_token * ldd + int64_t{work.group} * columns, ldd,
+                                             tokens - work.first_token};
+  return {rows, first_row, n, alpha_upper, alpha_lower, limit};
+}
+#line 50 "templates/dense_persistent/kernel.cu"
+
+struct Config {
+  using Weights = Nvfp4;                    // format of W
+  using Out = bf16;                            // element of D
+  static constexpr bool kSwiGlu = false;     // rows alternate: 8 gate, 8 up
+  static constexpr int kConsumers = 2;   // warpgroups, 64 rows each
+  static constexpr int kTokens = 256;         // tokens of a tile
+  static constexpr int kBlockK = 128;        // k of a stage
+  static constexpr int kStages = 3;         // stages in the ring
+  static constexpr int kSplitK = 1;
+  static constexpr int kSignal = 3;         // when the next grid is let go: 0 at once, else at the end
+  static constexpr int kThreads = 384;     // consumers, then a warpgroup of producers
+  static constexpr int kSmemBytes = 228928;
+};
+
+constexpr int kConsumerThreads = Config::kConsumers * 128;
+static_assert(Config::kConsumers == 2 && Config::kThreads == kConsumerThreads + 128,
+              "three warpgroups of 168 registers fill an SM");
+constexpr int kRingBytes = Config::kStages * Stage<Config>::kBytes;
+// Behind the ring: each consumer's room for results on their way out, then the barriers.
+constexpr int kBarrierOffset = kRingBytes + Config::kConsumers * staging_bytes<Config>();
+static_assert(kBarrierOffset + Ring<Config::kStages>::kBarrierBytes + 16 == Config::kSmemBytes,
+              "host and device disagree on shared memory");
+static_assert(Config::kTokens % kStagingTokens == 0, "results leave by sixteen tokens");
 
 extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
     dense_persistent(const uint8_t* __restrict__ weights, const __grid_constant__ TensorMap a, Config::Out* d,
@@ -1237,9 +1289,7 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
   const int row_blocks = ceil_divide(n, kRowBlock);
   const int n_slabs = ceil_divide(k, Config::Weights::kSlabK);
   const int n_stages = ceil_divide(n_slabs, Stage<Config>::kSlabs);
-  const int row_tiles = ceil_divide(row_blocks, Config::kConsumers);
-  const int token_tiles = ceil_divide(m, Config::kTokens);
-  WorkList list{row_tiles, groups * row_tiles, token_tiles, 0};
+  const TileList<Config> list = list_of_tiles<Config>(m, row_blocks, groups, is_raster_by_token);
   // A launch may be of fewer tokens than its grid was built for.
   if (int(blockIdx.x) >= list.end()) {
     wait_for_dependency();
@@ -1249,7 +1299,8 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
   if (warp >= 4 * Config::kConsumers) {
     give_registers<56>();
     if (warp == 4 * Config::kConsumers && lane == 0) {
-      produce(list, {weights, &a, row_blocks, n_slabs, is_raster_by_token}, n_stages, smem_address(shared), ring);
+      const Source<Config> from{weights, &a, row_blocks, n_slabs};
+      produce<Config>(list, from, m_on_device, m, n_stages, smem_address(shared), ring);
     }
     wait_for_dependency();
     return;
@@ -1257,22 +1308,16 @@ extern "C" __global__ void __launch_bounds__(Config::kThreads, 1)
 
   take_registers<224>();
   const int consumer = warp / 4;
-  const int columns = Config::kSwiGlu ? n / 2 : n;
+  uint8_t* staging = shared + kRingBytes + consumer * staging_bytes<Config>();
   RingPosition<Config::kStages> position;
   wait_for_dependency();
-  list.tokens = actual_tokens(m_on_device, m);
-  for (int item = blockIdx.x; item < list.end(); item += gridDim.x) {
+  const int tokens = actual_tokens(m_on_device, m);
+  for (int item = blockIdx.x; item < list.end(); item = list.after(item, tokens)) {
     GroupSums<Config> sums = {};
     multiply_run<Config, false, Config::kTokens>(sums, shared, ring, position, n_stages, Config::kTokens, consumer,
                                                  warp % 4, lane);
-    const Work work = list.at(item, is_raster_by_token);
-    const int first_row = work.first_row + consumer * kRowBlock;
-    const int row = first_row + warp % 4 * kRowTile + lane / 4;
-    const float alpha_upper = Config::kSwiGlu ? segments.alpha[0] : alpha_of_row(segments, row);
-    const float alpha_lower = Config::kSwiGlu ? segments.alpha[1] : alpha_of_row(segments, row + 8);
-    const TokenRows rows{d + work.first_token * ldd + int64_t{work.group} * columns, ldd,
-                         list.tokens - work.first_token};
-    const TileStore<Config, TokenRows> store{rows, first_row, n, alpha_upper, alpha_lower, limit};
-    store_tile(store, sums, shared + kRingBytes + consumer * kStagingBytes, warp % 4, lane);
+    const auto store = store_of_tile<Config>(d, ldd, list.at(item), segments, tokens, n, consumer, warp % 4, lane,
+                                             limit);
+    store_tile<Config>(store, sums, staging, warp % 4, lane);
   }
 }
