@@ -141,7 +141,7 @@ fn fault(source: &Source, compiled: Result<Cubin, JitError>) -> Option<String> {
         return Some(format!("{:?}", cubin.resources));
     }
     let opcode = match source.entry {
-        "dense_mma" | "moe_mma" | "moe_staged" => "mma.sync.aligned.m16n8k16",
+        "dense_mma" | "moe_mma" | "moe_staged" | "hc_mix_mma" => "mma.sync.aligned.m16n8k16",
         "dense_wgmma_a8" | "dense_persistent_a8" | "moe_wgmma_a8" => "k32.f32.e4m3.e4m3",
         "dense_wgmma" | "dense_persistent" | "moe_wgmma" => "wgmma.mma_async.sync.aligned.m64n",
         _ => return None,

@@ -210,7 +210,7 @@ fn folder() -> PathBuf {
 }
 
 /// One problem for each kernel, as DeepSeek-V4-Flash has them.
-const PROBLEMS: [&str; 11] = [
+const PROBLEMS: [&str; 12] = [
     "nvfp4 4096x8192 m16",
     "nvfp4 4096x8192 m1024",
     "nvfp4 4096x8192 a8 m1024",
@@ -220,6 +220,7 @@ const PROBLEMS: [&str; 11] = [
     "quantise nvfp4 k4096 m16",
     "moe nvfp4 256 top6 4096x2048 a8 m1024",
     "hc bf16 24x16384 m1",
+    "hc f32 24x16384 m1024",
     "moe nvfp4 256 top6 4096x2048 a8 m1",
     "moe nvfp4 256 top6 4096x2048 a8 m16",
 ];

@@ -54,24 +54,12 @@ impl Family for HcMix {
             Output::Bf16 => Element::Bf16,
             Output::F32 => Element::F32,
         };
-        let operand = |operand| if mix.has_post { Param::Operand(operand) } else { Param::Null };
-        let params = vec![
-            Param::Operand(Operand::Streams),
-            operand(Operand::Activations),
-            operand(Operand::MoreActivations),
-            operand(Operand::Mixing),
-            Param::Operand(Operand::Weights),
-            operand(Operand::MixedStreams),
-            Param::Operand(Operand::Output),
-            Param::TokensOnDevice,
-            Param::Tokens,
-        ];
         Plan::single(Launch {
             kernel: mix_kernel((mix.hidden, mix.n, element), mix.has_post, &cut),
             grid: [mix.hidden / cut.slice, groups(mix, tile), 1],
             threads: cut.warps * 32,
             smem_bytes: 0,
-            params,
+            params: mix_params(mix),
             work: work(mix, tile),
         })
     }
@@ -92,11 +80,27 @@ impl HcMix {
 
 /// Parts that `tile` leaves each sum of `mix` in: what [`hc_pre`](super::runner::hc_pre_of_parts) must be told.
 pub fn mix_splits(mix: &StreamMix, tile: &Tile) -> u32 {
-    mix.hidden / cut(tile).slice
+    mix.hidden / number(tile, "slice")
+}
+
+/// The parameters of every kernel that mixes streams.
+pub(super) fn mix_params(mix: &StreamMix) -> Vec<Param> {
+    let operand = |operand| if mix.has_post { Param::Operand(operand) } else { Param::Null };
+    vec![
+        Param::Operand(Operand::Streams),
+        operand(Operand::Activations),
+        operand(Operand::MoreActivations),
+        operand(Operand::Mixing),
+        Param::Operand(Operand::Weights),
+        operand(Operand::MixedStreams),
+        Param::Operand(Operand::Output),
+        Param::TokensOnDevice,
+        Param::Tokens,
+    ]
 }
 
 /// The mix of a problem that `serves` has let through.
-fn mix_of(problem: &Problem) -> &StreamMix {
+pub(super) fn mix_of(problem: &Problem) -> &StreamMix {
     let Problem::StreamMix(mix) = problem else { unreachable!("`serves` has refused other problems") };
     mix
 }
@@ -211,7 +215,7 @@ fn every_warp_has_a_token(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result
 }
 
 /// Columns of a block with many tokens; the sevens divide streams of 7168.
-const SLICES: [u32; 10] = [32, 64, 128, 224, 256, 448, 512, 896, 1024, 2048];
+pub(super) const SLICES: [u32; 10] = [32, 64, 128, 224, 256, 448, 512, 896, 1024, 2048];
 
 /// Tokens of a block that walks its slice with all of them.
 const MANY: u32 = 64;

@@ -12,6 +12,7 @@ mod dense_wgmma_a8;
 mod group;
 mod group_a8;
 mod hc_mix;
+mod hc_mix_mma;
 mod moe;
 mod moe_mma;
 mod moe_staged;
@@ -31,6 +32,7 @@ pub use dense_persistent_a8::DensePersistentA8;
 pub use dense_wgmma::DenseWgmma;
 pub use dense_wgmma_a8::DenseWgmmaA8;
 pub use hc_mix::{HcMix, mix_splits};
+pub use hc_mix_mma::HcMixMma;
 pub use moe_mma::MoeMma;
 pub use moe_staged::{MoeStaged, MoeWalk};
 pub use moe_wgmma::MoeWgmma;
@@ -75,7 +77,7 @@ pub trait Family: Sync {
 }
 
 /// Every family. A new one is a file here, a folder in `templates/` and a line in this list.
-pub static FAMILIES: [&dyn Family; 12] = [
+pub static FAMILIES: [&dyn Family; 13] = [
     &DenseMma,
     &DenseWgmma,
     &DensePersistent,
@@ -88,6 +90,7 @@ pub static FAMILIES: [&dyn Family; 12] = [
     &MoeWgmmaA8,
     &Quantise,
     &HcMix,
+    &HcMixMma,
 ];
 
 /// The family of that name.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tilekiln::check;
 use tilekiln::device::Buffer;
-use tilekiln::kernels::{self, HcMix, reference_mix};
+use tilekiln::kernels::{self, reference_mix};
 use tilekiln::problem::{BUCKETS, Output, Problem};
 use tilekiln::quant::bf16;
 
@@ -35,8 +35,13 @@ pub fn cases() -> Vec<Case> {
 /// The default and `others` more, on data with more tokens than the problem: what lies beyond must stay untouched.
 fn tiles_of(context: &mut Context, text: &str, others: usize) -> Result<usize, Failure> {
     let problem: Problem = text.parse().map_err(|error| format!("{text}: {error}"))?;
-    let tiles = sample(&HcMix, &problem, &context.gpu.spec().clone(), others);
-    context.check_tiles(&problem.with_m(problem.m() + 3), &problem, &[], &tiles)
+    let spec = context.gpu.spec().clone();
+    let mut checked = 0;
+    for family in kernels::serving(&problem, spec.arch) {
+        let tiles = sample(family, &problem, &spec, others);
+        checked += context.check_tiles(&problem.with_m(problem.m() + 3), &problem, &[], &tiles)?;
+    }
+    Ok(checked)
 }
 
 /// Tiles that say that they give the same bits do.
@@ -44,9 +49,10 @@ fn agreement(context: &mut Context, text: &str) -> Result<usize, Failure> {
     let problem: Problem = text.parse().map_err(|error| format!("{text}: {error}"))?;
     let spec = context.gpu.spec().clone();
     let mut by_numerics: BTreeMap<String, Vec<_>> = BTreeMap::new();
-    for tile in kernels::space(&HcMix, &problem, &spec).tiles {
-        let family: &dyn kernels::Family = &HcMix;
-        by_numerics.entry(family.numerics(&problem, &tile)).or_default().push(tile);
+    for family in kernels::serving(&problem, spec.arch) {
+        for tile in kernels::space(family, &problem, &spec).tiles {
+            by_numerics.entry(family.numerics(&problem, &tile)).or_default().push(tile);
+        }
     }
     for tiles in by_numerics.values() {
         context.check_agreement(&problem, &[], tiles)?;

@@ -29,7 +29,7 @@ pub use store::{StateShape, StoreShape, store_step};
 pub use streams::{
     Balance, Connection, MIX_VALUES, STREAMS, embed, gather_rows, hc_mix, hc_pre, hc_pre_of_parts, hc_splits,
 };
-pub(in crate::kernels) use streams::{MixTile, mix_kernel};
+pub(in crate::kernels) use streams::{MixTile, mix_fields, mix_kernel};
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,8 @@
 //! Residual streams: where they start, how hyper-connections mix them around a sublayer, what leaves them.
 
-use super::{Element, Op, float_word, request, threads_for};
+use std::collections::BTreeMap;
+
+use super::{Element, Op, float_word, threads_for};
 use crate::codegen::{Request, Value};
 
 /// The four residual streams of a model and how they are kept: `[m, STREAMS, hidden]` of `element`.
@@ -73,16 +75,26 @@ pub(in crate::kernels) fn mix_kernel(
     has_post: bool,
     tile: &MixTile,
 ) -> Request {
-    let fields = [
+    let mut fields = mix_fields((hidden, rows, element), has_post, tile.slice, tile.warps);
+    fields.insert("tokens", tile.tokens.into());
+    Request { template: "hc_mix", values: [("op", fields)].into(), wgmma_tokens: None }
+}
+
+/// What every kernel that mixes streams is told.
+pub(in crate::kernels) fn mix_fields(
+    (hidden, rows, element): (u32, u32, Element),
+    has_post: bool,
+    slice: u32,
+    warps: u32,
+) -> BTreeMap<&'static str, Value> {
+    BTreeMap::from([
         ("hidden", hidden.into()),
         ("rows", rows.into()),
         ("element", element.word()),
         ("has_post", has_post.into()),
-        ("slice", tile.slice.into()),
-        ("tokens", tile.tokens.into()),
-        ("warps", tile.warps.into()),
-    ];
-    request("hc_mix", fields)
+        ("slice", slice.into()),
+        ("warps", warps.into()),
+    ])
 }
 
 /// Parts that [`hc_mix`] leaves each sum in, for a bucket of `m` tokens.
