@@ -85,8 +85,11 @@ const CHUNK: u32 = 32;
 /// Tokens of a warp at a time.
 const TOKENS: u32 = 16;
 
-const RULES: [Rule; 2] =
-    [Rule { name: "smem", check: weights_fit }, Rule { name: "idle", check: every_block_has_tokens }];
+const RULES: [Rule; 3] = [
+    Rule { name: "smem", check: weights_fit },
+    Rule { name: "idle", check: every_block_has_tokens },
+    Rule { name: "parts", check: parts_are_few },
+];
 
 /// How a tile cuts a problem.
 struct Cut {
@@ -172,3 +175,16 @@ fn every_block_has_tokens(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result
     }
     Err(format!("{} blocks of {} warps on a slice, and {} tokens", cut.groups, cut.warps, mix.m))
 }
+
+/// The launch behind a mix reads its parts again, which no measurement of a mix sees.
+fn parts_are_few(tile: &Tile, problem: &Problem, _: &GpuSpec) -> Result<(), String> {
+    let mix = mix_of(problem);
+    let parts = u64::from(mix.hidden / Cut::of(tile).slice) * mix.part_bytes();
+    if mix.m < MANY_TOKENS || parts * 8 <= mix.stream_bytes() {
+        return Ok(());
+    }
+    Err(format!("parts of {parts} B are more than an eighth of the streams, which have {} B", mix.stream_bytes()))
+}
+
+/// Tokens from which on streams leave the L2 before they are read again.
+const MANY_TOKENS: u32 = 1024;

@@ -21,9 +21,10 @@
 //   shared memory, in the order of fragments. Streams go from memory to fragments without a stop: nobody waits at a
 //   barrier behind the first, and what is on its way are twelve times 16 bytes a lane.
 //
-//   lane = 4 * g + c of a chunk of 32 columns      columns of the k of its two mma (any order will do: fn has the same)
-//   -----------------------------------------      --------------------------------------------------------------------
-//   tokens g and g + 8, columns 8 c to 8 c + 7     first: 8 c + 0 1 | 2 3      second: 8 c + 4 5 | 6 7
+//   lane = 4 * g + c has tokens g and g + 8 of a chunk of 32 columns, and of these two fours, each the k of one mma
+//   (any order will do: fn has the same). Four lanes read 64 bytes side by side:
+//
+//   BF16   columns 8 c + 0 to 3 and 8 c + 4 to 7        f32   columns 4 c + 0 to 3 and 16 + 4 c + 0 to 3
 //
 //   barrier  arrivals     announces
 //   0        all threads  (__syncthreads) the weights' parts are in shared memory
@@ -56,7 +57,7 @@ __host__ __device__ constexpr int ceil_divide(int a, int b) { return (a + b - 1)
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_divide(a, b) * b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-#line 38 "templates/hc_mix_mma/kernel.cu"
+#line 39 "templates/hc_mix_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/bf16.cuh"
 // BF16 arithmetic and conversion, each with one rounding.
 
@@ -80,7 +81,7 @@ __device__ __forceinline__ uint16_t bf16_from_float(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-#line 39 "templates/hc_mix_mma/kernel.cu"
+#line 40 "templates/hc_mix_mma/kernel.cu"
 #line 1 "templates/arch/sm90a/dependent.cuh"
 // Programmatic dependent launch: a grid may start before the one ahead of it in the stream has ended.
 
@@ -93,7 +94,7 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // Before it a kernel writes nothing, and reads what no kernel writes, or what an earlier grid has written for certain;
 // every thread executes it before it exits, or the chain breaks.
 __device__ __forceinline__ void wait_for_dependency() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#line 40 "templates/hc_mix_mma/kernel.cu"
+#line 41 "templates/hc_mix_mma/kernel.cu"
 #line 1 "templates/arch/sm80/matrix.cuh"
 // Warp-level matrix instructions. Fragments: lane = 4 * g + c; see lib/format.cuh for the operands they are made of.
 
@@ -113,7 +114,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-#line 41 "templates/hc_mix_mma/kernel.cu"
+#line 42 "templates/hc_mix_mma/kernel.cu"
 #line 1 "templates/lib/bucket.cuh"
 // Grids are built for a bucket of tokens; how many there really are is data.
 
@@ -122,7 +123,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
 __device__ __forceinline__ int actual_tokens(const int* m_on_device, int m_capacity) {
   return m_on_device == nullptr ? m_capacity : smaller(__ldcg(m_on_device), m_capacity);
 }
-#line 42 "templates/hc_mix_mma/kernel.cu"
+#line 43 "templates/hc_mix_mma/kernel.cu"
 #line 1 "templates/lib/elements.cuh"
 // Neighbouring elements of a row as f32, and back with one rounding each: BF16 or f32 behind one name.
 
@@ -207,7 +208,7 @@ __device__ __forceinline__ void store_few(bf16* to, float (&values)[2]) {
 __device__ __forceinline__ void store_few(float* to, float (&values)[2]) {
   *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
 }
-#line 43 "templates/hc_mix_mma/kernel.cu"
+#line 44 "templates/hc_mix_mma/kernel.cu"
 
 using Element = float;
 
@@ -229,6 +230,9 @@ constexpr int kRowTiles = ceil_divide(Config::kRows, 8);
 constexpr int kParts = 3;                                  // BF16 numbers of an f32 one
 constexpr bool kIsBf16 = sizeof(Element) == 2;
 constexpr int kStreamParts = kIsBf16 ? 1 : kParts;
+// Columns from a lane's first four to the next lane's, and to its second four.
+constexpr int kLaneStep = kIsBf16 ? 8 : 4;
+constexpr int kSecondFour = kIsBf16 ? 4 : 16;
 static_assert(Config::kHidden % Config::kSlice == 0 && Config::kSlice % kChunk == 0, "slices are whole");
 
 // Weights of one mma for each part: a lane's four columns of one row, as two pairs.
@@ -264,7 +268,8 @@ __device__ __forceinline__ void put_weights(Shared& shared, const float* fn) {
     const int lane = i % 32, fragment = i / 32;
     const int row = fragment % kRowTiles * 8 + lane / 4;
     const int half = fragment / kRowTiles % 2, stream = fragment / kRowTiles / 2 % 4, chunk = fragment / kRowTiles / 8;
-    const int column = blockIdx.x * Config::kSlice + chunk * kChunk + lane % 4 * 8 + half * 4;
+    const int four = lane % 4 * kLaneStep + half * kSecondFour;
+    const int column = blockIdx.x * Config::kSlice + chunk * kChunk + four;
     float4 left = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     if (row < Config::kRows) {
       left = *reinterpret_cast<const float4*>(fn + (int64_t{row} * 4 + stream) * Config::kHidden + column);
@@ -277,20 +282,46 @@ __device__ __forceinline__ void put_weights(Shared& shared, const float* fn) {
   }
 }
 
-// Eight columns of one token in all streams, and what the sublayer gave.
+// A lane's columns of one token in all streams, and what the sublayer gave.
 struct Columns {
   float h[4][8];
   float y[8];
 
+  // Two fours of a row: BF16 beside each other, or apart.
+  __device__ __forceinline__ static void load_row(float (&to)[8], const float* from) {
+    unpack(to, 0, reinterpret_cast<const uint4*>(from)[0]);
+    unpack(to, 4, reinterpret_cast<const uint4*>(from + kSecondFour)[0]);
+  }
+  __device__ __forceinline__ static void load_row(float (&to)[8], const bf16* from) {
+    if constexpr (kIsBf16) {
+      load_eight(to, from);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; i += 4) {
+        const uint2 pairs = *reinterpret_cast<const uint2*>(from + i / 4 * kSecondFour);
+        to[i] = low_float(pairs.x);
+        to[i + 1] = high_float(pairs.x);
+        to[i + 2] = low_float(pairs.y);
+        to[i + 3] = high_float(pairs.y);
+      }
+    }
+  }
+  __device__ __forceinline__ static void unpack(float (&to)[8], int at, const uint4& words) {
+    to[at] = __uint_as_float(words.x);
+    to[at + 1] = __uint_as_float(words.y);
+    to[at + 2] = __uint_as_float(words.z);
+    to[at + 3] = __uint_as_float(words.w);
+  }
+
   __device__ __forceinline__ void load(const Operands& operands, int token, int column) {
     const Element* from = operands.streams_in + int64_t{token} * 4 * Config::kHidden + column;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) load_eight(h[j], from + j * Config::kHidden);
+    for (int j = 0; j < 4; ++j) load_row(h[j], from + j * Config::kHidden);
     if constexpr (Config::kHasPost) {
-      load_eight(y, operands.y0 + int64_t{token} * Config::kHidden + column);
+      load_row(y, operands.y0 + int64_t{token} * Config::kHidden + column);
       if (operands.y1 != nullptr) {
         float more[8];
-        load_eight(more, operands.y1 + int64_t{token} * Config::kHidden + column);
+        load_row(more, operands.y1 + int64_t{token} * Config::kHidden + column);
 #pragma unroll
         for (int i = 0; i < 8; ++i) y[i] += more[i];
       }
@@ -339,10 +370,10 @@ struct Stored {
     Element* to = streams + int64_t{token} * 4 * Config::kHidden + column;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      uint4* row = reinterpret_cast<uint4*>(to + j * Config::kHidden);
 #pragma unroll
       for (int i = 0; i < kWords; i += 4) {
-        row[i / 4] = make_uint4(words[j][i], words[j][i + 1], words[j][i + 2], words[j][i + 3]);
+        uint4* row = reinterpret_cast<uint4*>(to + j * Config::kHidden + i / 4 * kSecondFour);
+        *row = make_uint4(words[j][i], words[j][i + 1], words[j][i + 2], words[j][i + 3]);
       }
     }
   }
@@ -391,18 +422,18 @@ struct Sums {
     stored[1].split(lower, j);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
+      // Small products first; one row tile after the other, so that neighbours do not wait for each other.
 #pragma unroll
-      for (int tile = 0; tile < kRowTiles; ++tile) {
-        // Small products first.
+      for (int of_weight = kParts - 1; of_weight >= 0; --of_weight) {
+        uint2 pairs[kRowTiles];
 #pragma unroll
-        for (int of_weight = kParts - 1; of_weight >= 0; --of_weight) {
-          const uint2 pairs = weights[half][tile].pairs[of_weight][lane];
+        for (int tile = 0; tile < kRowTiles; ++tile) pairs[tile] = weights[half][tile].pairs[of_weight][lane];
 #pragma unroll
-          for (int part = smaller(kStreamParts, kParts - of_weight) - 1; part >= 0; --part) {
-            const uint32_t a[4] = {upper[part][2 * half], lower[part][2 * half], upper[part][2 * half + 1],
-                                   lower[part][2 * half + 1]};
-            multiply_add(products[tile], a, pairs.x, pairs.y);
-          }
+        for (int part = smaller(kStreamParts, kParts - of_weight) - 1; part >= 0; --part) {
+          const uint32_t a[4] = {upper[part][2 * half], lower[part][2 * half], upper[part][2 * half + 1],
+                                 lower[part][2 * half + 1]};
+#pragma unroll
+          for (int tile = 0; tile < kRowTiles; ++tile) multiply_add(products[tile], a, pairs[tile].x, pairs[tile].y);
         }
       }
     }
@@ -436,7 +467,7 @@ __device__ __forceinline__ void mix_tokens(const Operands& operands, const Share
   Sums sums = {};
 #pragma unroll 1
   for (int chunk = 0; chunk < kChunks; ++chunk) {
-    const int column = blockIdx.x * Config::kSlice + chunk * kChunk + lane % 4 * 8;
+    const int column = blockIdx.x * Config::kSlice + chunk * kChunk + lane % 4 * kLaneStep;
     Columns columns[2] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
