@@ -42,7 +42,8 @@ pub use plan::{BoxBase, BoxMap, Launch, Operand, Param, Plan, Work};
 pub use space::{Axis, Rejection, Rule, Space, space};
 pub use tools::{
     COMPARE_BLOCKS, COMPARE_FIELDS, FillKind, compare, fill, probe, random_codes, random_fp8_token_mean_square,
-    random_mean_square, random_scales, reference, reference_fp8, reference_mix, reference_moe, sabotage, stream,
+    random_largest, random_mean_square, random_scales, reference, reference_fp8, reference_mix, reference_moe,
+    sabotage, stream,
 };
 
 use crate::arch::{ArchSpec, GpuSpec};

@@ -65,6 +65,18 @@ pub fn random_mean_square(format: WeightFormat) -> f64 {
     }
 }
 
+/// The largest random weight, of an ordinary one.
+pub fn random_largest(format: WeightFormat) -> f64 {
+    let scale = |decode: fn(u8) -> f32| random_scales(format).map_or(1.0, |[_, high]| f64::from(decode(high)));
+    let largest = match format {
+        WeightFormat::Nvfp4 => 6.0 * scale(e4m3::decode),
+        WeightFormat::Mxfp4 => 6.0 * scale(ue8m0::decode),
+        WeightFormat::Fp8 => f64::from(e4m3::decode(0x57)) * scale(ue8m0::decode),
+        WeightFormat::Bf16 => 1.0,
+    };
+    largest / random_mean_square(format).sqrt()
+}
+
 /// Mean square of random E4M3 codes: what `templates/fill` makes of kind 1, magnitude bytes from 0x10, 0x48 of them.
 pub fn random_fp8_token_mean_square() -> f64 {
     (0x10..0x58).map(|byte| f64::from(e4m3::decode(byte)).powi(2)).sum::<f64>() / f64::from(0x48)
@@ -126,3 +138,19 @@ pub const COMPARE_BLOCKS: u32 = 512;
 
 /// Numbers that each block of [`compare`] reports.
 pub const COMPARE_FIELDS: u32 = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Uniform codes of E2M1 have a mean square of 137 / 16; MXFP4's scales are 2^-7 to 2^-2, alike often.
+    #[test]
+    fn the_largest_random_weight_is_a_few_ordinary_ones() {
+        let scales = (2..=7).map(|n| 0.25_f64.powi(n)).sum::<f64>() / 6.0;
+        let mxfp4 = 6.0 * 0.25 / (137.0 / 16.0 * scales).sqrt();
+        assert!((random_largest(WeightFormat::Mxfp4) - mxfp4).abs() < 1e-9, "{mxfp4}");
+        assert!((random_largest(WeightFormat::Bf16) - 3.0_f64.sqrt()).abs() < 1e-9);
+        assert!((3.9..4.0).contains(&random_largest(WeightFormat::Nvfp4)));
+        assert!((6.4..6.5).contains(&random_largest(WeightFormat::Fp8)));
+    }
+}

@@ -100,7 +100,7 @@ impl MoeSubject {
     pub fn judged_by(&self) -> (Output, Path) {
         let (k, hidden) = (self.block.hidden.max(self.block.intermediate), self.block.intermediate);
         let path = match self.block.activations {
-            Activations::A16 => Path::Hidden { k, hidden },
+            Activations::A16 => Path::Hidden { k, hidden, largest_weight: kernels::random_largest(self.block.weights) },
             Activations::A8 => Path::HiddenFp8 { is_rounded: self.block.weights == WeightFormat::Nvfp4, hidden },
         };
         (Output::Bf16, path)
