@@ -256,8 +256,8 @@ mod tests {
         assert!(judge(&nan, Output::Bf16, Path::Sum { k: 64 }).is_err());
     }
 
-    /// Experts of DeepSeek-V4-Pro in MXFP4: the largest flip that their random data can have is let through, one product
-    /// of a hidden value and a weight of ordinary size that is missing is not.
+    /// Experts of DeepSeek-V4-Pro in MXFP4: the largest flip that their random data can have is let through, a missing
+    /// product of a hidden value and a weight of ordinary size is not.
     #[test]
     fn one_flipped_hidden_value_is_right_and_a_missing_product_is_not() {
         let (slots, hidden, largest_weight) = (6.0_f64, 3072, 4.35);
