@@ -45,7 +45,7 @@ fn tune(problem: &Problem, gpu: &GpuSpec, bench: &mut dyn Bench) -> Result<(), B
         hints: &[],
         known_bad: &HashSet::new(),
         should_stop: &|| false,
-        expect: &|_| (),
+        expect: &|_, _| (),
     };
     let mut seen = HashSet::new();
     let found = search.run(bench, &mut |tile, outcome, _| {

@@ -42,7 +42,7 @@ fn search(log: &TrialLog, problem: &Problem, effort: Effort) -> (f64, f64) {
         hints: &[],
         known_bad: &HashSet::new(),
         should_stop: &|| false,
-        expect: &|_| {},
+        expect: &|_, _| {},
     };
     let found = search.run(&mut replay, &mut |_, _, _| {}).unwrap();
     let times = log.times(problem);

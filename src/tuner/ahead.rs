@@ -14,6 +14,8 @@ use crate::jit::{CameFrom, Jit};
 pub enum Urgency {
     /// The GPU will wait for it: before all others, the latest call first.
     Now,
+    /// The search under way asks for it next if its leaders stay, or may ask for it behind that: the latest call first.
+    Soon,
     /// It will be asked for.
     Planned,
     /// It may be asked for, and a core has nothing else to do.
@@ -37,7 +39,7 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     /// By urgency. A kernel may wait in more than one.
-    waiting: [VecDeque<Request>; 3],
+    waiting: [VecDeque<Request>; 4],
     /// Taken from a queue, ever.
     started: HashSet<Request>,
     at_work: usize,
@@ -63,10 +65,18 @@ impl CompileAhead {
         let waiting = &mut queue.waiting[urgency as usize];
         match urgency {
             // What was asked for a moment ago may be of no use any more.
-            Urgency::Now => unstarted.into_iter().rev().for_each(|request| waiting.push_front(request)),
+            Urgency::Now | Urgency::Soon => unstarted.into_iter().rev().for_each(|request| waiting.push_front(request)),
             Urgency::Planned | Urgency::Perhaps => waiting.extend(unstarted),
         }
         self.shared.changed.notify_all();
+    }
+
+    /// Takes back what was asked for as `Now` or `Soon` and was not begun: a search has ended.
+    pub fn forget_haste(&self) {
+        let mut queue = self.shared.lock();
+        for urgency in [Urgency::Now, Urgency::Soon] {
+            queue.waiting[urgency as usize].clear();
+        }
     }
 
     /// Kernels that wait or are being compiled.
@@ -146,6 +156,14 @@ mod tests {
         Request { template: "none", values, wgmma_tokens: None }
     }
 
+    /// A queue without threads, and a compiler that nobody asks.
+    fn shared() -> Arc<Shared> {
+        let jit = Jit::new(crate::jit::Search::from_environment(), crate::jit::KernelCache::new("nowhere"));
+        let gpu = GpuSpec::named("h100").unwrap().clone();
+        let (queue, changed) = (Mutex::default(), Condvar::new());
+        Arc::new(Shared { jit: jit.into(), gpu, queue, changed, compiled: AtomicU32::new(0) })
+    }
+
     fn taken(shared: &Shared) -> Vec<Request> {
         shared.lock().is_closed = true;
         std::iter::from_fn(|| shared.next()).collect()
@@ -153,19 +171,29 @@ mod tests {
 
     #[test]
     fn the_urgent_go_first_and_nothing_goes_twice() {
-        let root = tempfile::tempdir().unwrap();
-        let jit = Jit::new(crate::jit::Search::from_environment(), crate::jit::KernelCache::new(root.path()));
-        let gpu = GpuSpec::named("h100").unwrap().clone();
-        let (queue, changed) = (Mutex::default(), Condvar::new());
-        let shared = Arc::new(Shared { jit: jit.into(), gpu, queue, changed, compiled: AtomicU32::new(0) });
+        let shared = shared();
         let ahead = CompileAhead { shared: shared.clone(), threads: Vec::new() };
         ahead.enqueue(Urgency::Perhaps, [request(1), request(2)]);
         ahead.enqueue(Urgency::Planned, [request(3), request(4), request(1)]);
+        ahead.enqueue(Urgency::Soon, [request(8)]);
+        ahead.enqueue(Urgency::Soon, [request(9)]);
         ahead.enqueue(Urgency::Now, [request(5), request(6)]);
         ahead.enqueue(Urgency::Now, [request(4), request(7)]);
-        assert_eq!(ahead.n_left(), 7);
-        assert_eq!(taken(&shared), [4, 7, 5, 6, 3, 1, 2].map(request));
+        assert_eq!(ahead.n_left(), 9);
+        assert_eq!(taken(&shared), [4, 7, 5, 6, 9, 8, 3, 1, 2].map(request));
         ahead.enqueue(Urgency::Now, [request(3)]);
         assert_eq!(taken(&shared), []);
+    }
+
+    #[test]
+    fn what_a_search_was_in_haste_for_is_forgotten_and_plans_are_not() {
+        let shared = shared();
+        let ahead = CompileAhead { shared: shared.clone(), threads: Vec::new() };
+        ahead.enqueue(Urgency::Planned, [request(1)]);
+        ahead.enqueue(Urgency::Now, [request(2), request(1)]);
+        ahead.enqueue(Urgency::Soon, [request(3)]);
+        ahead.enqueue(Urgency::Perhaps, [request(4)]);
+        ahead.forget_haste();
+        assert_eq!(taken(&shared), [1, 4].map(request));
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use super::ahead::Urgency;
 use super::bench::{Bench, Miss};
 use super::live::Mode;
 use super::predict;
@@ -70,8 +71,8 @@ pub struct Search<'a> {
     pub known_bad: &'a HashSet<Tile>,
     /// Asked between measurements: whether to end with the best so far.
     pub should_stop: &'a dyn Fn() -> bool,
-    /// Told which tiles will be asked for next, so that somebody may compile them meanwhile.
-    pub expect: &'a dyn Fn(&[Tile]),
+    /// Told which tiles will be asked for and how soon, so that somebody may compile them meanwhile.
+    pub expect: &'a dyn Fn(Urgency, &[Tile]),
 }
 
 /// A candidate that was measured.
@@ -192,12 +193,12 @@ impl Search<'_> {
         };
         let mut first_field = first_field(self.problem, self.gpu, self.effort, self.hints, &ranked);
         first_field.retain(|tile| !self.known_bad.contains(tile));
-        (self.expect)(&first_field);
+        (self.expect)(Urgency::Now, &first_field);
         for tile in first_field {
             let leader = field.leader();
             field.enter(&tile)?;
             if field.leader() != leader {
-                (self.expect)(&field.near(&ranked));
+                (self.expect)(Urgency::Soon, &field.near(&ranked));
             }
         }
         field.race(SHORT_RACE)?;
@@ -347,12 +348,19 @@ impl Field<'_, '_> {
         let mut left = self.search.effort.neighbours;
         while left > 0 && !self.stops() {
             let mut near = self.near(ranked);
-            near.truncate(left.min(NEIGHBOURS_AT_ONCE));
+            near.truncate(left);
             if near.is_empty() {
                 return Ok(());
             }
-            left -= near.len();
-            for tile in &near {
+            let (next, later) = near.split_at(near.len().min(NEIGHBOURS_AT_ONCE));
+            // The cores that these few leave idle: any of them may lead, and then its own neighbours are next.
+            let beyond = next.iter().flat_map(|tile| self.near_to(tile, ranked).into_iter().take(GUESSES));
+            let beyond: Vec<Tile> = beyond.filter(|tile| !near.contains(tile)).collect();
+            for (urgency, tiles) in [(Urgency::Soon, &beyond[..]), (Urgency::Soon, later), (Urgency::Now, next)] {
+                (self.search.expect)(urgency, tiles);
+            }
+            left -= next.len();
+            for tile in next {
                 self.enter(tile)?;
             }
             self.race(SHORT_RACE)?;
@@ -417,7 +425,7 @@ impl Field<'_, '_> {
         if more.is_empty() {
             return Ok(());
         }
-        (self.search.expect)(&more);
+        (self.search.expect)(Urgency::Now, &more);
         for tile in &more {
             self.enter(tile)?;
         }
@@ -584,6 +592,9 @@ const MOST_IN_RACE: usize = 6;
 
 const NEIGHBOURS_AT_ONCE: usize = 4;
 
+/// Neighbours of each of these that are compiled before it is known whether it leads.
+const GUESSES: usize = 3;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -629,7 +640,7 @@ mod tests {
         let mut bench = Told { us, asked: HashSet::new() };
         let effort = Effort::FULL;
         let search =
-            Search { problem: &problem, gpu, effort, hints, known_bad, should_stop: &|| false, expect: &|_| {} };
+            Search { problem: &problem, gpu, effort, hints, known_bad, should_stop: &|| false, expect: &|_, _| {} };
         let found = search.run(&mut bench, &mut |_, _, _| {});
         (found, bench.asked)
     }

@@ -283,13 +283,14 @@ impl<'a> Session<'a> {
             hints: &hints,
             known_bad: &known_bad,
             should_stop: &should_stop,
-            expect: &|tiles: &[Tile]| enqueue(&self.ahead, settings, problem, Urgency::Now, tiles),
+            expect: &|urgency, tiles: &[Tile]| enqueue(&self.ahead, settings, problem, urgency, tiles),
         };
         let routings = match problem {
             Problem::MoeBlock(_) => bench.routings().to_vec(),
             _ => Vec::new(),
         };
         let searched = Searched { settings, problem, routings: &routings };
+        self.ahead.forget_haste();
         let mut refused = None;
         let (database, mut failed) = (self.database, 0);
         let on_progress = &mut *self.on_progress;
