@@ -1,8 +1,9 @@
 //! The search on recorded trials: what `--effort quick` and `full` find of what every tile together has.
 //!
-//! `tuning_db/h100-sxm/exhaustive*.trials.gz` have every tile of two problems each as an H100 measured them: dense, at
-//! 1 and 16 tokens, and at 64 and 256. The search sees of them only what it visits. A problem whose space has grown an
-//! axis since is left out until it is recorded anew.
+//! `tuning_db/h100-sxm/exhaustive*.trials.gz` have every tile of some problems as an H100 measured them: dense ones at
+//! 1 and 16 tokens, at 64 and 256, and at 4,096; a block of experts at 1,024, under both routings; mixes of streams at
+//! 64 and 1,024. The search sees of them only what it visits. A problem whose space has grown an axis since is left out
+//! until it is recorded anew.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -13,8 +14,12 @@ use tilekiln::problem::Problem;
 use tilekiln::store::TrialLog;
 use tilekiln::tuner::{Bench, Effort, Replay, Search, predict, ranked};
 
-const EXHAUSTIVE: [&str; 2] =
-    ["tuning_db/h100-sxm/exhaustive.trials.gz", "tuning_db/h100-sxm/exhaustive-many-tokens.trials.gz"];
+/// Logs, and of how many problems each has every tile.
+const EXHAUSTIVE: [(&str, usize); 3] = [
+    ("tuning_db/h100-sxm/exhaustive.trials.gz", 2),
+    ("tuning_db/h100-sxm/exhaustive-many-tokens.trials.gz", 2),
+    ("tuning_db/h100-sxm/exhaustive-walks-mixes-experts.trials.gz", 4),
+];
 
 /// What searches of all efforts visited of some two hundred problems.
 const FULL: &str = "testdata/h100_full.trials.gz";
@@ -52,11 +57,12 @@ fn search(log: &TrialLog, problem: &Problem, effort: Effort) -> (f64, f64) {
 }
 
 #[test]
-fn the_logs_have_every_tile_of_four_problems() {
+fn the_logs_have_every_tile_of_eight_problems() {
     let gpu = GpuSpec::named("h100").unwrap();
-    for log in EXHAUSTIVE.map(log) {
+    for (path, problems) in EXHAUSTIVE {
+        let log = log(path);
         let current: Vec<&Problem> = current_problems(&log).collect();
-        assert_eq!(current.len(), 2, "problems with the axes of today");
+        assert_eq!(current.len(), problems, "problems of {path} with the axes of today");
         for problem in current {
             let (recorded, space) = (log.times(problem).len(), ranked(problem, gpu).len());
             assert!(recorded as f64 >= 0.99 * space as f64, "{problem}: {recorded} of {space} tiles");
@@ -66,7 +72,7 @@ fn the_logs_have_every_tile_of_four_problems() {
 
 #[test]
 fn search_finds_the_best_with_few_visits() {
-    for log in EXHAUSTIVE.map(log) {
+    for log in EXHAUSTIVE.map(|(path, _)| log(path)) {
         for problem in current_problems(&log) {
             for (name, effort) in [("quick", Effort::QUICK), ("full", Effort::FULL)] {
                 let (share, visits) = search(&log, problem, effort);
