@@ -597,17 +597,20 @@ const GUESSES: usize = 3;
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
     use crate::problem::Routing;
     use crate::tuner::Sample;
 
-    /// A bench on which a tile takes as long as a function says, or fails.
-    struct Told<F: Fn(&Tile, Mode) -> Option<f64>> {
+    /// A bench on which a tile takes as long as a function says, or fails; it is asked for announced tiles only.
+    struct Told<'a, F: Fn(&Tile, Mode) -> Option<f64>> {
         us: F,
+        announced: &'a RefCell<HashSet<Tile>>,
         asked: HashSet<Tile>,
     }
 
-    impl<F: Fn(&Tile, Mode) -> Option<f64>> Bench for Told<F> {
+    impl<F: Fn(&Tile, Mode) -> Option<f64>> Bench for Told<'_, F> {
         fn routings(&self) -> &[Routing] {
             &[]
         }
@@ -617,6 +620,7 @@ mod tests {
         }
 
         fn prepare(&mut self, _: &Problem, tile: &Tile) -> Result<f64, Miss> {
+            assert!(self.announced.borrow().contains(tile), "nobody could compile {tile} ahead");
             self.asked.insert(tile.clone());
             Ok(0.0)
         }
@@ -637,10 +641,16 @@ mod tests {
         us: F,
     ) -> (Result<Found, SearchError>, HashSet<Tile>) {
         let (problem, gpu): (Problem, _) = (text.parse().unwrap(), GpuSpec::named("h100").unwrap());
-        let mut bench = Told { us, asked: HashSet::new() };
-        let effort = Effort::FULL;
+        let announced = RefCell::new(HashSet::new());
+        let mut bench = Told { us, announced: &announced, asked: HashSet::new() };
+        let expect = |urgency: Urgency, tiles: &[Tile]| {
+            if urgency == Urgency::Now {
+                announced.borrow_mut().extend(tiles.iter().cloned());
+            }
+        };
+        let (effort, should_stop) = (Effort::FULL, || false);
         let search =
-            Search { problem: &problem, gpu, effort, hints, known_bad, should_stop: &|| false, expect: &|_, _| {} };
+            Search { problem: &problem, gpu, effort, hints, known_bad, should_stop: &should_stop, expect: &expect };
         let found = search.run(&mut bench, &mut |_, _, _| {});
         (found, bench.asked)
     }
