@@ -474,7 +474,7 @@ __device__ __forceinline__ void mix_tokens(const Operands& operands, const Share
       const int token = first + lane / 4 + half * 8;
       if (token < n_tokens) columns[half].load(operands, token, column);
     }
-Stored stored[2];
+    Stored stored[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int token = first + lane / 4 + half * 8;
